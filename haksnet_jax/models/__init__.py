@@ -1,0 +1,1 @@
+"""What is learned: the backbone, neck and heads, as flax.nnx modules."""

@@ -1,0 +1,1 @@
+"""Images and labels in: sources of examples, augmentation, batches on the devices."""

@@ -1,0 +1,1 @@
+"""Detections out: tiles and merging, text formats, average precision, drawings."""

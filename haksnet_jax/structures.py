@@ -1,0 +1,59 @@
+"""What travels between the parts: boxes in fixed-size arrays with their validity masks.
+
+Axis letters, everywhere in this project:
+  B batch, H W rows and columns, C channels, A anchors, N boxes, M ground-truth boxes (padded), R sampled RoIs, K classes.
+
+A list of boxes has a fixed size; which rows count is said by `valid`. Zeros never mean absence.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+
+class GroundTruth(NamedTuple):
+    """Labelled objects of a batch.
+
+    Attributes:
+      boxes: [B, M, 5] float32 le90 boxes in pixels of the network's input.
+      labels: [B, M] int32 classes, 0-based.
+      valid: [B, M] bool, which rows are objects.
+      image_size: [B, 2] int32 rows and columns of the image's content, without its padding at right and bottom.
+    """
+
+    boxes: jax.Array
+    labels: jax.Array
+    valid: jax.Array
+    image_size: jax.Array
+
+
+class Proposals(NamedTuple):
+    """Class-agnostic candidate boxes from the RPN.
+
+    Attributes:
+      boxes: [B, N, 5] float32 le90 boxes in pixels of the network's input, best first.
+      scores: [B, N] float32 objectness in 0..1; 0 where not valid.
+      valid: [B, N] bool.
+    """
+
+    boxes: jax.Array
+    scores: jax.Array
+    valid: jax.Array
+
+
+class Detections(NamedTuple):
+    """Classified boxes, after suppression.
+
+    Attributes:
+      boxes: [B, N, 5] float32 le90 boxes in pixels of the network's input, best first.
+      scores: [B, N] float32 probabilities in 0..1; 0 where not valid.
+      labels: [B, N] int32 classes, 0-based; 0 where not valid.
+      valid: [B, N] bool.
+      num_cut: [B] int32 candidates above the score threshold that a cap left out (before or after suppression).
+    """
+
+    boxes: jax.Array
+    scores: jax.Array
+    labels: jax.Array
+    valid: jax.Array
+    num_cut: jax.Array

@@ -1,7 +1,8 @@
 """What travels between the parts: boxes in fixed-size arrays with their validity masks.
 
 Axis letters, everywhere in this project:
-  B batch, H W rows and columns, C channels, A anchors, N boxes, M ground-truth boxes (padded), R sampled RoIs, K classes.
+  B batch, H W rows and columns, C channels, A anchors, N boxes, M ground-truth boxes (padded), R sampled RoIs,
+  K classes.
 
 A list of boxes has a fixed size; which rows count is said by `valid`. Zeros never mean absence.
 """

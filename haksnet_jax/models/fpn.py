@@ -1,0 +1,41 @@
+"""Feature pyramid: the backbone's maps at one width, each with what the coarser ones know."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+
+def _upsample_to(x, height, width):
+    """Doubles [B, h, w, C] by repetition and cuts it to the finer level, which is 2 h or 2 h - 1 rows high."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
+
+
+class FPN(nnx.Module):
+    """Feature pyramid network with a fifth level subsampled from the fourth.
+
+    Args:
+      channels_in: widths of the backbone's maps.
+      channels: width of the pyramid.
+      dtype: dtype of the arithmetic.
+      rngs: source of the initial parameters (Xavier uniform).
+    """
+
+    def __init__(self, channels_in, channels=256, *, dtype=jnp.float32, rngs):
+        xavier = nnx.initializers.xavier_uniform()
+        self.laterals = nnx.List(
+            [nnx.Linear(c, channels, kernel_init=xavier, dtype=dtype, rngs=rngs) for c in channels_in]
+        )
+        self.outputs = nnx.List(
+            [
+                nnx.Conv(channels, channels, (3, 3), padding=1, kernel_init=xavier, dtype=dtype, rngs=rngs)
+                for _ in channels_in
+            ]
+        )
+
+    def __call__(self, maps):
+        """Args: maps, four [B, H_s, W_s, C_s], finest first. Returns: p2..p6, five [B, H_s, W_s, C]."""
+        levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
+        for i in range(len(levels) - 1, 0, -1):
+            height, width = levels[i - 1].shape[1:3]
+            levels[i - 1] = levels[i - 1] + _upsample_to(levels[i], height, width)
+        levels = [output(x) for output, x in zip(self.outputs, levels, strict=True)]
+        return (*levels, levels[-1][:, ::2, ::2])

@@ -1,0 +1,265 @@
+"""HAKSNet, the backbone: four stages of blocks that choose among kernel sizes at each position.
+
+Source: the public implementation `peace1111/HAKSNet` (a fork of MMRotate), whose arithmetic this follows exactly,
+including what its class names do not tell: the doubled input of the channel gate and the activation that is never used.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, drop_path, kaiming_fan_out
+
+
+class BackboneSize(NamedTuple):
+    """Widths and depths of the four stages, at strides 4, 8, 16 and 32."""
+
+    channels: tuple[int, ...]
+    depths: tuple[int, ...]
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+
+
+SIZES = {
+    "t": BackboneSize(channels=(32, 64, 160, 256), depths=(3, 3, 5, 2)),
+    "s": BackboneSize(channels=(64, 128, 320, 512), depths=(2, 2, 4, 2)),
+}
+
+
+def _pointwise(channels_in, channels_out, *, dtype, rngs):
+    return nnx.Linear(channels_in, channels_out, kernel_init=kaiming_fan_out, dtype=dtype, rngs=rngs)
+
+
+class PatchEmbedding(nnx.Module):
+    """Strided convolution and batch normalisation in front of a stage."""
+
+    def __init__(self, channels_in, channels_out, *, size, stride, dtype, rngs):
+        # Symmetric padding is spelled out: "SAME" pads the other way at stride 2.
+        self.conv = nnx.Conv(
+            channels_in,
+            channels_out,
+            (size, size),
+            strides=stride,
+            padding=size // 2,
+            kernel_init=kaiming_fan_out,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = BatchNorm(channels_out, dtype=dtype)
+
+    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']
+        return self.norm(self.conv(x), train=train)
+
+
+class KernelSelection(nnx.Module):
+    """A cascade of depthwise convolutions 3, 5, 7, 9, summed with weights for each position and each kernel."""
+
+    def __init__(self, channels, *, dtype, rngs):
+        self.dw_conv3 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
+        self.dw_conv5 = DepthwiseConv(channels, 5, dtype=dtype, rngs=rngs)
+        self.dw_conv7 = DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
+        self.dw_conv9 = DepthwiseConv(channels, 9, dtype=dtype, rngs=rngs)
+        self.spatial_fusion = nnx.Conv(
+            4, 4, (7, 7), padding=3, kernel_init=kaiming_fan_out, dtype=dtype, rngs=rngs
+        )  # over the channel means of the four
+        self.kernel_attention_1 = _pointwise(4 * channels, 4, dtype=jnp.float32, rngs=rngs)
+        self.kernel_attention_2 = _pointwise(4, 4, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        u1 = self.dw_conv3(x)
+        u2 = self.dw_conv5(u1)
+        u3 = self.dw_conv7(u2)
+        u4 = self.dw_conv9(u3)
+        cascade = (u1, u2, u3, u4)
+        channel_means = jnp.stack([u.mean(-1, dtype=jnp.float32) for u in cascade], axis=-1)  # [B, H, W, 4]
+        spatial = jax.nn.sigmoid(self.spatial_fusion(channel_means))  # [B, H, W, 4]
+        global_means = jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)  # [B, 4 C]
+        kernel = jax.nn.softmax(self.kernel_attention_2(jax.nn.relu(self.kernel_attention_1(global_means))))  # [B, 4]
+        weights = spatial.astype(jnp.float32) * kernel[:, None, None, :]
+        mixed = sum(u.astype(jnp.float32) * weights[..., i, None] for i, u in enumerate(cascade))
+        return x * mixed.astype(x.dtype)
+
+
+class ChannelMixing(nnx.Module):
+    """A squeeze-excite gate, then two depthwise convolutions with a GELU between."""
+
+    def __init__(self, channels, *, dtype, rngs):
+        self.squeeze = _pointwise(channels, channels // 4, dtype=jnp.float32, rngs=rngs)
+        self.excite = _pointwise(channels // 4, channels, dtype=jnp.float32, rngs=rngs)
+        self.dw_conv_1 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
+        self.dw_conv_2 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        means = x.mean((1, 2), dtype=jnp.float32)  # [B, C]
+        gate = jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(means))))
+        # The input enters twice: the reference's gate returns x * g, and its caller multiplies by x again.
+        gated = jnp.square(x.astype(jnp.float32)) * gate[:, None, None, :]
+        hidden = self.dw_conv_1(gated.astype(x.dtype))
+        return self.dw_conv_2(jax.nn.gelu(hidden, approximate=False))
+
+
+class Attention(nnx.Module):
+    """Kernel selection and channel mixing side by side, with a shortcut of their own inside the block's."""
+
+    def __init__(self, channels, *, dtype, rngs):
+        self.kernel_selection = KernelSelection(channels, dtype=dtype, rngs=rngs)
+        self.channel_mixing = ChannelMixing(channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        return self.kernel_selection(x) + self.channel_mixing(x) + x
+
+
+class RedundancySuppression(nnx.Module):
+    """The block's MLP: a 3 x 3 convolution on a quarter of the channels, then a gated expansion."""
+
+    def __init__(self, channels, hidden, *, dtype, rngs):
+        self.num_convolved = channels // 4
+        self.partial_conv = nnx.Conv(
+            self.num_convolved,
+            self.num_convolved,
+            (3, 3),
+            padding=1,
+            use_bias=False,
+            kernel_init=kaiming_fan_out,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.expand = _pointwise(channels, 2 * hidden, dtype=dtype, rngs=rngs)
+        self.dw_conv = DepthwiseConv(hidden, 3, dtype=dtype, rngs=rngs)
+        self.project = _pointwise(hidden, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        convolved, untouched = jnp.split(x, [self.num_convolved], axis=-1)
+        x = jnp.concatenate([self.partial_conv(convolved), untouched], axis=-1)
+        filtered, gate = jnp.split(self.expand(x), 2, axis=-1)  # [B, H, W, hidden] each
+        return self.project(self.dw_conv(filtered) * gate)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each normalised, scaled for each channel, and added to its input."""
+
+    def __init__(self, channels, mlp_ratio, *, dtype, rngs):
+        self.norm1 = BatchNorm(channels, dtype=dtype)
+        self.attention = Attention(channels, dtype=dtype, rngs=rngs)
+        self.layer_scale_1 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
+        self.norm2 = BatchNorm(channels, dtype=dtype)
+        self.mlp = RedundancySuppression(channels, channels * mlp_ratio, dtype=dtype, rngs=rngs)
+        self.layer_scale_2 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
+
+    def __call__(self, x, *, train, drop_rate=0.0, key=None):  # [B, H, W, C] -> [B, H, W, C]
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = self._residual(x, self.attention(self.norm1(x, train=train)), self.layer_scale_1, drop_rate, keys[0])
+        return self._residual(x, self.mlp(self.norm2(x, train=train)), self.layer_scale_2, drop_rate, keys[1])
+
+    def _residual(self, x, branch, layer_scale, drop_rate, key):
+        branch = branch * layer_scale[...].astype(branch.dtype)
+        return x + (branch if key is None else drop_path(branch, drop_rate, key))
+
+
+class Stage(nnx.Module):
+    """Patch embedding, equal blocks, LayerNorm. The parameters of the blocks are stacked on a leading axis.
+
+    Stacked, the blocks run as one scanned body that is compiled once. `unroll` writes them out instead, which spares
+    the copies of a scan and costs compile time.
+    """
+
+    def __init__(self, channels_in, channels, depth, mlp_ratio, *, size, stride, dtype, unroll, remat, rngs):
+        self.patch_embed = PatchEmbedding(channels_in, channels, size=size, stride=stride, dtype=dtype, rngs=rngs)
+        blocks = [nnx.split(Block(channels, mlp_ratio, dtype=dtype, rngs=rngs)) for _ in range(depth)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[state for _, state in blocks])
+        self.blocks = nnx.merge(blocks[0][0], stacked)
+        self.norm = nnx.LayerNorm(channels, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.depth = depth
+        self.unroll = unroll
+        self.remat = remat
+
+    def __call__(self, x, *, train, drop_rates, key=None):
+        """Runs the stage.
+
+        Args:
+          x: [B, H, W, C] input.
+          train: whether batch normalisation uses (and updates) the batch's statistics.
+          drop_rates: [depth] stochastic depth rates; used where `key` is given.
+          key: random key, or None for no stochastic depth.
+
+        Returns:
+          [B, H', W', C'] normalised map: the stage's output and the next stage's input.
+        """
+        x = self.patch_embed(x, train=train)
+        graph, params, stats = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
+        keys = None if key is None else jax.random.split(key, self.depth)
+
+        def body(x, scanned):
+            params, stats, drop_rate, key = scanned
+            block = nnx.merge(graph, params, stats)
+            x = block(x, train=train, drop_rate=drop_rate, key=key)
+            return x, nnx.state(block, nnx.BatchStat)
+
+        if self.remat:
+            body = jax.checkpoint(body, prevent_cse=self.unroll)  # inside a scan nothing can be merged
+        unroll = self.depth if self.unroll else 1
+        x, stats = jax.lax.scan(body, x, (params, stats, drop_rates, keys), length=self.depth, unroll=unroll)
+        if train:
+            nnx.update(self.blocks, stats)
+        return self.norm(x)
+
+
+class HAKSNet(nnx.Module):
+    """The backbone.
+
+    Args:
+      size: BackboneSize.
+      drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
+      dtype: dtype of the arithmetic (parameters and statistics stay float32).
+      unroll: write the blocks of a stage out instead of scanning over them.
+      remat: recompute each block in the backward pass instead of storing its intermediates.
+      rngs: source of the initial parameters.
+    """
+
+    def __init__(self, size, *, drop_path_rate=0.1, dtype=jnp.float32, unroll=False, remat=False, rngs):
+        self.dtype = dtype
+        self.drop_path_rate = drop_path_rate
+        self.depths = tuple(size.depths)
+        stages = []
+        channels_in = 3
+        for i, (channels, depth, ratio) in enumerate(zip(size.channels, size.depths, size.mlp_ratios, strict=True)):
+            kernel, stride = (7, 4) if i == 0 else (3, 2)
+            stages.append(
+                Stage(
+                    channels_in,
+                    channels,
+                    depth,
+                    ratio,
+                    size=kernel,
+                    stride=stride,
+                    dtype=dtype,
+                    unroll=unroll,
+                    remat=remat,
+                    rngs=rngs,
+                )
+            )
+            channels_in = channels
+        self.stages = nnx.List(stages)
+
+    def __call__(self, images, *, train=False, key=None):
+        """Computes the four feature maps.
+
+        Args:
+          images: [B, H, W, 3] normalised RGB.
+          train: batch statistics instead of running ones.
+          key: random key for stochastic depth, or None for none.
+
+        Returns:
+          Four maps [B, ceil(H / s), ceil(W / s), C_s] at strides s = 4, 8, 16, 32.
+        """
+        x = images.astype(self.dtype)
+        rates = jnp.linspace(0.0, self.drop_path_rate, sum(self.depths))
+        keys = [None] * len(self.depths) if key is None else jax.random.split(key, len(self.depths))
+        outputs = []
+        start = 0
+        for stage, depth, stage_key in zip(self.stages, self.depths, keys, strict=True):
+            x = stage(x, train=train, drop_rates=rates[start : start + depth], key=stage_key)
+            outputs.append(x)
+            start += depth
+        return tuple(outputs)

@@ -1,0 +1,88 @@
+"""Small modules that several parts of the detector share."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from haksnet_jax.ops.depthwise import depthwise_conv
+
+# Kaiming normal by fan-out, as the reference starts every convolution of the backbone.
+kaiming_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class DepthwiseConv(nnx.Module):
+    """A convolution of each channel with its own k x k kernel, stride 1, zero padding k // 2.
+
+    Args:
+      channels: C.
+      size: k, odd.
+      dtype: dtype of the result.
+      rngs: source of the initial kernel, normal with std sqrt(2 / k^2).
+    """
+
+    def __init__(self, channels, size, *, dtype, rngs):
+        std = (2.0 / size**2) ** 0.5
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (size, size, channels), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        return depthwise_conv(x.astype(self.dtype), self.kernel[...]) + self.bias[...].astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation with the reference's bookkeeping.
+
+    Statistics are float32 and span the whole batch: under `jax.jit` with the batch sharded over devices this is
+    synchronised batch normalisation. The running variance is the unbiased one (n / (n - 1)), as in PyTorch.
+
+    Args:
+      channels: C.
+      momentum: share of the old running statistics that stays at each step (PyTorch's momentum 0.1 is 0.9 here).
+      epsilon: added to the variance.
+      dtype: dtype of the result.
+    """
+
+    def __init__(self, channels, *, momentum=0.9, epsilon=1e-5, dtype):
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+
+    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, H, W, C]
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            # One pass for both sums. Measured from the running mean: the plain E[x^2] - E[x]^2 loses digits where the
+            # mean is large against the deviation.
+            origin = jax.lax.stop_gradient(mean)
+            offset = x.astype(jnp.float32) - origin
+            axes = tuple(range(x.ndim - 1))
+            offset_mean = offset.mean(axes)
+            batch_var = jnp.maximum(jnp.square(offset).mean(axes) - jnp.square(offset_mean), 0.0)
+            batch_mean = origin + offset_mean
+            count = x.size // x.shape[-1]
+            unbiased = batch_var * (count / max(count - 1, 1))
+            self.mean[...] = jax.lax.stop_gradient(self.momentum * mean + (1 - self.momentum) * batch_mean)
+            self.var[...] = jax.lax.stop_gradient(self.momentum * var + (1 - self.momentum) * unbiased)
+            mean, var = batch_mean, batch_var
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        return (x.astype(jnp.float32) * factor + (self.bias[...] - mean * factor)).astype(self.dtype)
+
+
+def drop_path(x, rate, key):
+    """Stochastic depth: leaves out a residual branch for whole samples.
+
+    Args:
+      x: [B, ...] branch.
+      rate: probability of leaving a sample's branch out, in 0..1 (a traced scalar is fine).
+      key: random key.
+
+    Returns:
+      [B, ...] x / (1 - rate) for the samples that stay, 0 for the others.
+    """
+    keep = 1.0 - rate
+    mask = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return x * (mask / keep).astype(x.dtype)

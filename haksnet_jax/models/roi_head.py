@@ -1,0 +1,133 @@
+"""The second stage: features pooled along each oriented box, its class, and its correction."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from haksnet_jax.ops.box_coders import decode_delta_xywha
+from haksnet_jax.ops.nms import nms_rotated
+from haksnet_jax.ops.roi_align import roi_levels, rotated_roi_align
+from haksnet_jax.structures import Detections
+
+
+class RotatedRoIHead(nnx.Module):
+    """Two shared fully connected layers, a classifier and a class-agnostic box regressor.
+
+    Args:
+      num_classes: K; the background is the last logit.
+      channels: width of the pyramid.
+      hidden: width of the shared layers.
+      pool_size: bins along each side of a box.
+      strides: strides of the pyramid levels that are pooled.
+      finest_scale: side in pixels, sqrt(w h), below twice of which a box is pooled on the finest level.
+      dtype: dtype of the arithmetic; the outputs are float32.
+      rngs: source of the initial parameters (Xavier normal, the outputs included).
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        channels=256,
+        hidden=1024,
+        pool_size=7,
+        strides=(4, 8, 16, 32),
+        finest_scale=56.0,
+        dtype=jnp.float32,
+        rngs,
+    ):
+        def linear(features_in, features_out):
+            xavier = nnx.initializers.xavier_normal()
+            return nnx.Linear(features_in, features_out, kernel_init=xavier, dtype=dtype, rngs=rngs)
+
+        self.fc_1 = linear(pool_size * pool_size * channels, hidden)
+        self.fc_2 = linear(hidden, hidden)
+        self.logits = linear(hidden, num_classes + 1)
+        self.deltas = linear(hidden, 5)
+        self.pool_size = pool_size
+        self.strides = strides
+        self.finest_scale = finest_scale
+
+    def pool(self, features, boxes):
+        """Args: features p2..p5 [B, H_l, W_l, C]; boxes [B, R, 5]. Returns: [B, R, 7, 7, C]."""
+
+        def one_image(features, boxes):
+            levels = roi_levels(boxes, num_levels=len(self.strides), finest_scale=self.finest_scale)
+            return rotated_roi_align(features, boxes, levels, strides=self.strides, output_size=self.pool_size)
+
+        return jax.vmap(one_image)(tuple(features[: len(self.strides)]), boxes)
+
+    def __call__(self, features, boxes):
+        """Classifies and corrects boxes.
+
+        Args:
+          features: pyramid levels, each [B, H_l, W_l, C], finest first.
+          boxes: [B, R, 5] le90 boxes, pixels of the network's input. No gradient flows to them.
+
+        Returns:
+          logits [B, R, K + 1] and deltas [B, R, 5], float32.
+        """
+        pooled = self.pool(features, jax.lax.stop_gradient(boxes))
+        x = pooled.reshape(*pooled.shape[:2], -1)  # [B, R, 7 * 7 * C]
+        x = jax.nn.relu(self.fc_1(x))
+        x = jax.nn.relu(self.fc_2(x))
+        return self.logits(x).astype(jnp.float32), self.deltas(x).astype(jnp.float32)
+
+
+def select_detections(
+    logits,
+    deltas,
+    proposals,
+    image_size,
+    *,
+    score_threshold=0.05,
+    iou_threshold=0.1,
+    max_candidates=4096,
+    max_detections=2000,
+):
+    """Detections of a batch: decoded boxes above a score, after suppression within each class.
+
+    Args:
+      logits: [B, R, K + 1] classifier outputs.
+      deltas: [B, R, 5] box corrections.
+      proposals: Proposals [B, R, ...].
+      image_size: [B, 2] rows and columns of content; centres are clipped to it.
+      score_threshold: probability above which a (box, class) pair is a candidate.
+      iou_threshold: rotated IoU above which the weaker of two candidates of one class goes.
+      max_candidates: best pairs of an image that take part in the suppression.
+      max_detections: detections of an image at most.
+
+    Returns:
+      Detections [B, max_detections, ...], best first; `num_cut` counts what either cap left out.
+    """
+
+    def one_image(logits, deltas, boxes, valid, image_size):
+        num_classes = logits.shape[-1] - 1
+        scores = jax.nn.softmax(logits)[:, :num_classes]  # [R, K]
+        boxes = decode_delta_xywha(boxes, deltas, image_size=image_size)
+        candidates = jnp.where(valid[:, None] & (scores > score_threshold), scores, 0.0).reshape(-1)
+        count = min(max_candidates, candidates.size)
+        top, index = jax.lax.top_k(candidates, count)
+        top_boxes = boxes[index // num_classes]
+        labels = (index % num_classes).astype(jnp.int32)
+        kept_index, kept, cut_after = nms_rotated(
+            top_boxes,
+            top,
+            top > 0,
+            iou_threshold=iou_threshold,
+            max_outputs=min(max_detections, count),
+            groups=labels,
+        )
+        padding = max_detections - kept.shape[0]
+        kept = jnp.pad(kept, (0, padding))
+        kept_index = jnp.pad(kept_index, (0, padding))
+        cut_before = (candidates > 0).sum() - (top > 0).sum()
+        return Detections(
+            boxes=top_boxes[kept_index],
+            scores=jnp.where(kept, top[kept_index], 0.0),
+            labels=jnp.where(kept, labels[kept_index], 0),
+            valid=kept,
+            num_cut=(cut_before + cut_after).astype(jnp.int32),
+        )
+
+    return jax.vmap(one_image)(logits, deltas, proposals.boxes, proposals.valid, image_size)

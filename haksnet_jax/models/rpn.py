@@ -1,0 +1,111 @@
+"""Oriented region proposals: which anchors hold an object, and the oriented box each one stands for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from haksnet_jax.ops.anchors import level_shapes
+from haksnet_jax.ops.box_coders import decode_midpoint_offset
+from haksnet_jax.ops.boxes import boxes_to_hboxes
+from haksnet_jax.ops.nms import nms_horizontal
+from haksnet_jax.structures import Proposals
+
+
+class OrientedRPN(nnx.Module):
+    """The head that all pyramid levels share.
+
+    Args:
+      channels: width of the pyramid, and of the hidden layer.
+      num_anchors: anchors at each position.
+      dtype: dtype of the arithmetic; the outputs are float32.
+      rngs: source of the initial parameters (normal, std 0.01).
+    """
+
+    def __init__(self, channels=256, num_anchors=3, *, dtype=jnp.float32, rngs):
+        init = nnx.initializers.normal(0.01)
+        self.conv = nnx.Conv(channels, channels, (3, 3), padding=1, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.logits = nnx.Linear(channels, num_anchors, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.deltas = nnx.Linear(channels, num_anchors * 6, kernel_init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, features):
+        """Scores every anchor.
+
+        Args:
+          features: p2..p6, five [B, H_l, W_l, C].
+
+        Returns:
+          logits [B, A] and midpoint-offset deltas [B, A, 6], float32; levels one after another, in a level by row,
+          column, anchor, as `anchor_grid` lists them.
+        """
+        logits, deltas = [], []
+        for level in features:
+            hidden = jax.nn.relu(self.conv(level))
+            batch = level.shape[0]
+            logits.append(self.logits(hidden).astype(jnp.float32).reshape(batch, -1))
+            deltas.append(self.deltas(hidden).astype(jnp.float32).reshape(batch, -1, 6))
+        return jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
+
+
+def select_proposals(
+    logits,
+    deltas,
+    anchors,
+    *,
+    image_shape,
+    strides=(4, 8, 16, 32, 64),
+    anchors_per_cell=3,
+    candidates_per_level=2000,
+    max_proposals=2000,
+    iou_threshold=0.8,
+):
+    """The best boxes of the RPN, after suppression within each level.
+
+    Args:
+      logits: [B, A] objectness before the sigmoid.
+      deltas: [B, A, 6] midpoint-offset deltas.
+      anchors: [A, 4] axis-parallel anchors, pixels.
+      image_shape: (H, W) of the network's input, from which the levels' sizes follow.
+      strides: strides of the levels.
+      anchors_per_cell: anchors at each position.
+      candidates_per_level: best anchors of a level that are decoded.
+      max_proposals: boxes that come out for each image.
+      iou_threshold: overlap, of the axis-parallel boxes that enclose the proposals, above which the weaker one goes.
+
+    Returns:
+      Proposals, [B, max_proposals, ...], best first. No gradient flows through them.
+    """
+    logits, deltas = jax.lax.stop_gradient((logits, deltas))
+    counts = [h * w * anchors_per_cell for h, w in level_shapes(image_shape, strides)]
+    ends = np.cumsum(counts)
+    keep = min(candidates_per_level, max(counts))
+
+    def one_image(logits, deltas):
+        level_scores, level_boxes = [], []
+        for start, end in zip(ends - counts, ends, strict=True):
+            count = min(keep, int(end - start))
+            top, index = jax.lax.top_k(logits[start:end], count)
+            boxes = decode_midpoint_offset(jnp.asarray(anchors)[start:end][index], deltas[start:end][index])
+            padding = keep - count  # coarse levels have fewer anchors than candidates
+            level_scores.append(jnp.pad(top, (0, padding), constant_values=-jnp.inf))
+            level_boxes.append(jnp.pad(boxes, ((0, padding), (0, 0))))
+        top = jnp.stack(level_scores)  # [levels, keep] logits, best first
+        boxes = jnp.stack(level_boxes)  # [levels, keep, 5]
+        # A box without area cannot be pooled; the reference drops it too.
+        valid = (top > -jnp.inf) & (boxes[..., 2] > 0) & (boxes[..., 3] > 0)
+
+        def suppress(boxes, top, valid):
+            index, kept, _ = nms_horizontal(
+                boxes_to_hboxes(boxes), top, valid, iou_threshold=iou_threshold, max_outputs=keep
+            )
+            return boxes[index], jnp.where(kept, top[index], -jnp.inf)
+
+        boxes, top = jax.vmap(suppress)(boxes, top, valid)
+        count = min(max_proposals, top.size)
+        best, index = jax.lax.top_k(top.reshape(-1), count)
+        padding = max_proposals - count
+        best = jnp.pad(best, (0, padding), constant_values=-jnp.inf)
+        boxes = jnp.pad(boxes.reshape(-1, 5)[index], ((0, padding), (0, 0)))
+        return Proposals(boxes=boxes, scores=jax.nn.sigmoid(best), valid=best > -jnp.inf)
+
+    return jax.vmap(one_image)(logits, deltas)

@@ -1,0 +1,212 @@
+"""Checkpoints (Orbax): of a run, with the optimiser's state and the data position; and of a model alone.
+
+A run keeps `WORKDIR/checkpoints/STEP/{state,data}`; a model alone is `DIR/state` beside `DIR/model.json`. In both the
+arrays lie under their names in nested dicts, so that either can be opened with Orbax alone.
+"""
+
+import json
+import re
+import shutil
+import uuid
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import nnx
+
+MODEL_FILE = "model.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says which, why, and what to do."""
+
+
+def flatten(tree):
+    """Nested dicts (or an nnx.State) to {"a.b.c": leaf}."""
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.as_pure(tree))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def unflatten(flat):
+    """{"a.b.c": leaf} to nested dicts with string keys."""
+    tree = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def fill(state, flat, *, what):
+    """Puts named arrays into a state of the same names.
+
+    Args:
+      state: nnx.State (or nested dicts) of arrays or shapes.
+      flat: {"a.b.c": array}; more names than the state has are fine.
+      what: where `flat` comes from, for the message.
+
+    Returns:
+      A state like `state` with the arrays of `flat`.
+
+    Raises:
+      CheckpointError: every name that is missing or of another shape.
+    """
+    problems = []
+    for name, leaf in flatten(state).items():
+        if name not in flat:
+            problems.append(f"{name} is missing")
+        elif tuple(flat[name].shape) != tuple(leaf.shape):
+            problems.append(f"{name} has shape {tuple(flat[name].shape)}, expected {tuple(leaf.shape)}")
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise CheckpointError(f"{what} does not fit the model: {shown}")
+    leaves, structure = jax.tree_util.tree_flatten_with_path(state)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    names = [name.removesuffix(".value") for name in names]
+    return jax.tree_util.tree_unflatten(structure, [np.asarray(flat[name]) for name in names])
+
+
+def save_model(directory, arrays, model_info):
+    """Writes a model alone, whole or not at all.
+
+    Args:
+      directory: where to; replaced if it exists.
+      arrays: {"a.b.c": array} parameters and batch statistics.
+      model_info: dict for `model.json`: architecture, class names, normalisation, input size.
+    """
+    directory = epath.Path(directory)
+    temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.mkdir(parents=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / "state", unflatten({k: np.asarray(v) for k, v in arrays.items()}))
+        (temporary / MODEL_FILE).write_text(json.dumps(model_info, indent=2) + "\n")
+        if directory.exists():
+            # The old one leaves in one step too: a reader finds the old, the new, or nothing, never a mixture.
+            old = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.old"
+            directory.rename(old)
+            temporary.rename(directory)
+            old.rmtree()
+        else:
+            temporary.rename(directory)
+    except BaseException:
+        if temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _restore_numpy(path):
+    """Reads an Orbax tree of arrays as numpy, whatever devices it was saved from."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(path).item_metadata
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        return checkpointer.restore(path, restore_args=arguments)
+
+
+def _resolve(directory):
+    """The folder that holds `state`, and the one with `model.json`, from any folder a user would name."""
+    directory = epath.Path(directory)
+    if not directory.exists():
+        raise CheckpointError(f"{directory}: no such checkpoint folder")
+    if (directory / "state").exists():  # a model alone, or one step of a run
+        if (directory / MODEL_FILE).exists():
+            return directory / "state", directory / MODEL_FILE
+        return directory / "state", directory.parent.parent / MODEL_FILE
+    if (directory / "best" / "state").exists():
+        return directory / "best" / "state", directory / "best" / MODEL_FILE
+    steps = directory / "checkpoints" if (directory / "checkpoints").exists() else directory
+    numbers = [int(p.name) for p in steps.iterdir() if re.fullmatch(r"\d+", p.name) and (p / "state").exists()]
+    if not numbers:
+        raise CheckpointError(
+            f"{directory}: expected a run's folder, one of its checkpoints or a converted model; found neither `state` "
+            "nor `checkpoints` in it"
+        )
+    return steps / str(max(numbers)) / "state", steps.parent / MODEL_FILE
+
+
+def load_model(directory):
+    """Reads a model: a converted one, a run's folder (its best evaluation, else its newest step), or one step.
+
+    Where a run keeps an average of its weights, that is what comes back.
+
+    Args:
+      directory: any of these folders.
+
+    Returns:
+      ({"a.b.c": numpy array} parameters and batch statistics, model_info dict).
+
+    Raises:
+      CheckpointError: nothing usable there.
+    """
+    state_path, info_path = _resolve(directory)
+    if not info_path.exists():
+        raise CheckpointError(f"{info_path} is missing: it describes the model whose weights lie in {state_path}")
+    try:
+        model_info = json.loads(info_path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{info_path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    try:
+        tree = _restore_numpy(state_path)
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(f"{state_path}: not a whole Orbax checkpoint ({str(error).splitlines()[0]})") from error
+    if "params" in tree:  # a run
+        tree = tree.get("ema") or {"params": tree["params"], "batch_stats": tree["batch_stats"]}
+        return flatten(tree["params"]) | flatten(tree["batch_stats"]), model_info
+    return flatten(tree), model_info
+
+
+class RunCheckpoints:
+    """The checkpoints of one run, written in the background.
+
+    Args:
+      workdir: the run's folder.
+      max_to_keep: newest checkpoints that stay.
+    """
+
+    def __init__(self, workdir, *, max_to_keep=3):
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(epath.Path(workdir).absolute() / "checkpoints", options=options)
+
+    def latest_step(self):
+        """The newest whole checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step, state, data_position):
+        """Starts writing. Args: step; state, a pytree of arrays; data_position, a dict that JSON can hold."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position))
+        )
+
+    def restore(self, step, abstract_state):
+        """Reads a checkpoint onto the devices.
+
+        Args:
+          step: which.
+          abstract_state: pytree of jax.ShapeDtypeStruct with shardings.
+
+        Returns:
+          (state, data_position).
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()),
+            )
+        except (ValueError, KeyError, OSError) as error:
+            raise CheckpointError(
+                f"{self._manager.directory}/{step} does not fit this configuration ({str(error).splitlines()[0]}); "
+                "use another --workdir, or the configuration that it was made with"
+            ) from error
+        return restored["state"], restored["data"]
+
+    def close(self):
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+        logging.flush()

@@ -29,11 +29,16 @@ def to_le90(boxes):
     upright = h > w
     w, h = xp.where(upright, h, w), xp.where(upright, w, h)
     angle = xp.where(upright, angle + math.pi / 2, angle)
+    return xp.stack([cx, cy, w, h, reduce_angle(angle)], axis=-1)
+
+
+def reduce_angle(angle):
+    """Angles [...] in radians, plus or minus the multiple of pi that brings them to -pi/2 <= angle < pi/2."""
+    xp = angle.__array_namespace__()
     angle = (angle + math.pi / 2) % math.pi - math.pi / 2
     # The remainder of a tiny negative number rounds up to pi itself, and the angle to pi/2: the excluded end.
-    half_turn = xp.asarray(math.pi / 2, dtype=angle.dtype)
-    angle = xp.where(angle >= half_turn, -half_turn, angle)
-    return xp.stack([cx, cy, w, h, angle], axis=-1)
+    quarter_turn = xp.asarray(math.pi / 2, dtype=angle.dtype)
+    return xp.where(angle >= quarter_turn, -quarter_turn, angle)
 
 
 def boxes_to_corners(boxes):

@@ -1,0 +1,374 @@
+"""What the TFDS builders of all data sets share: features, checks, and the command line.
+
+A data set gives its classes, its splits and a reader for its annotation files; everything it emits looks the same, so
+that one source reads them all:
+
+  image       PNG or JPEG bytes; three channels, eight bits
+  image_id    the file's name without extension
+  objects     a sequence of polygon [8] float32 (x1 y1 ... x4 y4, pixels), label, difficulty int32
+
+Records are ArrayRecord; TensorFlow is not needed. Annotations are all read before the first image is, and a data set
+from which something would be lost is not built unless that is asked for.
+"""
+
+import argparse
+import collections
+import functools
+import io
+import pathlib
+import sys
+import tempfile
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from haksnet_jax.pipeline import image_files, labels
+
+# The object stays and only something about it is odd; every other reason loses an object, a file or an image.
+HARMLESS = frozenset(
+    {"class_respelled", "bad_difficulty", "crossed", "duplicate", "wrong_extension", "several_objects_one_line"}
+)
+
+
+class Record(NamedTuple):
+    """One image of a split.
+
+    Attributes:
+      image: path of the image file.
+      read: () -> (labels.Objects, list of labels.Problem), or None for an image without annotations.
+    """
+
+    image: pathlib.Path
+    read: Any
+
+
+class DataError(ValueError):
+    """The source cannot be built from; the message says in full what is wrong and what to do."""
+
+
+class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of the builders. A data set gives class_names, VERSION, MANUAL_DOWNLOAD_INSTRUCTIONS and `records`.
+
+    Args:
+      lossy: True builds although annotations or images have to be left out.
+      **kwargs: of tfds.core.GeneratorBasedBuilder; file_format is always array_record.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = ""
+    HOMEPAGE = None
+    CITATION = None
+    CLASSES: tuple[str, ...] = ()
+
+    def __init__(self, *, lossy=False, **kwargs):
+        self.lossy = lossy
+        self.problems = []  # what was wrong with the source, filled while building
+        super().__init__(file_format="array_record", **kwargs)
+
+    @property
+    def class_names(self):
+        """Names of the classes, in the order of their labels."""
+        return self.CLASSES
+
+    def records(self, source):
+        """The data set's content.
+
+        Args:
+          source: pathlib.Path of the unpacked download.
+
+        Returns:
+          (dict from split to list of Record, list of labels.Problem about the folders).
+
+        Raises:
+          DataError: the source does not look like this data set.
+        """
+        raise NotImplementedError
+
+    def _info(self):
+        # dataset_info_from_configs wants each builder in a folder of its own
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                    "image_id": tfds.features.Text(),
+                    "objects": tfds.features.Sequence(
+                        {
+                            "polygon": tfds.features.Tensor(shape=(8,), dtype=np.float32),
+                            "label": tfds.features.ClassLabel(names=list(self.class_names)),
+                            "difficulty": tfds.features.Scalar(np.int32),
+                        }
+                    ),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        splits, problems = self.records(pathlib.Path(dl_manager.manual_dir))
+        self.problems = list(problems)
+        content = {}
+        for split, records in splits.items():
+            twice = [name for name, n in collections.Counter(r.image.stem for r in records).items() if n > 1]
+            if twice:
+                raise DataError(f"Split {split} has {len(twice)} image names more than once, for example '{twice[0]}'.")
+            content[split] = [(record.image, self._read(record)) for record in records]
+        self._refuse_losses("annotations")
+        return {split: self._generate_examples(images) for split, images in content.items()}
+
+    def _read(self, record):
+        try:
+            image_files.read_header(record.image)
+        except (image_files.ImageError, OSError) as error:
+            self.problems.append(_image_problem(record.image, error))
+            return None
+        if record.read is None:
+            return []
+        objects, problems = record.read()
+        self.problems.extend(problems)
+        return [
+            {"polygon": polygon.reshape(8).astype(np.float32), "label": int(label), "difficulty": int(difficulty)}
+            for polygon, label, difficulty, _ in zip(*objects, strict=True)
+        ]
+
+    def _refuse_losses(self, what):
+        lost = [problem for problem in self.problems if problem.reason not in HARMLESS]
+        if lost and not self.lossy:
+            raise DataError(
+                f"{len(lost)} problems with the {what} would lose something ({count_reasons(lost)}):\n{listed(lost)}\n"
+                "Correct them, or build without what they concern by --lossy."
+            )
+
+    def _generate_examples(self, images):
+        for path, objects in images:
+            if objects is None:
+                continue
+            try:
+                data = encoded_image(path)
+            except (image_files.ImageError, OSError) as error:
+                self.problems.append(_image_problem(path, error))
+                self._refuse_losses("images")
+                continue
+            yield path.stem, {"image": io.BytesIO(data), "image_id": path.stem, "objects": objects}
+
+
+def _image_problem(path, error):
+    reason = getattr(error, "reason", "unreadable_image")
+    return labels.Problem(str(path), 0, reason, str(error))
+
+
+def count_reasons(problems):
+    """`3 unknown_class, 1 zero_area`: the problems counted per reason, the most frequent first."""
+    counts = collections.Counter(problem.reason for problem in problems)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def listed(problems, per_reason=5):
+    """The problems one a line, at most so many of each reason; the rest only counted."""
+    by_reason = collections.defaultdict(list)
+    for problem in problems:
+        by_reason[problem.reason].append(problem)
+    lines = []
+    for reason, found in by_reason.items():
+        lines += [f"  {problem}" for problem in found[:per_reason]]
+        if len(found) > per_reason:
+            lines.append(f"  ... and {len(found) - per_reason} more of {reason}")
+    return "\n".join(lines)
+
+
+def encoded_image(path):
+    """The bytes of an image as three channels of eight bits: as they are where they fit, else decoded and as PNG.
+
+    Raises:
+      image_files.ImageError: the file is no image or cannot be decoded.
+      OSError: the file cannot be read.
+    """
+    header = image_files.read_header(path)
+    if header.format in ("PNG", "JPEG") and header.channels == 3 and header.bits == 8:
+        return path.read_bytes()
+    with image_files.Reader(path) as reader:
+        rows, columns = reader.shape
+        pixels = image_files.to_bgr8(reader.read(0, 0, columns, rows))
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def pair_files(images, annotations, extension, read):
+    """Records of a folder of images and a folder of annotation files with the same names.
+
+    Args:
+      images: folder of images.
+      annotations: folder of annotation files, or None.
+      extension: of the annotation files, ".txt".
+      read: path of an annotation file -> (labels.Objects, problems).
+
+    Returns:
+      (list of Record in the order of the names, list of labels.Problem: images and annotations without partner).
+
+    Raises:
+      DataError: a folder is missing, or holds no image.
+    """
+    for folder in [images] + ([annotations] if annotations is not None else []):
+        if not folder.is_dir():
+            raise DataError(f"Expected a folder at {folder}, found none.")
+    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in image_files.EXTENSIONS)
+    if not paths:
+        raise DataError(f"Found no images in {images} (looked for {', '.join(image_files.EXTENSIONS)}).")
+    if annotations is None:
+        return [Record(path, None) for path in paths], []
+    by_name = {path.stem: path for path in annotations.iterdir() if path.suffix == extension}
+    records, problems = [], []
+    for path in paths:
+        annotation = by_name.pop(path.stem, None)
+        if annotation is None:
+            problems.append(
+                labels.Problem(
+                    str(path),
+                    0,
+                    "image_without_labels",
+                    f"expected {annotations / (path.stem + extension)}, found none",
+                )
+            )
+        else:
+            records.append(Record(path, functools.partial(read, annotation)))
+    problems += [
+        labels.Problem(str(path), 0, "labels_without_image", f"there is no image of this name in {images}")
+        for path in sorted(by_name.values())
+    ]
+    return records, problems
+
+
+def read_names(path):
+    """Image names listed one a line, as the data sets' split files do.
+
+    Raises:
+      DataError: the file is missing.
+    """
+    if not path.is_file():
+        raise DataError(f"Expected the list of a split's images at {path}, found none.")
+    return [pathlib.PurePosixPath(line.strip()).name for line in path.read_text().splitlines() if line.strip()]
+
+
+def select(records, names, problems, where):
+    """The records of the images that a split file lists, in its order; names without image become problems.
+
+    Args:
+      records: list of Record.
+      names: names of images, with or without extension.
+      problems: list of labels.Problem to add to.
+      where: the split file.
+
+    Returns:
+      list of Record.
+    """
+    by_name = {record.image.stem: record for record in records}
+    by_name.update({record.image.name: record for record in records})
+    chosen = []
+    for line, name in enumerate(names, start=1):
+        if name in by_name:
+            chosen.append(by_name[name])
+        else:
+            detail = f"the split lists image '{name}', which is not there or has no annotations"
+            problems.append(labels.Problem(str(where), line, "missing_image", detail))
+    return chosen
+
+
+def read_class_names(text):
+    """Class names from a preset's name or a file with one class a line.
+
+    Args:
+      text: a key of labels.CLASSES ("dota10", "hrsc2016", ...), or the path of a text file.
+
+    Returns:
+      tuple of names, in the order of their labels.
+
+    Raises:
+      DataError: neither is the case, or the file names a class twice or none at all.
+    """
+    if text in labels.CLASSES:
+        return labels.CLASSES[text]
+    path = pathlib.Path(text)
+    if not path.is_file():
+        raise DataError(
+            f"Expected --classes to be one of {', '.join(labels.CLASSES)}, or a text file with one class a line; "
+            f"got '{text}'."
+        )
+    names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"Expected {path} to name each class once, one a line; found {len(names)} lines.")
+    return names
+
+
+def prepare(builder, source, overwrite=False):
+    """Builds a data set.
+
+    Args:
+      builder: an OrientedBuilder.
+      source: folder of the unpacked download.
+      overwrite: True builds again what is there already.
+
+    Returns:
+      pathlib.Path of the folder that sources.TfdsSource reads.
+
+    Raises:
+      DataError: the source is not as expected, something would be lost, or the data set is there already.
+    """
+    target = pathlib.Path(builder.data_dir)
+    if target.exists() and not overwrite:
+        raise DataError(f"{target} is there already: name another --output, or build it anew by --overwrite.")
+    mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS if overwrite else tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
+    if not pathlib.Path(source).is_dir():
+        raise DataError(f"Expected the unpacked data set at {source}, found no folder.")
+    config = tfds.download.DownloadConfig(manual_dir=str(source), download_mode=mode)
+    with tempfile.TemporaryDirectory() as downloads:  # TFDS makes this folder although nothing is downloaded
+        builder.download_and_prepare(download_dir=downloads, download_config=config)
+    return target
+
+
+def add_arguments(parser):
+    """Adds the arguments that all data sets share."""
+    parser.add_argument("--output", required=True, help="folder of TFDS data sets; NAME/[CONFIG/]VERSION is made in it")
+    parser.add_argument("--overwrite", action="store_true", help="build anew what is in the output folder already")
+    parser.add_argument("--lossy", action="store_true", help="build although something has to be left out; it is named")
+
+
+def report(builder, source, overwrite):
+    """Builds, prints what was built and what was odd, and returns the exit status of the command."""
+    tfds.disable_progress_bar()
+    try:
+        target = prepare(builder, source, overwrite)
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        return 130
+    if builder.problems:
+        print(f"{len(builder.problems)} problems: {count_reasons(builder.problems)}", file=sys.stderr)
+        print(listed(builder.problems), file=sys.stderr)
+    for split, info in builder.info.splits.items():
+        print(f"{split}: {info.num_examples} images")
+    print(f"classes: {', '.join(builder.class_names)}")
+    print(f"written to {target}")
+    return 0
+
+
+def main(builder_class, argv=None):
+    """The command of one data set: python -m data.NAME --source=DIR --output=DIR."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {builder_class.__module__}",
+        description=f"{builder_class.DESCRIPTION}\n\n{builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source", required=True, help="folder of the unpacked download, as described above")
+    add_arguments(parser)
+    if builder_class.BUILDER_CONFIGS:
+        names = [config.name for config in builder_class.BUILDER_CONFIGS]
+        parser.add_argument("--config", choices=names, default=names[0], help="default: %(default)s")
+    args = parser.parse_args(argv)
+    config = {"config": args.config} if builder_class.BUILDER_CONFIGS else {}
+    builder = builder_class(data_dir=args.output, lossy=args.lossy, **config)
+    return report(builder, args.source, args.overwrite)

@@ -1,0 +1,1 @@
+"""DOTA: tiles from its scenes, and TFDS data sets from folders in its format."""

@@ -5,6 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from haksnet_jax.results import polygon_iou
+
+_FIRST_BLOCK = 2048
+_SMALLEST_CELL = 8.0  # pixels; smaller boxes than this share the finest grid
+_MAX_CELLS = 2**20  # along an axis
+_PAIRS_AT_ONCE = 2**20
+
 
 def windows(width, height, tile, overlap, *, min_image_rate=0.6, padding=True):
     """Windows that cover an image, in the order of the tile files: column after column, each from top to bottom.
@@ -112,3 +119,187 @@ def parse_tile_name(name):
 def format_tile_name(image, window, x, y):
     """The name of the tile of `image` that starts at column x and row y, `window` pixels wide: P0706__1024__0___824."""
     return f"{image}__{window}__{x}___{y}"
+
+
+def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
+    """Merges the detections of tiles into detections of the images they were cut from.
+
+    Args:
+      detections_by_tile: a dict from the name of a tile (see `parse_tile_name`) to its detections: {"boxes": [n, 5],
+        "scores": [n], "labels": [n]} in pixels of the tile.
+      iou_threshold: as in `merge_detections`.
+
+    Returns:
+      A dict from image name, in order of first appearance, to {"boxes", "scores", "labels"} in pixels of the image, by
+      descending score. An image of which no tile has a detection has empty arrays.
+
+    Raises:
+      ValueError: a name is not that of a tile.
+    """
+    parts = {}
+    for name, detections in detections_by_tile.items():
+        tile = parse_tile_name(name)
+        boxes = np.array(detections["boxes"], np.float32).reshape(-1, 5)
+        boxes[:, :2] += (tile.x, tile.y)
+        boxes[:, :4] /= tile.rate
+        scores, labels = np.asarray(detections["scores"]).reshape(-1), np.asarray(detections["labels"]).reshape(-1)
+        parts.setdefault(tile.image, []).append((boxes, scores, labels))
+    merged = {}
+    for image, tiles in parts.items():
+        boxes, scores, labels = (np.concatenate(field) for field in zip(*tiles, strict=True))
+        kept = merge_detections(boxes, scores, labels, iou_threshold=iou_threshold)
+        merged[image] = {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+    return merged
+
+
+def merge_detections(boxes, scores, labels, *, iou_threshold=0.1):
+    """Greedy suppression of overlapping detections, class by class, over a whole image.
+
+    The detections are taken by descending score, equal scores in the given order. Each one is kept unless its exact IoU
+    with one of the same class that was kept before it is above the threshold. The result is that of comparing all
+    pairs; a grid finds the few that can overlap, so that time grows with the number of detections and memory with the
+    number of those pairs.
+
+    Args:
+      boxes: [n, 5] boxes (cx, cy, w, h, angle), pixels and radians.
+      scores: [n].
+      labels: [n] int classes.
+      iou_threshold: overlap above which the lower score goes, 0..1.
+
+    Returns:
+      [k] int64 indices of the kept detections, by descending score.
+
+    Raises:
+      ValueError: the arrays differ in length, or boxes or scores are not finite.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 5)
+    scores, labels = np.asarray(scores).reshape(-1), np.asarray(labels).reshape(-1)
+    if not len(boxes) == len(scores) == len(labels):
+        raise ValueError(f"Expected one score and label a box, got {len(boxes)}, {len(scores)} and {len(labels)}.")
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError("Expected finite boxes and scores.")
+    order = np.argsort(-scores, kind="stable")
+    scene = _Scene(boxes[order], labels[order], iou_threshold)
+    kept = np.zeros(0, np.int64)
+    start = 0
+    # Block by block, and each block first against what is already kept: in a crowd of duplicates nearly all of a block
+    # is gone before its members are compared with each other, which would be quadratic.
+    while start < len(order):
+        stop = min(len(order), start + max(_FIRST_BLOCK, 2 * len(kept)))
+        suppressed = np.zeros(stop - start, bool)
+        block = np.arange(start, stop)
+        for _, worse in (*scene.overlaps(kept, block, finer_only=True), *scene.overlaps(block, kept)):
+            suppressed[worse - start] = True
+        block = block[~suppressed]
+        kept = np.concatenate([kept, _greedy(block, list(scene.overlaps(block, block)))])
+        start = stop
+    return order[kept]
+
+
+def _greedy(block, overlaps):
+    """Members of `block` (ascending, best first) that no kept better member overlaps.
+
+    Args:
+      block: [n] int64.
+      overlaps: list of (better [P], worse [P]) members.
+    """
+    if not overlaps:
+        return block
+    better, worse = (np.searchsorted(block, np.concatenate(side)) for side in zip(*overlaps, strict=True))
+    order = np.argsort(better, kind="stable")
+    worse = worse[order]
+    first = np.searchsorted(better[order], np.arange(len(block) + 1))
+    suppressed = np.zeros(len(block), bool)
+    for member in np.flatnonzero(np.diff(first)).tolist():  # the others suppress nothing
+        if not suppressed[member]:
+            suppressed[worse[first[member] : first[member + 1]]] = True
+    return block[~suppressed]
+
+
+class _Scene:
+    """Boxes by descending score, with grids to find overlapping ones.
+
+    A box belongs to the grid whose cells are as wide as its diagonal, rounded up to a power of two. The circles around
+    two boxes can only touch when their centres lie in neighbouring cells of the coarser grid of the two. So each box
+    looks, in its own grid, for boxes of the same or finer grids in the 3 x 3 cells around it.
+    """
+
+    def __init__(self, boxes, labels, iou_threshold):
+        self.iou_threshold = iou_threshold
+        self.table = polygon_iou.box_table(boxes)
+        self.area = self.table[:, 2] * self.table[:, 3]
+        diagonal = np.hypot(self.table[:, 2], self.table[:, 3])
+        self.radius = diagonal / 2
+        self.group = np.unique(labels, return_inverse=True)[1].reshape(-1)
+        self.centre = self.table[:, :2] - self.table[:, :2].min(axis=0, initial=np.inf)
+        extent = self.centre.max(initial=0)
+        self.cell = max(_SMALLEST_CELL, extent / _MAX_CELLS)
+        self.level = np.ceil(np.log2(np.maximum(diagonal / self.cell, 1))).astype(np.int64)
+
+    def overlaps(self, queries, points, *, finer_only=False):
+        """Yields arrays (better [P], worse [P]) of pairs of one class with IoU above the threshold.
+
+        Args:
+          queries: [n] ascending boxes that look for others of the same or finer grids.
+          points: [m] ascending boxes to be found. If it is the same array, each pair comes once.
+          finer_only: leaves out points of the same grid.
+        """
+        same = points is queries
+        query_level, point_level = self.level[queries], self.level[points]
+        for level in np.unique(query_level).tolist():
+            searching = queries[query_level == level]
+            found = points[point_level < level if finer_only else point_level <= level]
+            if not len(found):
+                continue
+            for query, point in self._neighbours(searching, found, level):
+                better, worse = np.minimum(query, point), np.maximum(query, point)
+                if same:
+                    once = (self.level[point] < level) | (point < query)
+                    better, worse = better[once], worse[once]
+                better, worse = self._overlapping(better, worse)
+                if len(better):
+                    yield better, worse
+
+    def _neighbours(self, queries, points, level):
+        """Yields (query [P], point [P]): points in the 3 x 3 cells around each query."""
+        cell = self.cell * 2**level
+        columns = int(self.centre.max() / cell) + 3  # an empty one at either side keeps rows apart
+
+        def key(boxes):
+            column, row = (self.centre[boxes] / cell).astype(np.int64).T + 1
+            return (self.group[boxes] * columns + row) * columns + column
+
+        point_keys = key(points)
+        order = np.argsort(point_keys, kind="stable")
+        points, point_keys = points[order], point_keys[order]
+        query_keys = key(queries)
+        order = np.argsort(query_keys, kind="stable")  # neighbours search at neighbouring places of memory
+        queries, query_keys = queries[order], query_keys[order]
+        for row in (-1, 0, 1):
+            low = np.searchsorted(point_keys, query_keys + (row * columns - 1), side="left")
+            high = np.searchsorted(point_keys, query_keys + (row * columns + 1), side="right")
+            counts = high - low
+            some = np.flatnonzero(counts)
+            total = np.cumsum(counts[some])
+            first = 0
+            while first < len(some):
+                done = total[first - 1] if first else 0
+                last = max(first + 1, int(np.searchsorted(total, done + _PAIRS_AT_ONCE, side="right")))
+                piece = some[first:last]
+                number = counts[piece]
+                offset = np.repeat(low[piece] - (total[first:last] - number - done), number)
+                yield np.repeat(queries[piece], number), points[offset + np.arange(len(offset))]
+                first = last
+
+    def _overlapping(self, better, worse):
+        """Those of the pairs with IoU above the threshold."""
+        dx, dy = (self.centre[better] - self.centre[worse]).T
+        reach = self.radius[better] + self.radius[worse]
+        area1, area2 = self.area[better], self.area[worse]
+        # The IoU is at most the ratio of the areas.
+        possible = (dx * dx + dy * dy < reach * reach) & (
+            np.minimum(area1, area2) > self.iou_threshold * np.maximum(area1, area2)
+        )
+        better, worse = better[possible], worse[possible]
+        above = polygon_iou.indexed_rotated_iou(self.table, better, worse) > self.iou_threshold
+        return better[above], worse[above]

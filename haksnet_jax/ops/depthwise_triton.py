@@ -1,0 +1,216 @@
+"""Depthwise convolution and its weight gradient as two Pallas kernels for NVIDIA GPUs (Triton backend).
+
+A depthwise convolution has k * k products for each number it reads, so the way to speed is reuse: a program holds several
+output rows in registers and loads each input row once for all output rows that it touches, (rows + k - 1) * k / rows loads
+an output instead of k * k. Shifted columns are loaded again; they come from the first-level cache. Borders are masked
+loads: no padded copy of the input exists.
+
+Both kernels run under Pallas' interpreter on any machine, which is how they are tested without a GPU.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+try:
+    from jax.experimental.pallas import triton as plgpu
+except ImportError:  # deprecated since jax 0.11: without it the XLA form serves
+    plgpu = None
+
+
+class Tile(NamedTuple):
+    """What one program of a kernel owns.
+
+    Attributes:
+      rows: rows held in registers: output rows, or rows of the output's gradient.
+      columns: columns, a power of two.
+      channels: channels, a power of two.
+      num_warps: warps of 32 threads that share the tile.
+      chunks: weight gradient alone: how many times `rows` rows a program walks through before it writes partial sums.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    num_warps: int
+    chunks: int = 1
+
+
+def usable():
+    """Whether the kernels compile here: Pallas has its Triton backend and every CUDA device is Ampere or newer."""
+    if plgpu is None:
+        return False
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:  # no CUDA device in this process
+        return False
+    return all(float(device.compute_capability) >= 8.0 for device in devices)
+
+
+def _power_of_two(n):
+    """Smallest power of two that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _channel_block(num_channels, most=32):
+    """Largest power of two up to `most` that divides the channels; if that is below 8, one that covers them, masked."""
+    divisor = math.gcd(num_channels, most)
+    return divisor if divisor >= 8 else min(_power_of_two(num_channels), most)
+
+
+def convolve_tile(shape, k):
+    """Tile of `convolve` for an input of this shape and a k x k kernel."""
+    _, height, width, num_channels = shape
+    channels = _channel_block(num_channels)
+    columns = min(512 // channels, _power_of_two(width))
+    return Tile(min(8, _power_of_two(height)), columns, channels, num_warps=4)
+
+
+def weight_gradient_tile(shape, k):
+    """Tile of `weight_gradient` for an input of this shape and a k x k kernel."""
+    _, height, width, num_channels = shape
+    channels = _channel_block(num_channels)
+    columns = min(256 // channels, _power_of_two(width))
+    rows = min(8, _power_of_two(height))
+    return Tile(rows, columns, channels, num_warps=1, chunks=min(4, pl.cdiv(height, rows)))
+
+
+def _load(ref, batch, row, columns, channels, inside):
+    """[columns, channels] float32 of one image row; zero where `inside` is false or the row lies outside the image."""
+    inside &= (row >= 0) & (row < ref.shape[1])
+    index = ref.at[batch, row, columns[:, None], channels[None, :]]
+    return plgpu.load(index, mask=inside, other=0.0).astype(jnp.float32)
+
+
+def _block(tile, num_channels):
+    """(columns [tile.columns], channels [tile.channels], index of the column block) of this program.
+
+    Grid axis 0 counts channel blocks fastest, so that neighbouring programs read one stretch of memory.
+    """
+    num_blocks = pl.cdiv(num_channels, tile.channels)
+    column_block = pl.program_id(0) // num_blocks
+    columns = column_block * tile.columns + jnp.arange(tile.columns, dtype=jnp.int32)
+    channels = (pl.program_id(0) % num_blocks) * tile.channels + jnp.arange(tile.channels, dtype=jnp.int32)
+    return columns, channels, column_block
+
+
+def _convolve_kernel(x_ref, kernel_ref, out_ref, *, tile):
+    _, height, width, num_channels = x_ref.shape
+    k = kernel_ref.shape[0]
+    columns, channels, _ = _block(tile, num_channels)
+    first_row, batch = pl.program_id(1) * tile.rows, pl.program_id(2)
+    known = (channels < num_channels)[None, :]
+
+    def add_column(dx, sums):
+        sums = list(sums)
+        shifted = columns + (dx - k // 2)
+        inside = ((shifted >= 0) & (shifted < width))[:, None] & known
+        weights = [
+            plgpu.load(kernel_ref.at[dy, dx, channels], mask=known[0], other=0.0).astype(jnp.float32)[None, :]
+            for dy in range(k)
+        ]
+        for r in range(tile.rows + k - 1):
+            row = _load(x_ref, batch, first_row + (r - k // 2), shifted, channels, inside)
+            for t in range(max(0, r - k + 1), min(tile.rows, r + 1)):
+                sums[t] += row * weights[r - t]
+        return tuple(sums)
+
+    zeros = jnp.zeros((tile.columns, tile.channels), jnp.float32)
+    sums = jax.lax.fori_loop(0, k, add_column, (zeros,) * tile.rows)
+    inside = (columns < width)[:, None] & known
+    for t in range(tile.rows):
+        row = first_row + t
+        index = out_ref.at[batch, row, columns[:, None], channels[None, :]]
+        plgpu.store(index, sums[t].astype(out_ref.dtype), mask=inside & (row < height))
+
+
+def _weight_gradient_kernel(x_ref, gradient_ref, out_ref, *, tile, k):
+    _, _, width, num_channels = x_ref.shape
+    columns, channels, column_block = _block(tile, num_channels)
+    strip, batch = pl.program_id(1), pl.program_id(2)
+    known = (channels < num_channels)[None, :]
+    inside = (columns < width)[:, None] & known
+    zeros = jnp.zeros((tile.columns, tile.channels), jnp.float32)
+
+    def one_column(dx, _):
+        shifted = columns + (dx - k // 2)
+        inside_shifted = ((shifted >= 0) & (shifted < width))[:, None] & known
+
+        def add_chunk(chunk, sums):
+            sums = list(sums)
+            first_row = (strip * tile.chunks + chunk) * tile.rows
+            gradients = [_load(gradient_ref, batch, first_row + t, columns, channels, inside) for t in range(tile.rows)]
+            for r in range(tile.rows + k - 1):
+                row = _load(x_ref, batch, first_row + (r - k // 2), shifted, channels, inside_shifted)
+                for t in range(max(0, r - k + 1), min(tile.rows, r + 1)):
+                    sums[r - t] += row * gradients[t]
+            return tuple(sums)
+
+        sums = jax.lax.fori_loop(0, tile.chunks, add_chunk, (zeros,) * k)
+        for dy in range(k):
+            index = out_ref.at[batch, strip, column_block, dy, dx, channels]
+            plgpu.store(index, jnp.sum(sums[dy], axis=0), mask=known[0])
+        return 0
+
+    jax.lax.fori_loop(0, k, one_column, 0)
+
+
+@functools.partial(jax.jit, static_argnames=("tile", "interpret"))
+def convolve(x, kernel, *, tile=None, interpret=False):
+    """Depthwise convolution at stride 1 with zeros around the image.
+
+    Args:
+      x: [B, H, W, C] features, float32 or bfloat16.
+      kernel: [k, k, C] weights in the type of x, k odd.
+      tile: what one program owns; chosen by shape if None.
+      interpret: runs in Pallas' interpreter, on any machine.
+
+    Returns:
+      [B, H, W, C] in the type of x; products and sums are float32.
+    """
+    num_images, height, width, num_channels = x.shape
+    tile = tile or convolve_tile(x.shape, kernel.shape[0])
+    blocks = pl.cdiv(num_channels, tile.channels) * pl.cdiv(width, tile.columns)
+    return pl.pallas_call(
+        functools.partial(_convolve_kernel, tile=tile),
+        grid=(blocks, pl.cdiv(height, tile.rows), num_images),
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        compiler_params=plgpu.CompilerParams(num_warps=tile.num_warps, num_stages=1),
+        interpret=interpret,
+        name=f"depthwise_{kernel.shape[0]}x{kernel.shape[0]}",
+    )(x, kernel)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "tile", "interpret"))
+def weight_gradient(x, gradient, k, *, tile=None, interpret=False):
+    """Gradient of `convolve` with respect to its kernel: the correlation of the input with the output's gradient.
+
+    Every program writes the sums of its own region, and XLA adds them: no atomic additions, the same bits in every run.
+
+    Args:
+      x: [B, H, W, C] input of the convolution, float32 or bfloat16.
+      gradient: [B, H, W, C] gradient with respect to its output.
+      k: side of the kernel, odd.
+      tile: what one program owns; chosen by shape if None.
+      interpret: runs in Pallas' interpreter, on any machine.
+
+    Returns:
+      [k, k, C] float32.
+    """
+    num_images, height, width, num_channels = x.shape
+    tile = tile or weight_gradient_tile(x.shape, k)
+    column_blocks = pl.cdiv(width, tile.columns)
+    strips = pl.cdiv(height, tile.rows * tile.chunks)
+    partial_sums = pl.pallas_call(
+        functools.partial(_weight_gradient_kernel, tile=tile, k=k),
+        grid=(pl.cdiv(num_channels, tile.channels) * column_blocks, strips, num_images),
+        out_shape=jax.ShapeDtypeStruct((num_images, strips, column_blocks, k, k, num_channels), jnp.float32),
+        compiler_params=plgpu.CompilerParams(num_warps=tile.num_warps, num_stages=1),
+        interpret=interpret,
+        name=f"depthwise_{k}x{k}_weight_gradient",
+    )(x, gradient)
+    return jnp.sum(partial_sums, axis=(0, 1, 2))

@@ -16,6 +16,7 @@ Lines with these reasons are kept:
   duplicate         same points and class as an earlier line
 """
 
+import functools
 import math
 import pathlib
 import re
@@ -161,12 +162,17 @@ def _plain(name):
     return re.sub(r"[\s_-]+", "", name).lower()
 
 
+@functools.lru_cache(maxsize=8)
+def _class_finder(class_names, class_aliases):
+    return _ClassFinder(class_names, dict(class_aliases))
+
+
 class _ClassFinder:
     """Looks class names up: exactly, by the given aliases, then by plain spelling."""
 
     def __init__(self, class_names, class_aliases):
         self.exact = {name: label for label, name in enumerate(class_names)}
-        for alias, name in (class_aliases or {}).items():
+        for alias, name in class_aliases.items():
             if name not in self.exact:
                 raise ValueError(
                     f"class_aliases maps '{alias}' to '{name}', which is not among the classes "
@@ -179,10 +185,11 @@ class _ClassFinder:
             labels_of.setdefault(name, set()).add(label)
         # Two classes that differ in spelling alone can only be told apart exactly.
         self.plain = {name: next(iter(labels)) for name, labels in labels_of.items() if len(labels) == 1}
+        self.find = functools.lru_cache(maxsize=4096)(self._find)  # the same few words end nearly all lines
 
-    def find(self, words):
+    def _find(self, words):
         """(label, number of words used, found exactly), or None. Longest name first: 'Cargo Truck' before 'Cargo'."""
-        for count in range(min(len(words), 4), 0, -1):
+        for count in range(len(words), 0, -1):
             name = " ".join(words[:count])
             if name in self.exact:
                 return self.exact[name], count, True
@@ -242,7 +249,7 @@ def read_labels(path, class_names, *, class_aliases=None):
     path = pathlib.Path(path)
     # replace: a stray byte in one line must not hide the others
     text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    finder = _ClassFinder(class_names, class_aliases)
+    finder = _class_finder(tuple(class_names), tuple((class_aliases or {}).items()))
     problems = []
     polygons, labels, difficulties, lines = [], [], [], []
     respelled = set()
@@ -266,7 +273,7 @@ def read_labels(path, class_names, *, class_aliases=None):
         if values is None:
             report(number, "bad_number", f"expected a coordinate in pixels, found '{_shortened(bad_word)}'")
             continue
-        found = finder.find(words[8:])
+        found = finder.find(tuple(words[8:12]))  # no published class has more than two words
         if found is None:
             report(
                 number,

@@ -1,0 +1,520 @@
+"""Where images and labels come from: folders in DOTA's layout, prepared TFDS data sets, generated scenes.
+
+A source has a length and gives examples by index, the same ones each time; it can be pickled for worker processes. An
+example is a dict:
+  image       [H, W, 3] uint8, RGB
+  polygons    [N, 4, 2] float32 corner points in pixels
+  labels      [N] int32 classes, 0-based
+  difficulty  [N] int32
+  image_id    str
+"""
+
+import collections
+import concurrent.futures
+import os
+import pathlib
+import struct
+
+import cv2
+import numpy as np
+
+from haksnet_jax.pipeline import scenes
+from haksnet_jax.pipeline.labels import (
+    Problem,
+    boxes_to_polygons,
+    format_label_line,
+    outside_fraction,
+    polygons_to_boxes,
+    read_labels,
+)
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
+
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _cut_short(data):
+    """Whether a JPEG or PNG lacks its end. OpenCV decodes such a file to an image with a grey part, without a word."""
+    if data.startswith(_JPEG):
+        # The end marker comes after the last scan; an embedded thumbnail has one too, but before the first scan.
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    if data.startswith(_PNG):
+        return b"IEND" not in data[-4096:]
+    return False
+
+
+def decode_image(data, name):
+    """Decodes an image file.
+
+    Grey images are repeated to three channels and transparency is left out. Samples of more than 8 bits are scaled by
+    255 / (2**bits - 1), where bits (8 to 16) is as many as the image's largest sample needs. A rotation named in the
+    file's EXIF data is applied.
+
+    Args:
+      data: bytes of a JPEG, PNG, TIFF or BMP file.
+      name: what to call it in an error.
+
+    Returns:
+      [H, W, 3] uint8, RGB.
+
+    Raises:
+      ValueError: the image is empty, truncated, or in a format that cannot be read.
+    """
+    if not data:
+        raise ValueError(f"{name}: expected an image, found an empty file")
+    if _cut_short(data):
+        raise ValueError(f"{name}: the image is truncated (the file lacks its end); copy it again or remove it")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise ValueError(f"{name}: the image cannot be decoded ({error.err})") from error
+    if image is None:
+        raise ValueError(f"{name}: the image cannot be decoded; expected a JPEG, PNG, TIFF or BMP of 8 or 16 bits")
+    if image.dtype == np.uint16:
+        bits = max(8, int(image.max()).bit_length())
+        image = cv2.convertScaleAbs(image, alpha=255 / (2**bits - 1))
+    elif image.dtype != np.uint8:
+        raise ValueError(f"{name}: expected samples of 8 or 16 bits, found {image.dtype}; convert the image")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _header_size(data):
+    """(width, height) from the header of a JPEG or PNG, or None."""
+    if data.startswith(_PNG) and len(data) >= 24:
+        return struct.unpack(">II", data[16:24])
+    if data.startswith(_JPEG):
+        position = 2
+        while position + 9 <= len(data) and data[position] == 0xFF:
+            marker = data[position + 1]
+            if marker == 0xFF:  # fill byte
+                position += 1
+                continue
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                height, width = struct.unpack(">HH", data[position + 5 : position + 9])
+                return width, height
+            position += 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
+    return None
+
+
+class FolderSource:
+    """Images of a folder with label files of the same names in DOTA's text format.
+
+    All label files are read at once; images when asked for. What stops a run is raised here, in one sentence; all
+    else is in `problems`, and counted in `summary()`.
+
+    Attributes:
+      class_names: the classes, in the order of the labels.
+      image_ids: file names without their endings, sorted; the images of this source.
+      has_labels: False for a folder of images alone.
+      problems: list of Problem, found so far (`check_images` adds those of the images).
+      num_objects: [len] int32 objects of each image.
+      num_filtered: images left out because they have no object (`filter_empty`).
+    """
+
+    def __init__(
+        self,
+        images_dir,
+        labels_dir,
+        class_names,
+        *,
+        filter_empty=False,
+        min_side=0.0,
+        class_aliases=None,
+        image_ids=None,
+    ):
+        """Scans the folders.
+
+        Args:
+          images_dir: folder of JPEG, PNG, TIFF or BMP files; folders in it are not searched.
+          labels_dir: folder of `<image name>.txt`, or None where there are no labels.
+          class_names: the classes, in the order of their labels.
+          filter_empty: leaves out images without an object.
+          min_side: leaves out objects whose box has a side below it, in pixels (the reference: 2).
+          class_aliases: dict from another spelling in the files to one of class_names.
+          image_ids: only these images, or None for all.
+
+        Raises:
+          FileNotFoundError: a folder, or an image of image_ids, is missing.
+          ValueError: no image, no label file that belongs to an image, or no object at all.
+        """
+        self.class_names = tuple(class_names)
+        self.has_labels = labels_dir is not None
+        self.problems = []
+        images_dir = pathlib.Path(images_dir)
+        paths = self._find_images(images_dir, image_ids)
+        label_paths = {}
+        if self.has_labels:
+            labels_dir = pathlib.Path(labels_dir)
+            label_paths = self._find_labels(labels_dir, paths, images_dir, everything=image_ids is None)
+        polygons, labels, difficulties, self.image_ids, self._paths = [], [], [], [], []
+        self.num_filtered = 0
+        for image_id, path in paths.items():
+            objects = None
+            if image_id in label_paths:
+                objects, problems = read_labels(label_paths[image_id], class_names, class_aliases=class_aliases)
+                self.problems.extend(problems)
+                if min_side > 0:
+                    objects = self._leave_out_small(objects, min_side, label_paths[image_id])
+            elif self.has_labels:
+                self._report(path, "no_label_file", f"the image has no label file {labels_dir / (image_id + '.txt')}")
+            count = 0 if objects is None else len(objects.labels)
+            if filter_empty and count == 0:
+                self.num_filtered += 1
+                continue
+            self.image_ids.append(image_id)
+            self._paths.append(str(path))
+            polygons.append(np.zeros((0, 4, 2)) if objects is None else objects.polygons)
+            labels.append(np.zeros(0, np.int32) if objects is None else objects.labels)
+            difficulties.append(np.zeros(0, np.int32) if objects is None else objects.difficulty)
+        self.num_objects = np.array([len(part) for part in labels], np.int32)
+        # Flat arrays: a source travels to every worker process, and 20,000 small arrays pickle slowly.
+        self._offsets = np.concatenate([[0], np.cumsum(self.num_objects)])
+        self._polygons = np.concatenate([*polygons, np.zeros((0, 4, 2))]).astype(np.float32)
+        self._labels = np.concatenate([*labels, np.zeros(0, np.int32)])
+        self._difficulty = np.concatenate([*difficulties, np.zeros(0, np.int32)])
+        if self.has_labels and not len(self._labels):
+            raise ValueError(
+                f"{labels_dir}: no object of the classes ({', '.join(self.class_names[:5])}"
+                f"{', ...' if len(self.class_names) > 5 else ''}) in {len(label_paths)} label files. {self.summary()}"
+            )
+
+    def _report(self, path, reason, detail):
+        self.problems.append(Problem(str(path), 0, reason, detail))
+
+    def _find_images(self, images_dir, image_ids):
+        if not images_dir.is_dir():
+            raise FileNotFoundError(f"the folder of images {images_dir} does not exist")
+        wanted = None if image_ids is None else set(image_ids)
+        paths = {}
+        for name in sorted(entry.name for entry in os.scandir(images_dir) if not entry.name.startswith(".")):
+            stem, extension = os.path.splitext(name)
+            if extension.lower() not in IMAGE_EXTENSIONS or (wanted is not None and stem not in wanted):
+                continue
+            if stem in paths:
+                self._report(images_dir / name, "same_name", f"left out: {paths[stem].name} has the same name")
+                continue
+            paths[stem] = images_dir / name
+        if wanted is not None and wanted - paths.keys():
+            missing = sorted(wanted - paths.keys())
+            raise FileNotFoundError(
+                f"{images_dir} lacks {len(missing)} of the images asked for, the first is '{missing[0]}'"
+            )
+        if not paths:
+            raise ValueError(f"{images_dir} holds no image; expected files ending in {', '.join(IMAGE_EXTENSIONS)}")
+        return paths
+
+    def _find_labels(self, labels_dir, paths, images_dir, everything):
+        if not labels_dir.is_dir():
+            raise FileNotFoundError(f"the folder of labels {labels_dir} does not exist")
+        found = {}
+        for name in sorted(entry.name for entry in os.scandir(labels_dir) if not entry.name.startswith(".")):
+            stem, extension = os.path.splitext(name)
+            if extension.lower() != ".txt":
+                continue
+            if stem in paths:
+                found[stem] = labels_dir / name
+            elif everything:
+                self._report(labels_dir / name, "no_image", f"the label file has no image in {images_dir}")
+        if not found:
+            first = next(iter(paths))
+            raise ValueError(
+                f"{labels_dir} holds no label file for any of the {len(paths)} images of {images_dir}; "
+                f"expected for example {first}.txt"
+            )
+        return found
+
+    def _leave_out_small(self, objects, min_side, path):
+        _, large_enough = polygons_to_boxes(objects.polygons, min_side)
+        for line in objects.lines[~large_enough].tolist():
+            detail = f"left out: a side of the object's box is below {min_side:g} pixels"
+            self.problems.append(Problem(str(path), line, "too_small", detail))
+        return type(objects)(*(part[large_enough] for part in objects))
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    def labels_of(self, index):
+        """(polygons [N, 4, 2] float32, labels [N], difficulty [N]) of one image, without reading the image."""
+        part = slice(self._offsets[index], self._offsets[index + 1])
+        return self._polygons[part], self._labels[part], self._difficulty[part]
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        polygons, labels, difficulty = self.labels_of(index)
+        path = self._paths[index]
+        try:
+            data = pathlib.Path(path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: the image cannot be read ({error.strerror})") from error
+        return {
+            "image": decode_image(data, path),
+            "polygons": polygons.copy(),
+            "labels": labels.copy(),
+            "difficulty": difficulty.copy(),
+            "image_id": self.image_ids[index],
+        }
+
+    def check_images(self, *, decode=False, num_threads=8):
+        """Looks at every image file before training, for damage and for boxes outside the image.
+
+        Args:
+          decode: decodes each image; else JPEG and PNG files are judged by their headers and ends, which takes a
+            read of the file and no more.
+          num_threads: files at a time.
+
+        Returns:
+          The problems found, which are added to `problems` too: `unreadable_image`, `partly_outside` (kept in
+          training while its centre is inside) and `wholly_outside` (left out in training).
+        """
+        with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+            found = [p for part in pool.map(lambda i: self._check_image(i, decode), range(len(self))) for p in part]
+        self.problems.extend(found)
+        return found
+
+    def _check_image(self, index, decode):
+        path = self._paths[index]
+        try:
+            data = pathlib.Path(path).read_bytes()
+            size = None if decode or _cut_short(data) else _header_size(data)
+            if size is None:
+                height, width = decode_image(data, path).shape[:2]
+                size = (width, height)
+        except (OSError, ValueError) as error:
+            detail = str(error).removeprefix(f"{path}: ")
+            return [Problem(path, 0, "unreadable_image", detail)]
+        polygons, labels, _ = self.labels_of(index)
+        problems = []
+        for row, fraction in enumerate(outside_fraction(polygons, *size)):
+            if fraction > 0:
+                reason = "wholly_outside" if fraction == 1 else "partly_outside"
+                corners = " ".join(f"{value:g}" for value in polygons[row].reshape(8))
+                detail = (
+                    f"{fraction:.1%} of the {self.class_names[labels[row]]} at {corners} lies outside the image "
+                    f"of {size[0]} x {size[1]} pixels"
+                )
+                problems.append(Problem(path, 0, reason, detail))
+        return problems
+
+    def summary(self):
+        """Text: how many images and objects, and how many problems of each kind with their first places."""
+        lines = [f"{len(self)} images, {int(self.num_objects.sum())} objects"]
+        if self.has_labels:
+            lines[0] += f", {int((self.num_objects == 0).sum())} images without objects"
+            if self.num_filtered:
+                lines[0] += f", {self.num_filtered} more without objects left out"
+        counts = collections.Counter(problem.reason for problem in self.problems)
+        for reason, count in counts.most_common():
+            first = next(problem for problem in self.problems if problem.reason == reason)
+            lines.append(f"  {reason}: {count}, the first is {first}")
+        return "\n".join(lines)
+
+
+class TfdsSource:
+    """A data set prepared with TensorFlow Datasets as ArrayRecord files; read without TensorFlow.
+
+    Expected features: `image` (encoded), `image_id` (text), `objects` of `polygon` (8 numbers), `label`, `difficulty`.
+
+    Attributes:
+      class_names: the classes, in the order of the labels given out.
+    """
+
+    def __init__(
+        self, name_or_builder_dir, split, class_names=None, *, data_dir=None, filter_empty=False, min_side=0.0
+    ):
+        """Opens the data set.
+
+        Args:
+          name_or_builder_dir: a prepared folder (the one with `dataset_info.json`), or a name such as
+            `dota/v1_tiles:1.0.0` to look up in data_dir.
+          split: name of the split, such as "train".
+          class_names: the classes, in the order wanted; None takes the data set's own. Labels are matched by name.
+          data_dir: folder of prepared data sets, for a name.
+          filter_empty: leaves out images without an object (reads through the data set once).
+          min_side: leaves out objects whose box has a side below it, in pixels (the reference: 2).
+
+        Raises:
+          FileNotFoundError: no prepared data set is there.
+          ValueError: another split, class or feature is needed than the data set has.
+        """
+        import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
+
+        folder = pathlib.Path(name_or_builder_dir)
+        if (folder / "dataset_info.json").exists():
+            builder = tfds.builder_from_directory(str(folder))
+        else:
+            try:
+                builder = tfds.builder(str(name_or_builder_dir), data_dir=data_dir, try_gcs=False)
+            except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
+                raise FileNotFoundError(
+                    f"no prepared data set '{name_or_builder_dir}': it is neither a folder with dataset_info.json nor "
+                    f"a name known in {data_dir or 'the default data folder of TFDS'}"
+                ) from error
+        if split not in builder.info.splits:
+            found = ", ".join(builder.info.splits) or "none; prepare the data set first"
+            raise ValueError(f"{builder.data_dir} has no split '{split}'; its splits: {found}")
+        try:
+            names = builder.info.features["objects"]["label"].names
+        except KeyError as error:
+            raise ValueError(
+                f"{builder.data_dir}: expected the features image, image_id and objects (polygon, label, difficulty), "
+                f"found {', '.join(builder.info.features)}"
+            ) from error
+        self.class_names = tuple(names if class_names is None else class_names)
+        unknown = [name for name in names if name not in self.class_names]
+        if unknown:
+            raise ValueError(
+                f"{builder.data_dir} has classes that are not asked for: {', '.join(unknown)}; "
+                f"asked for: {', '.join(self.class_names)}"
+            )
+        self._label_of = np.array([self.class_names.index(name) for name in names], np.int32)
+        self._name = f"{builder.data_dir} [{split}]"
+        self._records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._min_side = min_side
+        self._image_ids = self._num_objects = None
+        self._indices = None
+        if filter_empty:
+            self._indices = np.flatnonzero(self.num_objects > 0)
+            self._image_ids = [self._image_ids[index] for index in self._indices]
+            self._num_objects = self._num_objects[self._indices]
+        if not len(self):
+            raise ValueError(f"{self._name} holds no image{' with objects' if filter_empty else ''}")
+
+    def __len__(self):
+        return len(self._records) if self._indices is None else len(self._indices)
+
+    def _scan(self):
+        """Reads identifiers and numbers of objects through once; images stay encoded."""
+        rows = [self._labels_of(self._records[index]) for index in range(len(self._records))]
+        self._image_ids = [image_id for image_id, *_ in rows]
+        self._num_objects = np.array([len(labels) for _, _, labels, _ in rows], np.int32)
+
+    @property
+    def image_ids(self):
+        """Identifiers of the images. The first call reads through the data set."""
+        if self._image_ids is None:
+            self._scan()
+        return self._image_ids
+
+    @property
+    def num_objects(self):
+        """[len] int32 objects of each image. The first call reads through the data set."""
+        if self._num_objects is None:
+            self._scan()
+        return self._num_objects
+
+    def _labels_of(self, record):
+        objects = record["objects"]
+        # An empty sequence comes back as a list, whatever its element.
+        polygons = np.asarray(objects["polygon"], np.float32).reshape(-1, 4, 2)
+        labels = self._label_of[np.asarray(objects["label"], np.int64).reshape(-1)]
+        difficulty = np.asarray(objects["difficulty"], np.int32).reshape(-1)
+        if self._min_side > 0:
+            _, keep = polygons_to_boxes(polygons, self._min_side)
+            polygons, labels, difficulty = polygons[keep], labels[keep], difficulty[keep]
+        return record["image_id"].decode(), polygons, labels, difficulty
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        record = self._records[int(index if self._indices is None else self._indices[index])]
+        image_id, polygons, labels, difficulty = self._labels_of(record)
+        return {
+            "image": decode_image(bytes(record["image"]), f"{self._name}, record {index}, image {image_id}"),
+            "polygons": polygons,
+            "labels": labels,
+            "difficulty": difficulty,
+            "image_id": image_id,
+        }
+
+
+class SceneSource:
+    """Generated aerial scenes: example `index` depends on (seed, index) and the arguments alone."""
+
+    def __init__(self, num_scenes, size=256, seed=0, class_names=SCENE_CLASSES, *, objects_per_scene=(3, 12)):
+        """Sets the scenes up; each is drawn when asked for (about 10 ms at 256 pixels).
+
+        Args:
+          num_scenes: how many.
+          size: rows and columns in pixels; one number for squares.
+          seed: another seed gives other scenes, such as a validation split.
+          class_names: classes to draw, among `scenes.LOOKS` (DOTA's and a few more).
+          objects_per_scene: smallest and largest number of objects.
+
+        Raises:
+          ValueError: a class that cannot be drawn, or a size or number out of range.
+        """
+        unknown = [name for name in class_names if name not in scenes.LOOKS]
+        if unknown:
+            raise ValueError(f"cannot draw {', '.join(unknown)}; what can be drawn: {', '.join(scenes.LOOKS)}")
+        if not class_names:
+            raise ValueError("class_names is empty; name at least one class to draw")
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 64:
+            raise ValueError(f"a scene needs at least 64 x 64 pixels, size is {size}")
+        low, high = objects_per_scene
+        if num_scenes < 1 or not 0 <= low <= high:
+            raise ValueError(
+                f"expected num_scenes >= 1 and objects_per_scene (low, high) with 0 <= low <= high, "
+                f"found {num_scenes} and {objects_per_scene}"
+            )
+        self.class_names = tuple(class_names)
+        self.num_scenes, self.size, self.seed = num_scenes, (height, width), seed
+        self.objects_per_scene = (low, high)
+
+    def __len__(self):
+        return self.num_scenes
+
+    @property
+    def image_ids(self):
+        """Identifiers of the scenes."""
+        return [f"scene_{self.seed}_{index:06d}" for index in range(self.num_scenes)]
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        looks = [scenes.LOOKS[name] for name in self.class_names]
+        rng = np.random.default_rng([self.seed, index])
+        image, boxes, labels = scenes.draw_scene(rng, self.size, looks, self.objects_per_scene)
+        return {
+            "image": image,
+            "polygons": boxes_to_polygons(boxes).astype(np.float32),
+            "labels": labels,
+            "difficulty": np.zeros(len(labels), np.int32),
+            "image_id": f"scene_{self.seed}_{index:06d}",
+        }
+
+
+def write_dota_folder(source, folder, *, extension="png"):
+    """Writes a source's examples as `images/<image_id>.<extension>` and `labelTxt/<image_id>.txt`.
+
+    Args:
+      source: any source of this module.
+      folder: where to; made if missing. Existing files of the same names are replaced.
+      extension: "png", or "jpg" (quality 95).
+
+    Returns:
+      (folder of images, folder of labels).
+    """
+    images_dir, labels_dir = pathlib.Path(folder) / "images", pathlib.Path(folder) / "labelTxt"
+    for made in (images_dir, labels_dir):
+        made.mkdir(parents=True, exist_ok=True)
+    for index in range(len(source)):
+        example = source[index]
+        encoded, data = cv2.imencode(f".{extension}", cv2.cvtColor(example["image"], cv2.COLOR_RGB2BGR))
+        if not encoded:
+            raise ValueError(f"cannot write images as '.{extension}'; use png or jpg")
+        lines = [
+            format_label_line(polygon, source.class_names[label], difficulty)
+            for polygon, label, difficulty in zip(
+                example["polygons"], example["labels"], example["difficulty"], strict=True
+            )
+        ]
+        _write_whole(labels_dir / f"{example['image_id']}.txt", "".join(line + "\n" for line in lines).encode())
+        _write_whole(images_dir / f"{example['image_id']}.{extension}", data.tobytes())
+    return images_dir, labels_dir
+
+
+def _write_whole(path, data):
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    os.replace(partial, path)

@@ -1,0 +1,21 @@
+"""HAKSNet-S with Oriented R-CNN on DOTA-v1.0, multi scale (rates 0.5, 1.0, 1.5).
+
+Reproduces: 81.86 AP50 (upstream's figure, on DOTA's test server, with its ImageNet weights, trained on train + val).
+Ours on this data set: not measured yet. Upstream's hardware: 8 GPUs, 12 epochs.
+
+Prepare the tiles and the records (see data/README.md), then:
+
+    python -m haksnet_jax.main --config=configs/dota_ms.py --config.pretrained=DIR_OF_CONVERTED_BACKBONE
+"""
+
+from configs import dota_ss
+
+
+def get_config():
+    """All values of the experiment: those of `dota_ss`, but for the lines here."""
+    config = dota_ss.get_config()
+    with config.unlocked():
+        config.name = "dota_ms"
+        config.data.train.directory = "data/records/dota10_ms"
+        config.data.val.directory = "data/records/dota10_ms"
+    return config

@@ -1,0 +1,21 @@
+"""HAKSNet-T with Oriented R-CNN on DOTA-v1.0, multi scale (rates 0.5, 1.0, 1.5).
+
+Reproduces: 81.16 AP50 (upstream's figure, on DOTA's test server, with its ImageNet weights, trained on train + val).
+Ours on this data set: not measured yet. Upstream's hardware: 8 GPUs, 12 epochs.
+
+Prepare the tiles and the records (see data/README.md), then:
+
+    python -m haksnet_jax.main --config=configs/dota_ms_t.py --config.pretrained=DIR_OF_CONVERTED_BACKBONE
+"""
+
+from configs import dota_ss_t
+
+
+def get_config():
+    """All values of the experiment: those of `dota_ss_t`, but for the lines here."""
+    config = dota_ss_t.get_config()
+    with config.unlocked():
+        config.name = "dota_ms_t"
+        config.data.train.directory = "data/records/dota10_ms"
+        config.data.val.directory = "data/records/dota10_ms"
+    return config

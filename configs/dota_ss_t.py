@@ -1,0 +1,107 @@
+"""HAKSNet-T with Oriented R-CNN on DOTA-v1.0, single scale.
+
+Reproduces: upstream's `HAKSNet-T`, single scale: 79.28 AP50 on DOTA's test server (upstream's figure, with its
+ImageNet weights, trained on train + val). Ours on this data set: not measured yet.
+Upstream's hardware: 8 GPUs, 2 images each, 12 epochs.
+
+Prepare the tiles and the records (see data/README.md), then:
+
+    python -m haksnet_jax.main --config=configs/dota_ss_t.py --config.pretrained=DIR_OF_CONVERTED_BACKBONE
+"""
+
+import ml_collections
+
+from haksnet_jax.pipeline.labels import CLASSES
+
+
+def get_config():
+    """All values of the experiment."""
+    config = ml_collections.ConfigDict()
+    config.name = "dota_ss_t"
+    config.seed = 0
+    config.num_epochs = 12  # upstream: max_epochs
+    config.num_steps = 0  # if not 0, the length of the run instead of num_epochs
+    config.batch_size_per_device = 2  # upstream: samples_per_gpu
+    config.checkpoint_every = 1000  # steps
+    config.checkpoints_kept = 3
+    config.eval_every = 5000  # steps; larger than the run: never, the end included
+    config.log_every = 50  # steps
+    config.pretrained = ""  # folder of a converted backbone
+    config.init = ""  # folder of a whole detector, converted or trained here
+    config.init_new_classes = False  # whether a classifier of other classes may start anew with `init`
+    config.ema_decay = 0.0  # 0: no average of the weights, as upstream
+    config.max_skipped_steps = 20  # steps in a row without finite gradients after which the run stops
+
+    config.model = ml_collections.ConfigDict()
+    config.model.channels = (32, 64, 160, 256)  # upstream: embed_dims
+    config.model.depths = (3, 3, 5, 2)
+    config.model.mlp_ratios = (8, 8, 4, 4)
+    config.model.fpn_channels = 256
+    config.model.hidden = 1024  # upstream: fc_out_channels
+    config.model.drop_path_rate = 0.1
+    config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
+    config.model.pixel_std = (58.395, 57.12, 57.375)
+    config.model.dtype = "bfloat16"  # of the arithmetic; parameters, statistics and boxes are float32
+    config.model.unroll = False  # blocks of a stage: one scanned body (compiles fast) or written out
+    config.model.remat = False  # recompute blocks in the backward pass instead of storing what is inside them
+
+    config.data = ml_collections.ConfigDict()
+    config.data.kind = "tfds"  # tfds, folder or scenes
+    config.data.class_names = CLASSES["dota10"]
+    config.data.image_size = (1024, 1024)  # rows, columns of the network's input
+    config.data.max_boxes = 1000  # objects of a tile at most; what is cut is counted and logged
+    config.data.min_side = 2.0  # pixels: labelled boxes with a shorter side are left out, as upstream's reader; counted
+    config.data.filter_empty = True  # leave tiles without objects out of training, as upstream
+    config.data.num_workers = 8  # processes that decode and augment, on each host
+    config.data.train = ml_collections.ConfigDict({"directory": "data/records/dota10_ss", "split": "trainval"})
+    config.data.val = ml_collections.ConfigDict({"directory": "data/records/dota10_ss", "split": "val"})
+
+    config.augment = ml_collections.ConfigDict()
+    config.augment.flip_probabilities = (0.25, 0.25, 0.25)  # horizontal, vertical, diagonal; else none
+    config.augment.rotation_probability = 0.5
+    config.augment.quarter_turn_classes = ("storage-tank", "roundabout")  # tiles with these turn by 90 degrees only
+    config.augment.min_side = 5.0  # pixels: boxes with a shorter side are left out of training, as upstream; counted
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-4  # for reference_batch images a step
+    config.optimizer.reference_batch = 16  # upstream: 8 GPUs x 2
+    config.optimizer.lr_scaling = "linear"  # linear, sqrt or none
+    config.optimizer.max_lr = 1e-3  # what scaling may reach at most
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.betas = (0.9, 0.999)
+    config.optimizer.clip_norm = 35.0
+    config.optimizer.schedule = "step"  # step or cosine
+    config.optimizer.drop_epochs = (8, 11)  # upstream: step
+    config.optimizer.drop_factor = 0.1
+    config.optimizer.final_ratio = 0.0  # of a cosine schedule
+    config.optimizer.warmup_steps = 500
+    config.optimizer.warmup_ratio = 1 / 3
+    config.optimizer.max_warmup_fraction = 0.1  # of the run
+
+    config.rpn = ml_collections.ConfigDict()
+    config.rpn.num_samples = 256  # anchors an image
+    config.rpn.positive_fraction = 0.5
+    config.rpn.positive_iou = 0.7
+    config.rpn.negative_iou = 0.3
+    config.rpn.min_positive_iou = 0.3
+    config.rpn.candidates_per_level = 2000  # upstream: nms_pre
+    config.rpn.max_proposals = 2000  # upstream: max_per_img
+    config.rpn.iou_threshold = 0.8
+
+    config.roi = ml_collections.ConfigDict()
+    config.roi.num_samples = 512  # boxes an image
+    config.roi.positive_fraction = 0.25
+    config.roi.positive_iou = 0.5
+
+    config.detection = ml_collections.ConfigDict()
+    config.detection.score_threshold = 0.05
+    config.detection.iou_threshold = 0.1  # rotated IoU of the last suppression
+    config.detection.max_candidates = 4096  # (box, class) pairs an image; what is cut is counted
+    config.detection.max_detections = 2000  # upstream: max_per_img
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.protocol = "tiles"  # what the figures are of, for the result card
+    config.evaluation.batch_size_per_device = 4
+    config.evaluation.num_pictures = 8  # validation images that are drawn
+    config.evaluation.picture_score = 0.3  # score from which a detection is drawn
+    return config.lock()

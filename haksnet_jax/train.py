@@ -1,0 +1,542 @@
+"""The training loop, from top to bottom: data, model, optimiser, steps, checkpoints, evaluation, result card."""
+
+import collections
+import datetime
+import json
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from flax import nnx
+
+import haksnet_jax
+from haksnet_jax import checkpoint, devices, evaluate, losses, optimizer
+from haksnet_jax.models.haksnet import BackboneSize
+from haksnet_jax.models.oriented_rcnn import OrientedRCNN
+from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline.sources import open_source
+from haksnet_jax.results.card import code_version, write_result_card, write_whole
+from haksnet_jax.structures import GroundTruth
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes; pure arrays.
+
+    Attributes:
+      step: [] int32 steps taken.
+      params, batch_stats: nnx.State of float32 arrays.
+      opt_state: of optax.
+      ema: {"params", "batch_stats"} running averages, or {} where the run keeps none.
+      rng: key data, from which each step's randomness follows together with its number.
+      skipped: [] int32 steps whose update was left out because it was not finite.
+      skipped_in_a_row: [] int32 of them, those since the last good step.
+    """
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    rng: Any
+    skipped: Any
+    skipped_in_a_row: Any
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or go on; the message says why and what to do."""
+
+
+def build_model(model, num_classes, *, rngs):
+    """The detector of a configuration. Args: model, `config.model`; num_classes; rngs. Returns: OrientedRCNN."""
+    return OrientedRCNN(
+        BackboneSize(tuple(model.channels), tuple(model.depths), tuple(model.mlp_ratios)),
+        num_classes,
+        channels=model.fpn_channels,
+        hidden=model.hidden,
+        drop_path_rate=model.drop_path_rate,
+        pixel_mean=tuple(model.pixel_mean),
+        pixel_std=tuple(model.pixel_std),
+        dtype=jnp.dtype(model.dtype),
+        unroll=model.unroll,
+        remat=model.remat,
+        rngs=rngs,
+    )
+
+
+def create_state(config, num_classes, tx, mesh):
+    """Makes the initial state on the mesh.
+
+    Args:
+      config: the experiment.
+      num_classes: K.
+      tx: optax.GradientTransformation.
+      mesh: of the run.
+
+    Returns:
+      (graph definition of the model, TrainState replicated over the mesh).
+    """
+
+    def create(seed):
+        model = build_model(config.model, num_classes, rngs=nnx.Rngs(seed))
+        params, stats = nnx.as_pure(nnx.state(model, nnx.Param)), nnx.as_pure(nnx.state(model, nnx.BatchStat))
+        # Copies: a donated buffer must not stand in the state twice.
+        ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if config.ema_decay else {}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=stats,
+            opt_state=tx.init(params),
+            ema=ema,
+            rng=jax.random.key_data(jax.random.key(seed)),
+            skipped=jnp.zeros((), jnp.int32),
+            skipped_in_a_row=jnp.zeros((), jnp.int32),
+        )
+
+    graph = nnx.split(nnx.eval_shape(lambda: build_model(config.model, num_classes, rngs=nnx.Rngs(0))))[0]
+    # Placed at once: a first step on state that is not yet on the mesh would compile a second time.
+    return graph, jax.jit(create, out_shardings=devices.replicated(mesh))(config.seed)
+
+
+def loss_settings(config):
+    """The keyword arguments of `losses.detection_loss` that a configuration holds."""
+    rpn = config.rpn
+    return {
+        "proposal_caps": {
+            "candidates_per_level": rpn.candidates_per_level,
+            "max_proposals": rpn.max_proposals,
+            "iou_threshold": rpn.iou_threshold,
+        },
+        "rpn_sampling": {
+            "num_samples": rpn.num_samples,
+            "positive_fraction": rpn.positive_fraction,
+            "positive_iou": rpn.positive_iou,
+            "negative_iou": rpn.negative_iou,
+            "min_positive_iou": rpn.min_positive_iou,
+        },
+        "roi_sampling": dict(config.roi),
+    }
+
+
+def make_train_step(graph, tx, mesh, *, ema_decay, **settings):
+    """Compiles (at its first call) one step of training.
+
+    Args:
+      graph: graph definition of the model.
+      tx: optax.GradientTransformation.
+      mesh: of the run; the batch is split over its axis `data`.
+      ema_decay: of the average of the weights; 0 for none.
+      **settings: of `losses.detection_loss`.
+
+    Returns:
+      (state, batch) -> (state, metrics). The state's memory is reused. Metrics are scalars: what `detection_loss`
+      gives, `grad_norm`, and `finite`: whether the update was made.
+    """
+
+    def train_step(state, batch):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        ground_truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"], batch["image_size"])
+
+        def loss_of(params):
+            model = nnx.merge(graph, params, state.batch_stats)
+            loss, metrics = losses.detection_loss(model, batch["image"], ground_truth, key, **settings)
+            return loss, (metrics, nnx.as_pure(nnx.state(model, nnx.BatchStat)))
+
+        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        norm = optimizer.optax.global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        params = optimizer.optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay:
+            # Young averages forget faster, or the random start would stay in them.
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            now = {"params": params, "batch_stats": batch_stats}
+            ema = jax.tree.map(lambda average, value: average + (1.0 - decay) * (value - average), ema, now)
+        # A step that is not finite leaves everything as it was, but for the counters.
+        new = (params, batch_stats, opt_state, ema)
+        old = (state.params, state.batch_stats, state.opt_state, state.ema)
+        params, batch_stats, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=ema,
+            rng=state.rng,
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        return state, metrics | {"grad_norm": norm, "finite": finite}
+
+    whole = devices.replicated(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
+
+
+def load_initial_weights(config, state, mesh):
+    """Puts pre-trained weights into a new state: a backbone (`pretrained`) or a whole detector (`init`).
+
+    Raises:
+      checkpoint.CheckpointError: a name is missing or of another shape; all are listed.
+    """
+    if config.pretrained and config.init:
+        raise TrainingError("pretrained and init: expected at most one of them, got both")
+    if not (config.pretrained or config.init):
+        logging.warning(
+            "Neither `pretrained` nor `init` is set: training starts from random weights, and published accuracy, "
+            "which rests on ImageNet weights, is not to be expected."
+        )
+        return state
+    directory = config.pretrained or config.init
+    arrays, _ = checkpoint.load_model(directory)
+    start = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
+    if config.pretrained:
+        kept = {name for name in start if not name.startswith("backbone.")}
+    elif config.init_new_classes:
+        kept = {"roi_head.logits.kernel", "roi_head.logits.bias"}
+    else:
+        kept = set()
+    arrays = {name: value for name, value in arrays.items() if name in start and name not in kept}
+    logging.info("%s: %d arrays loaded, %d keep their random start", directory, len(arrays), len(kept))
+    arrays |= {name: start[name] for name in kept}
+
+    def fill(target):
+        filled = checkpoint.fill(target, arrays, what=directory)
+        return jax.device_put(filled, devices.replicated(mesh))
+
+    params, stats = fill(state.params), fill(state.batch_stats)
+    ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if state.ema else {}
+    return state._replace(params=params, batch_stats=stats, ema=ema)
+
+
+def model_info(config):
+    """What `model.json` says of the run's model."""
+    return {
+        "architecture": {
+            "channels": list(config.model.channels),
+            "depths": list(config.model.depths),
+            "mlp_ratios": list(config.model.mlp_ratios),
+            "fpn_channels": config.model.fpn_channels,
+            "hidden": config.model.hidden,
+            "num_classes": len(config.data.class_names),
+        },
+        "class_names": list(config.data.class_names),
+        "pixel_mean": list(config.model.pixel_mean),
+        "pixel_std": list(config.model.pixel_std),
+        "input_size": list(config.data.image_size),
+        "keep_ratio": True,
+        "padding_divisor": 32,
+    }
+
+
+def _check(config, mesh):
+    """Finds before any time is spent what would end the run later."""
+    for name in ("batch_size_per_device", "checkpoint_every", "eval_every", "log_every"):
+        if config[name] < 1:
+            raise TrainingError(f"{name}: expected at least 1, got {config[name]}")
+    if any(side % 32 for side in config.data.image_size):
+        raise TrainingError(f"data.image_size: expected multiples of 32, got {tuple(config.data.image_size)}")
+    unknown = set(config.augment.quarter_turn_classes) - set(config.data.class_names)
+    if unknown:
+        raise TrainingError(f"augment.quarter_turn_classes: {', '.join(sorted(unknown))} not among data.class_names")
+    if mesh.devices.size % jax.process_count():
+        raise TrainingError(f"{mesh.devices.size} devices cannot be shared by {jax.process_count()} hosts evenly")
+
+
+def train_and_evaluate(config, workdir):
+    """Trains a detector, or goes on with the run that `workdir` holds, and evaluates it.
+
+    Args:
+      config: the experiment, see `configs/`.
+      workdir: folder of the run: checkpoints, event files, pictures, `metrics.jsonl`, `result.json`, `result.md`.
+
+    Returns:
+      The result card, a dict.
+
+    Raises:
+      TrainingError, checkpoint.CheckpointError, ValueError, FileNotFoundError: with one sentence that says what to do.
+    """
+    started = time.monotonic()
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    mesh = devices.data_mesh()
+    _check(config, mesh)
+    global_batch = config.batch_size_per_device * mesh.devices.size
+    host_batch = global_batch // jax.process_count()
+    class_names = tuple(config.data.class_names)
+    logging.info("haksnet_jax %s on %s, code %s", haksnet_jax.__version__, devices.hardware(), code_version())
+
+    # Data
+    train_source = open_source(
+        config.data.kind, class_names, filter_empty=config.data.filter_empty, **config.data.train
+    )
+    val_source = open_source(config.data.kind, class_names, filter_empty=False, **config.data.val)
+    for name, source in (("train", train_source), ("val", val_source)):
+        logging.info("%s: %s", name, source.summary())
+    steps_per_epoch = loader.steps_per_epoch(len(train_source), global_batch)
+    num_steps = config.num_steps or config.num_epochs * steps_per_epoch
+
+    # Optimiser
+    peak = optimizer.scaled_learning_rate(
+        config.optimizer.learning_rate,
+        global_batch=global_batch,
+        reference_batch=config.optimizer.reference_batch,
+        scaling=config.optimizer.lr_scaling,
+        ceiling=config.optimizer.max_lr,
+    )
+    schedule, warmup = optimizer.learning_rate_schedule(
+        peak,
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        **{
+            key: config.optimizer[key]
+            for key in (
+                "schedule", "drop_epochs", "drop_factor", "final_ratio",
+                "warmup_steps", "warmup_ratio", "max_warmup_fraction",
+            )
+        },
+    )  # fmt: skip
+    tx = optimizer.make_optimizer(
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        betas=tuple(config.optimizer.betas),
+        clip_norm=config.optimizer.clip_norm,
+    )
+    logging.info(
+        "%d steps (%d an epoch) of %d images; learning rate %.3g (%.3g for %d images, scaling %s), warm-up %d steps",
+        num_steps, steps_per_epoch, global_batch, peak, config.optimizer.learning_rate,
+        config.optimizer.reference_batch, config.optimizer.lr_scaling, warmup,
+    )  # fmt: skip
+
+    # State
+    graph, state = create_state(config, len(class_names), tx, mesh)
+    checkpoints = checkpoint.RunCheckpoints(workdir, max_to_keep=config.checkpoints_kept)
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        state, position = checkpoints.restore(first_step, abstract)
+        if position["global_batch"] != global_batch:
+            logging.warning(
+                "the run so far took %d images a step, now %d: it goes on at the same example",
+                position["global_batch"], global_batch,
+            )  # fmt: skip
+        first_example = position["examples"]
+        logging.info("resuming at step %d, example %d", first_step, first_example)
+    else:
+        state = load_initial_weights(config, state, mesh)
+        first_example = 0
+    if jax.process_index() == 0:
+        write_whole(workdir / checkpoint.MODEL_FILE, json.dumps(model_info(config), indent=2) + "\n")
+        write_whole(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
+
+    train_step = make_train_step(graph, tx, mesh, ema_decay=config.ema_decay, **loss_settings(config))
+    evaluator = evaluate.Evaluator(graph, val_source, config, mesh)
+    log = RunLog(workdir, first_step, num_steps, global_batch)
+
+    batches = loader.train_batches(
+        train_source,
+        batch_size=host_batch,
+        image_size=tuple(config.data.image_size),
+        max_boxes=config.data.max_boxes,
+        seed=config.seed,
+        first_example=first_example,
+        num_workers=config.data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        flip_probabilities=tuple(config.augment.flip_probabilities),
+        rotation_probability=config.augment.rotation_probability,
+        quarter_turn_classes=tuple(class_names.index(name) for name in config.augment.quarter_turn_classes),
+        min_side=config.augment.min_side,
+    )
+
+    # Steps
+    result = None
+    best = -1.0
+    if first_step and (workdir / "best" / checkpoint.MODEL_FILE).exists():
+        best = json.loads((workdir / "best" / checkpoint.MODEL_FILE).read_text()).get("AP50_voc12") or best
+    batches = iter(batches)
+    for step in range(first_step, num_steps):
+        waited = time.monotonic()
+        batch = next(batches)
+        waited = time.monotonic() - waited
+        arrays = {name: batch[name] for name in ("image", "boxes", "labels", "valid", "image_size")}
+        state, metrics = train_step(state, devices.place_batch(mesh, arrays))
+        log.add(metrics, batch, waited)
+        done = step + 1
+        if done % config.log_every == 0 or done == num_steps or done == first_step + 1:
+            skipped_in_a_row = log.write(done, float(schedule(step)), train_source.image_ids)
+            if skipped_in_a_row > config.max_skipped_steps:
+                checkpoints.save(done, state, _position(done, global_batch, first_step, first_example))
+                checkpoints.close()
+                raise TrainingError(
+                    f"step {done}: {skipped_in_a_row} updates in a row were not finite (limit max_skipped_steps="
+                    f"{config.max_skipped_steps}); the images are named above, the state before them is saved"
+                )
+        if done % config.eval_every == 0 or (done == num_steps and config.eval_every <= num_steps):
+            variables = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+            result = evaluator(variables, pictures=workdir / "pictures")
+            log.evaluated(done, result, evaluator.pictures)
+            figure = result.figures()["AP50_voc12"]
+            if figure is not None and figure > best and jax.process_index() == 0:
+                best = figure
+                arrays = checkpoint.flatten(variables["params"]) | checkpoint.flatten(variables["batch_stats"])
+                checkpoint.save_model(workdir / "best", arrays, model_info(config) | {"step": done, **result.figures()})
+        if done % config.checkpoint_every == 0 or (done == num_steps and config.checkpoint_every <= num_steps):
+            checkpoints.save(done, state, _position(done, global_batch, first_step, first_example))
+    checkpoints.close()
+
+    if result is None and first_step >= num_steps and config.eval_every <= num_steps:  # nothing was left to do
+        variables = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+        result = evaluator(variables, pictures=workdir / "pictures")
+    card = {
+        "facts": {
+            "config": config.name,
+            "date": datetime.date.today().isoformat(),
+            "protocol": config.evaluation.protocol,
+            "train_images": len(train_source),
+            "val_images": len(val_source),
+            "steps": num_steps,
+            "epochs": round(num_steps / steps_per_epoch, 2),
+            "global_batch": global_batch,
+            "learning_rate": peak,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "precision": config.model.dtype,
+            "pretrained": config.pretrained or config.init or "none",
+            "best_AP50_voc12": None if best < 0 else round(best, 4),
+            "images_per_second": log.best_speed,
+            "peak_memory_gib": devices.peak_memory_gib(),
+            "minutes": round((time.monotonic() - started) / 60, 2),
+            "resumed_at_step": first_step,
+            "skipped_steps": int(state.skipped),
+            "boxes_cut_by_caps": log.num_cut,
+            "boxes_dropped_by_augmentation": log.num_dropped,
+            "hardware": devices.hardware(),
+            "seed": config.seed,
+            "commit": code_version(),
+            "jax": jax.__version__,
+        },
+    } | (result.to_json() if result else {})
+    if jax.process_index() == 0:
+        write_result_card(workdir, card)
+        log.draw_curves()
+    log.close()
+    return card
+
+
+def _position(step, global_batch, first_step, first_example):
+    """Where the data stands after a step: the examples that were taken, whatever the number of devices."""
+    return {"examples": first_example + (step - first_step) * global_batch, "global_batch": global_batch}
+
+
+class RunLog:
+    """Progress lines, event files and `metrics.jsonl` of a run; fetches metrics from the devices only when it writes.
+
+    Args:
+      workdir: folder of the run.
+      first_step: steps that were taken before; what `metrics.jsonl` has beyond them is left out of the new one.
+      num_steps: length of the run.
+      global_batch: images a step.
+    """
+
+    def __init__(self, workdir, first_step, num_steps, global_batch):
+        self._workdir = workdir
+        self._num_steps = num_steps
+        self._global_batch = global_batch
+        self._pending = []
+        self._since = None
+        self.num_cut = 0
+        self.num_dropped = 0
+        self.best_speed = None
+        self._is_writer = jax.process_index() == 0
+        self._records = []
+        path = workdir / "metrics.jsonl"
+        if first_step and path.exists():
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            self._records = [record for record in records if record["step"] <= first_step]
+        self._events = None
+        if self._is_writer:
+            import tensorboardX  # (only the writing host needs it)
+
+            self._events = tensorboardX.SummaryWriter(str(workdir / "events"))
+
+    def add(self, metrics, batch, waited):
+        """Keeps a step's metrics (still on the devices) until the next line is written."""
+        self._pending.append((metrics, batch["image_index"], waited))
+        self.num_cut += int(batch["num_cut"].sum())
+        self.num_dropped += int(batch["num_dropped"].sum())
+
+    def write(self, step, learning_rate, image_ids):
+        """Writes the means since the last line. Returns: how many updates in a row were not finite at its end."""
+        fetched = jax.device_get([metrics for metrics, _, _ in self._pending])
+        now = time.monotonic()
+        skipped_in_a_row = 0
+        for metrics, (_, image_index, _) in zip(fetched, self._pending, strict=True):
+            skipped_in_a_row = 0 if metrics["finite"] else skipped_in_a_row + 1
+            if not metrics["finite"]:
+                names = ", ".join(image_ids[i] for i in image_index)
+                logging.warning("an update was not finite and was left out; images of this host's batch: %s", names)
+        self._in_a_row = getattr(self, "_in_a_row", 0)
+        self._in_a_row = self._in_a_row + skipped_in_a_row if skipped_in_a_row == len(fetched) else skipped_in_a_row
+        finite = [metrics for metrics in fetched if metrics["finite"]]
+        means = {
+            name: float(np.mean([metrics[name] for metrics in finite])) if finite else math.nan
+            for name in fetched[0]
+            if name != "finite"
+        }
+        record = {"step": step, "learning_rate": learning_rate, **means}
+        record["waited_for_data"] = sum(waited for _, _, waited in self._pending) / len(self._pending)
+        if self._since is not None:  # the first line's time is compilation
+            record["images_per_second"] = len(fetched) * self._global_batch / (now - self._since)
+            self.best_speed = max(self.best_speed or 0.0, round(record["images_per_second"], 2))
+        self._since = now
+        self._pending = []
+        self._append(record)
+        speed = record.get("images_per_second")
+        remaining = (self._num_steps - step) * self._global_batch / speed if speed else None
+        logging.info(
+            "step %d/%d  loss %.4f (rpn %.3f + %.3f, roi %.3f + %.3f)  lr %.2e  %s%s",
+            step, self._num_steps, means["loss"], means["loss_rpn_cls"], means["loss_rpn_box"],
+            means["loss_roi_cls"], means["loss_roi_box"], learning_rate,
+            f"{speed:.1f} images/s  data wait {1000 * record['waited_for_data']:.0f} ms" if speed else "compiled",
+            f"  ETA {datetime.timedelta(seconds=round(remaining))}" if remaining else "",
+        )  # fmt: skip
+        return self._in_a_row
+
+    def evaluated(self, step, result, pictures):
+        """Writes an evaluation's figures and pictures."""
+        figures = {name: value for name, value in result.figures().items() if value is not None}
+        self._append({"step": step, **figures})
+        logging.info("evaluation at step %d\n%s", step, result.table())
+        if self._events:
+            for name, picture in pictures:
+                self._events.add_image(f"detections/{name}", picture, step, dataformats="HWC")
+        self._since = None if self._since is None else time.monotonic()
+
+    def _append(self, record):
+        self._records.append(record)
+        if not self._is_writer:
+            return
+        write_whole(self._workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in self._records))
+        for name, value in record.items():
+            if name != "step":
+                self._events.add_scalar(name, value, record["step"])
+
+    def draw_curves(self):
+        """Writes `curves.png`: losses and average precision over the steps."""
+        from haksnet_jax.results import visualize  # (matplotlib takes a while to import)
+
+        curves = collections.defaultdict(list)
+        for record in self._records:
+            for name, value in record.items():
+                if name.startswith(("loss", "AP")):
+                    curves[name].append((record["step"], value))
+        visualize.save_curves(self._workdir / "curves.png", dict(curves))
+
+    def close(self):
+        """Flushes the event files."""
+        if self._events:
+            self._events.close()

@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import struct
+import warnings
 from typing import NamedTuple
 
 import cv2
@@ -19,6 +20,8 @@ try:
     import rasterio.windows
 except ImportError:  # the extra `geo`: TIFF with other than 1, 3 or 4 channels, and TIFF read window by window
     rasterio = None
+else:  # most images are not georeferenced, and GDAL's wrapper warns at each
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 EXTENSIONS_OF = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "BMP": (".bmp",), "TIFF": (".tif", ".tiff")}

@@ -116,6 +116,11 @@ def parse_tile_name(name):
     return TileName(match["image"], float(scale) if "." in scale else int(scale), int(match["x"]), int(match["y"]))
 
 
+def is_tile_name(name):
+    """Whether `name` has the form that `parse_tile_name` reads."""
+    return _TILE_NAME.fullmatch(name) is not None
+
+
 def format_tile_name(image, window, x, y):
     """The name of the tile of `image` that starts at column x and row y, `window` pixels wide: P0706__1024__0___824."""
     return f"{image}__{window}__{x}___{y}"

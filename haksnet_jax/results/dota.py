@@ -1,0 +1,328 @@
+"""Detections as text: DOTA's Task-1 files (one a class), the zip that its server takes, and `detections.json`.
+
+A line of `Task1_<class>.txt` is `image score x1 y1 x2 y2 x3 y3 x4 y4`: the image's name without extension, a score in
+0..1, and the corners in pixels of the whole image.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import numpy as np
+
+from haksnet_jax.ops.boxes import boxes_to_corners
+from haksnet_jax.pipeline.labels import MAX_COORDINATE, Problem
+from haksnet_jax.results import polygon_iou
+from haksnet_jax.results.tiles import is_tile_name
+
+# Reasons that leave a submission valid, but that somebody will want to know of.
+WARNINGS = frozenset({"no_detections"})
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def task1_file_name(class_name):
+    """The file of a class: Task1_<class>.txt, spaces in the class as hyphens."""
+    return f"Task1_{class_name.strip().replace(' ', '-')}.txt"
+
+
+def format_task1(detections_by_image, class_names):
+    """The texts of all Task-1 files.
+
+    Args:
+      detections_by_image: a dict from image name to {"boxes": [n, 5] or "polygons": [n, 4, 2], "scores", "labels"}.
+      class_names: the classes, in the order of the label numbers.
+
+    Returns:
+      A dict from file name to text, one for every class, empty ones too. Lines are in the order of the images, then by
+      descending score; coordinates have two decimals, scores nine (more than float32 tells apart above 0.01).
+    """
+    lines = {label: [] for label in range(len(class_names))}
+    for image, detections in detections_by_image.items():
+        scores, labels = np.asarray(detections["scores"], np.float64), np.asarray(detections["labels"], np.int64)
+        if not len(scores):
+            continue
+        if labels.min() < 0 or labels.max() >= len(class_names):
+            raise ValueError(
+                f"Image {image!r} has labels {labels.min()} to {labels.max()}; there are {len(class_names)} classes."
+            )
+        if "polygons" in detections:
+            polygons = np.asarray(detections["polygons"], np.float64).reshape(-1, 4, 2)
+        else:
+            polygons = boxes_to_corners(np.asarray(detections["boxes"], np.float64).reshape(-1, 5))
+        polygons = _from_top_left(polygons).reshape(-1, 8)
+        if not (np.isfinite(polygons).all() and np.isfinite(scores).all()):
+            raise ValueError(f"Image {image!r} has boxes or scores that are not finite.")
+        order = np.argsort(-scores, kind="stable")
+        rows = zip(labels[order].tolist(), scores[order].tolist(), polygons[order].tolist(), strict=True)
+        for label, score, corners in rows:
+            lines[label].append(f"{image} {score:.9f} {' '.join(f'{value:.2f}' for value in corners)}\n")
+    return {task1_file_name(name): "".join(lines[label]) for label, name in enumerate(class_names)}
+
+
+def _from_top_left(polygons):
+    """Begins each polygon at the corner that makes it match its enclosing box best, corner by corner."""
+    low, high = polygons.min(axis=1), polygons.max(axis=1)
+    frame = np.stack([low, np.stack([high[:, 0], low[:, 1]], -1), high, np.stack([low[:, 0], high[:, 1]], -1)], axis=1)
+    turned = np.stack([np.roll(polygons, -first, axis=1) for first in range(4)], axis=1)  # [n, 4 beginnings, 4, 2]
+    distance = np.linalg.norm(turned - frame[:, None], axis=-1).sum(axis=-1)
+    return turned[np.arange(len(polygons)), distance.argmin(axis=1)]
+
+
+def write_task1(folder, detections_by_image, class_names):
+    """Writes one Task-1 file for every class; either all of them appear or, if one cannot be written, none.
+
+    Args:
+      folder: where; made if it does not exist.
+      detections_by_image: as in `format_task1`.
+      class_names: the classes, in the order of the label numbers.
+
+    Returns:
+      The paths.
+
+    Raises:
+      ValueError: the folder holds a Task-1 file of another class, which would be taken for one of these.
+      OSError: a file cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    texts = format_task1(detections_by_image, class_names)
+    folder.mkdir(parents=True, exist_ok=True)
+    others = sorted(path.name for path in folder.glob("Task1_*.txt") if path.name not in texts)
+    if others:
+        raise ValueError(f"{folder} holds files of other classes ({', '.join(others[:3])}): choose an empty folder.")
+    with tempfile.TemporaryDirectory(prefix=".task1-", dir=folder) as temporary:
+        for name, text in texts.items():
+            (pathlib.Path(temporary) / name).write_text(text, encoding="utf-8")
+        for name in texts:
+            os.replace(pathlib.Path(temporary) / name, folder / name)
+    return [folder / name for name in texts]
+
+
+def read_task1(folder, class_names):
+    """Reads the Task-1 files of a folder.
+
+    Args:
+      folder: holds `Task1_<class>.txt`.
+      class_names: the classes, in the order of the label numbers to give.
+
+    Returns:
+      (detections_by_image, problems): a dict from image name to {"polygons": [n, 4, 2] float64, "scores": [n] float64,
+      "labels": [n] int32}, and a list of Problem. Lines that cannot be read are left out and named there, as are
+      missing files and files of other classes.
+
+    Raises:
+      FileNotFoundError: there is no Task-1 file in the folder.
+    """
+    folder = pathlib.Path(folder)
+    if not any(folder.glob("Task1_*.txt")):
+        raise FileNotFoundError(f"{folder} holds no Task1_<class>.txt.")
+    problems = []
+    names = [task1_file_name(name) for name in class_names]
+    detail = f"not one of the {len(names)} classes; not read"
+    problems += [
+        Problem(str(path), 0, "unexpected_file", detail)
+        for path in sorted(folder.glob("Task1_*.txt"))
+        if path.name not in names
+    ]
+    found = {}
+    for label, name in enumerate(names):
+        path = folder / name
+        if not path.exists():
+            problems.append(Problem(str(path), 0, "missing_file", "a class without detections needs an empty file"))
+            continue
+        for _, image, numbers in _read_lines(str(path), path.read_bytes(), problems):
+            found.setdefault(image, []).append((label, numbers))
+    detections_by_image = {}
+    for image, rows in found.items():
+        numbers = np.array([row for _, row in rows], np.float64)
+        detections_by_image[image] = {
+            "polygons": numbers[:, 1:].reshape(-1, 4, 2),
+            "scores": numbers[:, 0],
+            "labels": np.array([label for label, _ in rows], np.int32),
+        }
+    return detections_by_image, problems
+
+
+def _read_lines(path, content, problems):
+    """[(line, image, [score, 8 coordinates])] of one file; what is wrong with a line goes to `problems`."""
+    rows = []
+    for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
+        # From the right: the name of an image of one's own may hold spaces.
+        words = line.rsplit(None, 9)
+        if not words:
+            continue
+        if len(words) != 10:
+            detail = f"expected an image's name, a score and 8 coordinates, found {len(words)} words: {line[:60]!r}"
+            problems.append(Problem(path, number, "bad_line", detail))
+            continue
+        try:
+            numbers = [float(word) for word in words[1:]]
+        except ValueError:
+            problems.append(Problem(path, number, "bad_number", f"expected 9 numbers after the name: {line[:60]!r}"))
+            continue
+        if not all(abs(value) <= MAX_COORDINATE for value in numbers):  # catches NaN too
+            problems.append(Problem(path, number, "bad_number", f"a number is not finite or too large: {line[:60]!r}"))
+            continue
+        rows.append((number, words[0].strip(), numbers))
+    return rows
+
+
+def read_detections_json(path, class_names):
+    """Reads a `detections.json`.
+
+    Args:
+      path: the file: {"images": [{"image", "detections": [{"label", "score", "box": [cx, cy, w, h, angle]}]}]}.
+      class_names: the classes, in the order of the label numbers to give.
+
+    Returns:
+      A dict from image name, without folder and extension, to {"boxes": [n, 5] float32, "scores": [n], "labels": [n]}.
+      Images without detections are in it.
+
+    Raises:
+      ValueError: the file has another form, two images have one name, or there are detections of other classes.
+    """
+    path = pathlib.Path(path)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    detections_by_image, unknown = {}, {}
+    try:
+        for entry in json.loads(path.read_text(encoding="utf-8"))["images"]:
+            name = image_stem(entry["image"])
+            if name in detections_by_image:
+                raise ValueError(f"{path}: two images are called {name!r}; Task-1 lines could not tell them apart.")
+            kept = []
+            for detection in entry["detections"]:
+                if detection["label"] in label_of:
+                    kept.append(detection)
+                else:
+                    unknown[detection["label"]] = unknown.get(detection["label"], 0) + 1
+            detections_by_image[name] = {
+                "boxes": np.array([one["box"] for one in kept], np.float32).reshape(-1, 5),
+                "scores": np.array([one["score"] for one in kept], np.float32),
+                "labels": np.array([label_of[one["label"]] for one in kept], np.int32),
+            }
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a detections.json as `predict` writes it: {error!r}.") from error
+    if unknown:
+        counts = ", ".join(f"{count} of {name!r}" for name, count in sorted(unknown.items()))
+        raise ValueError(f"{path} has detections of classes that are not among the {len(class_names)} given: {counts}.")
+    return detections_by_image
+
+
+def is_image_file(path):
+    """Whether a path ends like an image."""
+    return pathlib.PurePath(path).suffix.lower() in _IMAGE_SUFFIXES
+
+
+def image_stem(name):
+    """An image's name without folder and image extension; other dots stay."""
+    name = pathlib.PurePath(name).name
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in _IMAGE_SUFFIXES else name
+
+
+def write_submission(path, detections_by_image, class_names, *, image_names=None):
+    """Writes the zip for DOTA's evaluation server, checked before it appears.
+
+    Args:
+      path: the zip. It is not touched if a check fails.
+      detections_by_image: as in `format_task1`.
+      class_names: all classes of the data set's version, in the order of the label numbers.
+      image_names: names of the test images, without extension; None leaves them unchecked.
+
+    Returns:
+      The list of Problem that `check_submission` found. If one of them has a reason outside WARNINGS, nothing was
+      written.
+
+    Raises:
+      ValueError: labels outside the classes, or numbers that are not finite.
+      OSError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    texts = format_task1(detections_by_image, class_names)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in texts.items():
+                # A fixed date: the same detections give the same file, byte for byte.
+                archive.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)
+        problems = [
+            problem._replace(path=problem.path.replace(str(temporary), str(path)))
+            for problem in check_submission(temporary, class_names, image_names=image_names)
+        ]
+        if all(problem.reason in WARNINGS for problem in problems):
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return problems
+
+
+def check_submission(path, class_names, *, image_names=None):
+    """Checks a submission zip, whoever wrote it.
+
+    Reasons: `not_a_zip`, `missing_file` (a class has no file), `unexpected_file` (also folders in the zip),
+    `bad_line`, `bad_number`, `bad_score` (outside 0..1), `bad_image_name` (an extension, a space), `tile_name`
+    (detections of tiles that were not merged), `unknown_image` (not among the test images), `zero_area`, and as
+    warnings `no_detections` (test images without any).
+
+    Args:
+      path: the zip.
+      class_names: all classes of the data set's version.
+      image_names: names of the test images, without extension; None leaves them unchecked.
+
+    Returns:
+      A list of Problem, empty if the zip is ready to send; reasons in WARNINGS do not stand in the way.
+    """
+    path = pathlib.Path(path)
+    if not zipfile.is_zipfile(path):
+        return [Problem(str(path), 0, "not_a_zip", "the server takes one zip file")]
+    problems = []
+    expected = [task1_file_name(name) for name in class_names]
+    known = None if image_names is None else set(image_names)
+    seen = set()
+    with zipfile.ZipFile(path) as archive:
+        members = archive.namelist()
+        for name in sorted(set(members) - set(expected)):
+            detail = f"expected only Task1_<class>.txt of the {len(expected)} classes, and no folders"
+            problems.append(Problem(f"{path}/{name}", 0, "unexpected_file", detail))
+        for name in expected:
+            where = f"{path}/{name}"
+            if name not in members:
+                detail = "the file is missing; a class without detections needs an empty one"
+                problems.append(Problem(where, 0, "missing_file", detail))
+                continue
+            rows = _read_lines(where, archive.read(name), problems)
+            numbers = np.array([values for _, _, values in rows], np.float64).reshape(-1, 9)
+            for row in np.flatnonzero((numbers[:, 0] < 0) | (numbers[:, 0] > 1)):
+                detail = f"expected a score in 0..1, found {numbers[row, 0]}"
+                problems.append(Problem(where, rows[row][0], "bad_score", detail))
+            corners = polygon_iou.uncross(numbers[:, 1:].reshape(-1, 4, 2))
+            problems += [
+                Problem(where, rows[row][0], "zero_area", "the four corners enclose no area")
+                for row in np.flatnonzero(polygon_iou.polygon_area(corners) == 0)
+            ]
+            first_lines = {}
+            for line, image, _ in rows:
+                first_lines.setdefault(image, line)
+            for image, line in first_lines.items():  # one report for each image and file
+                reason, detail = _image_name_problem(image, known)
+                if reason:
+                    problems.append(Problem(where, line, reason, detail))
+            seen.update(first_lines)
+    without = sorted((known or set()) - seen)
+    if without:
+        detail = f"{len(without)} of {len(known)} test images have no detections, for example {', '.join(without[:3])}"
+        problems.append(Problem(str(path), 0, "no_detections", detail))
+    return problems
+
+
+def _image_name_problem(image, known):
+    """(reason, detail) of what is wrong with an image's name in a submission; (None, None) if nothing is."""
+    if image_stem(image) != image or " " in image:
+        return "bad_image_name", f"expected an image's name without extension and spaces, found {image!r}"
+    if is_tile_name(image) and image not in (known or ()):
+        return "tile_name", f"{image!r} is a tile: merge the tiles into images first"
+    if known is not None and image not in known:
+        return "unknown_image", f"{image!r} is not among the {len(known)} test images"
+    return None, None

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shapely
 
 from haksnet_jax.ops.anchors import anchor_grid, inside_image
-from haksnet_jax.ops.boxes import boxes_to_hboxes
+from haksnet_jax.ops.boxes import boxes_to_corners, boxes_to_hboxes
 from haksnet_jax.ops.matching import match_anchors, match_proposals, sample
 
 match = jax.jit(match_anchors)
@@ -86,6 +87,18 @@ def test_assignments_of_a_training_step_are_those_of_the_reference(golden):
         matches = match(anchors, boxes_to_hboxes(padded), np.arange(40) < len(boxes), inside)
         np.testing.assert_array_equal(as_assigned(matches)[inside], fixture[f"{image}/rpn/assigned"])
         assert not (matches.positive | matches.negative)[~inside].any()
+
+
+def test_assignments_by_exact_polygon_overlaps_are_those_of_the_reference(golden):
+    fixture = golden("assigners")
+    proposals = shapely.polygons(boxes_to_corners(fixture["roi_a/boxes"].astype(np.float64)))[:, None]
+    objects = shapely.polygons(boxes_to_corners(fixture["roi_a/gts"].astype(np.float64)))
+    intersection = shapely.area(shapely.intersection(proposals, objects))
+    iou = (intersection / (shapely.area(proposals) + shapely.area(objects) - intersection)).astype(np.float32)
+    matches = match_rois(iou, np.ones(len(iou), bool), np.ones(len(objects), bool))
+    np.testing.assert_array_equal(as_assigned(matches), fixture["roi_a/gt_inds"])
+    # The reference's float32 rotated overlap against the exact one; 1e-5 is the manifest's tolerance.
+    np.testing.assert_allclose(matches.iou, fixture["roi_a/max_overlaps"], rtol=0, atol=1e-5)
 
 
 def test_assignments_of_proposals_are_those_of_the_reference(golden):

@@ -191,7 +191,7 @@ def weight_gradient_triton(x, gradient, k, *, interpret=False):
 
 
 def _batch_axes(num_images):
-    """Axes of the ambient mesh to split a batch over: none without a mesh, in shard_map, or if the batch is no multiple."""
+    """Axes of the ambient mesh to split a batch over: none without a mesh, in shard_map, or if it does not divide."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(
         name

@@ -1,9 +1,9 @@
 """Depthwise convolution and its weight gradient as two Pallas kernels for NVIDIA GPUs (Triton backend).
 
-A depthwise convolution has k * k products for each number it reads, so the way to speed is reuse: a program holds several
-output rows in registers and loads each input row once for all output rows that it touches, (rows + k - 1) * k / rows loads
-an output instead of k * k. Shifted columns are loaded again; they come from the first-level cache. Borders are masked
-loads: no padded copy of the input exists.
+A depthwise convolution has k * k products for each number it reads, so the way to speed is reuse: a program holds
+several output rows in registers and loads each input row once for all output rows that it touches:
+(rows + k - 1) * k / rows loads an output instead of k * k. Shifted columns are loaded again; they come from the
+first-level cache. Borders are masked loads: no padded copy of the input exists.
 
 Both kernels run under Pallas' interpreter on any machine, which is how they are tested without a GPU.
 """
@@ -62,21 +62,25 @@ def _channel_block(num_channels, most=32):
     return divisor if divisor >= 8 else min(_power_of_two(num_channels), most)
 
 
-def convolve_tile(shape, k):
-    """Tile of `convolve` for an input of this shape and a k x k kernel."""
+def convolve_tile(shape):
+    """Tile of `convolve` for an input of this shape."""
     _, height, width, num_channels = shape
     channels = _channel_block(num_channels)
     columns = min(512 // channels, _power_of_two(width))
     return Tile(min(8, _power_of_two(height)), columns, channels, num_warps=4)
 
 
-def weight_gradient_tile(shape, k):
-    """Tile of `weight_gradient` for an input of this shape and a k x k kernel."""
-    _, height, width, num_channels = shape
+def weight_gradient_tile(shape):
+    """Tile of `weight_gradient` for an input of this shape."""
+    num_images, height, width, num_channels = shape
     channels = _channel_block(num_channels)
-    columns = min(256 // channels, _power_of_two(width))
+    columns = min(512 // channels, _power_of_two(width))
     rows = min(8, _power_of_two(height))
-    return Tile(rows, columns, channels, num_warps=1, chunks=min(4, pl.cdiv(height, rows)))
+    # The more chunks, the fewer sums across threads; but a thousand programs are wanted to fill a large GPU.
+    row_blocks = pl.cdiv(height, rows)
+    programs = num_images * row_blocks * pl.cdiv(width, columns) * pl.cdiv(num_channels, channels)
+    chunks = min(4, row_blocks, max(1, programs // 1024))
+    return Tile(rows, columns, channels, num_warps=4, chunks=chunks)
 
 
 def _load(ref, batch, row, columns, channels, inside):
@@ -109,10 +113,7 @@ def _convolve_kernel(x_ref, kernel_ref, out_ref, *, tile):
         sums = list(sums)
         shifted = columns + (dx - k // 2)
         inside = ((shifted >= 0) & (shifted < width))[:, None] & known
-        weights = [
-            plgpu.load(kernel_ref.at[dy, dx, channels], mask=known[0], other=0.0).astype(jnp.float32)[None, :]
-            for dy in range(k)
-        ]
+        weights = [plgpu.load(kernel_ref.at[dy, dx, channels], mask=known[0], other=0.0)[None, :] for dy in range(k)]
         for r in range(tile.rows + k - 1):
             row = _load(x_ref, batch, first_row + (r - k // 2), shifted, channels, inside)
             for t in range(max(0, r - k + 1), min(tile.rows, r + 1)):
@@ -165,7 +166,7 @@ def convolve(x, kernel, *, tile=None, interpret=False):
 
     Args:
       x: [B, H, W, C] features, float32 or bfloat16.
-      kernel: [k, k, C] weights in the type of x, k odd.
+      kernel: [k, k, C] weights, k odd.
       tile: what one program owns; chosen by shape if None.
       interpret: runs in Pallas' interpreter, on any machine.
 
@@ -173,7 +174,7 @@ def convolve(x, kernel, *, tile=None, interpret=False):
       [B, H, W, C] in the type of x; products and sums are float32.
     """
     num_images, height, width, num_channels = x.shape
-    tile = tile or convolve_tile(x.shape, kernel.shape[0])
+    tile = tile or convolve_tile(x.shape)
     blocks = pl.cdiv(num_channels, tile.channels) * pl.cdiv(width, tile.columns)
     return pl.pallas_call(
         functools.partial(_convolve_kernel, tile=tile),
@@ -182,7 +183,7 @@ def convolve(x, kernel, *, tile=None, interpret=False):
         compiler_params=plgpu.CompilerParams(num_warps=tile.num_warps, num_stages=1),
         interpret=interpret,
         name=f"depthwise_{kernel.shape[0]}x{kernel.shape[0]}",
-    )(x, kernel)
+    )(x, kernel.astype(jnp.float32))  # once here, not in every program
 
 
 @functools.partial(jax.jit, static_argnames=("k", "tile", "interpret"))
@@ -202,7 +203,7 @@ def weight_gradient(x, gradient, k, *, tile=None, interpret=False):
       [k, k, C] float32.
     """
     num_images, height, width, num_channels = x.shape
-    tile = tile or weight_gradient_tile(x.shape, k)
+    tile = tile or weight_gradient_tile(x.shape)
     column_blocks = pl.cdiv(width, tile.columns)
     strips = pl.cdiv(height, tile.rows * tile.chunks)
     partial_sums = pl.pallas_call(

@@ -1,0 +1,474 @@
+"""Drawings of detections and labels, contact sheets, and figures of results.
+
+Images are uint8 [H, W, 3] RGB, or [H, W] grey. Drawing functions answer with a new RGB image and leave theirs alone.
+Figures are matplotlib figures without a window: write them with `save_figure`.
+"""
+
+import itertools
+import os
+import pathlib
+
+import cv2
+import numpy as np
+
+from haksnet_jax.ops.boxes import boxes_to_corners
+from haksnet_jax.results import mean_ap
+
+# Hues far apart for neighbouring classes, all light enough to be seen on vegetation, water and asphalt.
+_PALETTE = (
+    (255, 92, 92),
+    (64, 196, 255),
+    (255, 214, 64),
+    (126, 255, 128),
+    (255, 128, 224),
+    (64, 255, 230),
+    (255, 156, 64),
+    (170, 150, 255),
+    (206, 255, 72),
+    (255, 176, 186),
+    (92, 148, 255),
+    (255, 236, 176),
+    (60, 224, 140),
+    (226, 120, 255),
+    (176, 236, 255),
+    (230, 178, 110),
+    (255, 60, 160),
+    (180, 220, 160),
+    (140, 255, 200),
+    (255, 120, 60),
+)
+_CORRECT, _FALSE, _MISSED = (96, 255, 112), (255, 184, 48), (255, 64, 200)
+_SHIFT = 4  # cv2 takes coordinates in sixteenths of a pixel
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def class_colour(label):
+    """(red, green, blue) in 0..255 of a class number; the same in every drawing."""
+    return _PALETTE[int(label) % len(_PALETTE)]
+
+
+def draw_detections(image, boxes, scores, labels, class_names, *, text=True, legend=False):
+    """Draws detections, each class in its colour, with "class score" beside those that leave room for it.
+
+    Texts never cover another object or another text: in a dense scene most of them are left out, and the best scores
+    go first. `legend` names the colours instead.
+
+    Args:
+      image: uint8 [H, W, 3] RGB or [H, W].
+      boxes: [n, 5] boxes (cx, cy, w, h, angle), pixels and radians.
+      scores: [n] scores in 0..1.
+      labels: [n] int classes.
+      class_names: the classes' names.
+      text: whether to write class and score.
+      legend: adds a strip below the image with colour, name and count of each class that is in it.
+
+    Returns:
+      uint8 [H, W, 3] RGB, higher by the strip if there is one.
+
+    Raises:
+      ValueError: the image is not uint8 or has another number of channels.
+    """
+    polygons = boxes_to_corners(np.asarray(boxes, np.float64).reshape(-1, 5))
+    scores, labels = np.asarray(scores, np.float64).reshape(-1), np.asarray(labels, np.int64).reshape(-1)
+    order = np.argsort(-scores, kind="stable")
+    polygons, scores, labels = polygons[order], scores[order], labels[order]
+    canvas = _canvas(image)
+    colours = [class_colour(label) for label in labels]
+    _draw_outlines(canvas, polygons, colours)
+    if text:
+        texts = [f"{class_names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+        _draw_texts(canvas, polygons, texts, colours)
+    return _with_legend(canvas, _class_entries(labels, class_names)) if legend else canvas
+
+
+def draw_labels(image, polygons, labels, class_names, *, difficulty=None, text=True, legend=False):
+    """Draws labelled objects, each class in its colour; objects with a difficulty above 0 are dashed.
+
+    Args:
+      image: uint8 [H, W, 3] RGB or [H, W].
+      polygons: [n, 4, 2] corners in pixels.
+      labels: [n] int classes.
+      class_names: the classes' names.
+      difficulty: [n] int, or None for 0.
+      text: whether to write the class beside objects that leave room for it.
+      legend: as in `draw_detections`.
+
+    Returns:
+      uint8 [H, W, 3] RGB.
+    """
+    polygons, labels = np.asarray(polygons, np.float64).reshape(-1, 4, 2), np.asarray(labels, np.int64).reshape(-1)
+    dashed = np.zeros(len(labels), bool) if difficulty is None else np.asarray(difficulty).reshape(-1) > 0
+    canvas = _canvas(image)
+    colours = [class_colour(label) for label in labels]
+    _draw_outlines(canvas, polygons, colours, dashed=dashed)
+    if text:
+        _draw_texts(canvas, polygons, [class_names[label] for label in labels], colours)
+    return _with_legend(canvas, _class_entries(labels, class_names)) if legend else canvas
+
+
+def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5, score_threshold=0.3):
+    """Draws what is right and wrong in an image, with a legend: found objects, false detections, missed objects.
+
+    Args:
+      image: uint8 [H, W, 3] RGB or [H, W].
+      detections: {"boxes" or "polygons", "scores", "labels"} of this image.
+      labels: {"polygons", "labels", "difficulty"} of this image. Objects of difficulty 1 are left out, as are the
+        detections that match them.
+      class_names: the classes' names.
+      iou_threshold: overlap above which a detection and an object match.
+      score_threshold: detections below it are left out.
+
+    Returns:
+      uint8 [H + strip, W, 3] RGB.
+    """
+    scores = np.asarray(detections["scores"], np.float64).reshape(-1)
+    order = np.argsort(-scores, kind="stable")  # the order of the analysis
+    order = order[scores[order] >= score_threshold]
+    kept = {name: np.asarray(values)[order] for name, values in detections.items()}
+    errors = mean_ap.analyse_errors(
+        [kept], [labels], class_names, iou_threshold=iou_threshold, score_threshold=score_threshold
+    )
+    if "polygons" in kept:
+        polygons = np.asarray(kept["polygons"], np.float64).reshape(-1, 4, 2)
+    else:
+        polygons = boxes_to_corners(np.asarray(kept["boxes"], np.float64).reshape(-1, 5))
+    correct, ignored = mean_ap.KINDS.index("correct"), mean_ap.KINDS.index("ignored")
+    right = errors.kind == correct
+    wrong = ~right & (errors.kind != ignored)
+    missed = (errors.gt_found_as != errors.gt_label) & (errors.gt_found_as > -2)
+    lost = np.asarray(labels["polygons"], np.float64).reshape(-1, 4, 2)[missed]
+    canvas = _canvas(image)
+    _draw_outlines(canvas, polygons[right], [_CORRECT] * right.sum())
+    _draw_outlines(canvas, polygons[wrong], [_FALSE] * wrong.sum())
+    _draw_outlines(canvas, lost, [_MISSED] * missed.sum(), dashed=np.ones(len(lost), bool))
+    texts = [
+        f"{class_names[label]} {score:.2f}"
+        for label, score in zip(errors.label[wrong], np.asarray(kept["scores"], np.float64)[wrong], strict=True)
+    ]
+    texts += [class_names[label] for label in errors.gt_label[missed]]
+    shown = np.concatenate([polygons[wrong], lost])
+    _draw_texts(canvas, shown, texts, [_FALSE] * wrong.sum() + [_MISSED] * missed.sum())
+    entries = [
+        (_CORRECT, f"found ({right.sum()})"),
+        (_FALSE, f"false ({wrong.sum()})"),
+        (_MISSED, f"missed ({missed.sum()})"),
+    ]
+    return _with_legend(canvas, entries)
+
+
+def contact_sheet(images, captions=None, *, columns=4, cell=320):
+    """Images side by side, each scaled to fit a square, with captions below.
+
+    Args:
+      images: uint8 images [H, W, 3] RGB or [H, W], of any sizes.
+      captions: one text each, cut where it is longer than the cell is wide; None for none.
+      columns: images a row; fewer if there are fewer images.
+      cell: side of the squares in pixels.
+
+    Returns:
+      uint8 RGB image.
+
+    Raises:
+      ValueError: there is no image, or not one caption each.
+    """
+    images = list(images)
+    if not images or (captions is not None and len(captions) != len(images)):
+        raise ValueError(f"Expected images and one caption each, got {len(images)} images.")
+    gap, caption_height = 8, 22 if captions is not None else 0
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    pitch_y = cell + caption_height + gap
+    sheet = np.full((rows * pitch_y + gap, columns * (cell + gap) + gap, 3), 24, np.uint8)
+    for number, image in enumerate(images):
+        image = _canvas(image)
+        scale = cell / max(image.shape[:2])
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        row, column = divmod(number, columns)
+        top, left = gap + row * pitch_y, gap + column * (cell + gap)
+        y, x = top + (cell - size[1]) // 2, left + (cell - size[0]) // 2
+        sheet[y : y + size[1], x : x + size[0]] = image
+        if captions is not None:
+            caption = str(captions[number])
+            while len(caption) > 1 and cv2.getTextSize(caption, _FONT, 0.42, 1)[0][0] > cell:
+                caption = caption[:-2].rstrip(".") + "."
+            origin = (left, top + cell + caption_height - 7)
+            cv2.putText(sheet, caption, origin, _FONT, 0.42, (230, 230, 230), 1, cv2.LINE_AA)
+    return sheet
+
+
+def write_image(path, image):
+    """Writes an RGB image; the ending of the path says how. The file appears whole or not at all.
+
+    Raises:
+      ValueError: the ending is not that of an image format.
+      OSError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    try:
+        encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise ValueError(f"{path}: expected a name that ends like an image, for example .png or .jpg.")
+    _write_whole(path, lambda temporary: temporary.write_bytes(data.tobytes()))
+
+
+def _write_whole(path, write):
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _canvas(image):
+    """A copy of the image as uint8 [H, W, 3]."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise ValueError(f"Expected a uint8 image [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}.")
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
+
+
+def _draw_outlines(canvas, polygons, colours, *, dashed=None):
+    """Draws polygons, the first one on top."""
+    fixed = np.round(np.clip(polygons, -1e5, 1e5) * 2**_SHIFT).astype(np.int32)
+    sides = np.linalg.norm(polygons - np.roll(polygons, 1, axis=1), axis=-1)
+    dense = len(polygons) > 300
+    for row in range(len(polygons) - 1, -1, -1):
+        # A dark seam separates bright lines from bright ground; around small objects it would hide more than it shows.
+        small = dense or sides[row].min() < 14
+        points = _dashes(polygons[row]) if dashed is not None and dashed[row] else [fixed[row]]
+        closed = len(points) == 1
+        if not small:
+            cv2.polylines(canvas, points, closed, (16, 16, 16), 4, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(canvas, points, closed, colours[row], 1 if small else 2, cv2.LINE_AA, _SHIFT)
+
+
+def _dashes(polygon):
+    """The outline of one polygon as a list of short lines, in sixteenths of a pixel."""
+    lines = []
+    for start, stop in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        number = 2 * max(1, min(500, round(np.linalg.norm(stop - start) / 10))) + 1  # begins and ends with a dash
+        steps = np.linspace(0, 1, number + 1)[:, None]
+        points = np.round(np.clip(start + steps * (stop - start), -1e5, 1e5) * 2**_SHIFT).astype(np.int32)
+        lines += [points[i : i + 2] for i in range(0, number, 2)]
+    return lines
+
+
+def _draw_texts(canvas, polygons, texts, colours):
+    """Writes a text beside each polygon where it covers neither another polygon nor another text."""
+    height, width = canvas.shape[:2]
+    scale = float(np.clip(max(height, width) / 2400, 0.38, 1.2))
+    # Who is where: 0 nobody, row + 1 an object, -1 a text.
+    owner = np.zeros((height, width), np.int32)
+    for row in range(len(polygons) - 1, -1, -1):
+        cv2.fillPoly(owner, [np.round(np.clip(polygons[row], -1e5, 1e5)).astype(np.int32)], row + 1)
+    for row, (polygon, text) in enumerate(zip(polygons, texts, strict=True)):
+        (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, 1)
+        box_width, box_height = text_width + 6, text_height + baseline + 3
+        left, top = np.floor(polygon.min(axis=0)).astype(int)
+        right, bottom = np.ceil(polygon.max(axis=0)).astype(int)
+        if right <= 0 or bottom <= 0 or left >= width or top >= height or box_width > width or box_height > height:
+            continue
+        highest = polygon[polygon[:, 1].argmin()].astype(int)
+        places = (
+            (left, top - box_height - 1),
+            (highest[0] - box_width // 2, top - box_height - 1),
+            (left, bottom + 2),
+            (right + 2, (top + bottom - box_height) // 2),
+            (left - box_width - 2, (top + bottom - box_height) // 2),
+        )
+        for x, y in places:
+            x, y = int(np.clip(x, 0, width - box_width)), int(np.clip(y, 0, height - box_height))
+            here = owner[y : y + box_height, x : x + box_width]
+            if ((here != 0) & (here != row + 1)).any():
+                continue
+            here[:] = -1
+            region = canvas[y : y + box_height, x : x + box_width]
+            region[:] = region // 4  # dark glass: readable on snow, and the ground still shows
+            origin = (x + 3, y + text_height + 2)
+            cv2.putText(canvas, text, origin, _FONT, scale, colours[row], 1, cv2.LINE_AA)
+            break
+
+
+def _class_entries(labels, class_names):
+    counts = np.bincount(labels, minlength=len(class_names))
+    return [(class_colour(label), f"{class_names[label]} ({counts[label]})") for label in np.flatnonzero(counts)]
+
+
+def _with_legend(canvas, entries):
+    """The image with a strip below that explains the colours."""
+    width = canvas.shape[1]
+    scale, line_height, x, rows = 0.45, 22, 8, [[]]
+    for colour, text in entries:
+        entry_width = 20 + cv2.getTextSize(text, _FONT, scale, 1)[0][0] + 18
+        if x + entry_width > width and rows[-1]:
+            rows.append([])
+            x = 8
+        rows[-1].append((x, colour, text))
+        x += entry_width
+    strip = np.full((len(rows) * line_height + 8, width, 3), 24, np.uint8)
+    for number, row in enumerate(rows):
+        y = 4 + number * line_height
+        for x, colour, text in row:
+            cv2.rectangle(strip, (x, y + 5), (x + 12, y + 17), colour, -1)
+            cv2.putText(strip, text, (x + 20, y + 16), _FONT, scale, (235, 235, 235), 1, cv2.LINE_AA)
+    return np.concatenate([canvas, strip])
+
+
+def save_figure(figure, path, *, dpi=120):
+    """Writes a figure as PNG, PDF or SVG by the path's ending; the file appears whole or not at all."""
+    path = pathlib.Path(path)
+    _write_whole(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format=path.suffix[1:]))
+
+
+def precision_recall_figure(result, *, iou_threshold=0.5):
+    """Precision over recall, one curve a class that has labelled objects, with AP in the legend.
+
+    Args:
+      result: a MeanAveragePrecision.
+      iou_threshold: one of its thresholds.
+
+    Returns:
+      A matplotlib figure.
+    """
+    column = result.threshold_index(iou_threshold)
+    shown = np.flatnonzero(result.num_gts > 0)
+    figure, axes = _figure(9, 5.5)
+    for label in shown[np.argsort(-result.ap_voc12[shown, column], kind="stable")]:
+        recall, precision, _ = result.precision_recall(label, iou_threshold)
+        name = f"{result.class_names[label]}  {100 * result.ap_voc12[label, column]:.1f}"
+        axes.plot(np.append(0, recall), np.append(1, precision), color=_line_colour(label), linewidth=1.6, label=name)
+    mean = f"{100 * result.ap_voc12[shown, column].mean():.1f}" if shown.size else "-"
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_title(f"Precision and recall at IoU {iou_threshold:g}, mean AP {mean}", loc="left")
+    if shown.size:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title="class, AP", fontsize=9)
+    return figure
+
+
+def confusion_matrix_figure(matrix, class_names):
+    """Confusion matrix, coloured by share of the true class, with counts.
+
+    Args:
+      matrix: [K + 1, K + 1] as from `ErrorAnalysis.confusion_matrix`. Classes that never occur are left out.
+      class_names: K names.
+
+    Returns:
+      A matplotlib figure.
+    """
+    matrix = np.asarray(matrix)
+    occurs = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
+    occurs[-1] = True
+    shown = np.flatnonzero(occurs)
+    matrix = matrix[np.ix_(shown, shown)]
+    names = [(*class_names, "background")[i] for i in shown]
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = 3.2 + 0.48 * len(shown)
+    figure, axes = _figure(side + 0.6, side)
+    axes.grid(visible=False)
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), [*names[:-1], "missed"], rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), [*names[:-1], "nothing there"])
+    for row, column in np.argwhere(matrix):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=colour)
+    axes.set(xlabel="detected as", ylabel="labelled as")
+    figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.03, label="share of the row")
+    return figure
+
+
+def errors_by_size_figure(counts):
+    """Found and missed objects, and false detections by kind, over the size of the objects.
+
+    Args:
+      counts: dict from `ErrorAnalysis.by_size`.
+
+    Returns:
+      A matplotlib figure.
+    """
+    edges = [f"{edge:g}" for edge in counts["edges"]]
+    bins = [f"< {edges[0]}"] + [f"{a}-{b}" for a, b in itertools.pairwise(edges)] + [f">= {edges[-1]}"]
+    positions = np.arange(len(bins))
+    figure, (above, below) = _figure(8, 6.5, rows=2)
+    found = counts["objects"] - counts["missed"]
+    above.bar(positions, found, color="#2f7ebc", label="found")
+    above.bar(positions, counts["missed"], bottom=found, color="#d9d9d9", label="missed")
+    for x, (number, total) in enumerate(zip(found, counts["objects"], strict=True)):
+        if total:
+            above.annotate(
+                f"{100 * number / total:.0f} %", (x, total), (0, 2), textcoords="offset points", ha="center", fontsize=9
+            )
+    above.margins(y=0.12)
+    above.set(ylabel="labelled objects")
+    bottom = np.zeros(len(bins))
+    kinds = {"poor overlap": "#f4a259", "other class": "#8e6bbf", "duplicate": "#5aa469", "background": "#c8553d"}
+    for kind, colour in kinds.items():
+        below.bar(positions, counts[kind], bottom=bottom, color=colour, label=kind)
+        bottom += counts[kind]
+    below.set(ylabel="false detections", xlabel="size in pixels (square root of the area)")
+    for axes in (above, below):
+        axes.set_xticks(positions, bins)
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    above.set_title("Errors by size", loc="left")
+    return figure
+
+
+def training_figure(losses, scores=None):
+    """Curves of a training run.
+
+    Args:
+      losses: a dict from name to (steps, values); drawn on a logarithmic axis, with a running median over the raw line.
+        Values that are not finite are left out of the lines.
+      scores: a dict from name to (steps, values in 0..1), such as AP; drawn below in percent. None for none.
+
+    Returns:
+      A matplotlib figure.
+    """
+    figure, axes = _figure(8, 6.5 if scores else 4, rows=2 if scores else 1)
+    above = axes[0] if scores else axes
+    for number, (name, (steps, values)) in enumerate(losses.items()):
+        steps, values = np.asarray(steps), np.asarray(values, np.float64)
+        finite = np.isfinite(values)
+        steps, values = steps[finite], values[finite]
+        colour = _line_colour(number)
+        width = max(1, len(values) // 50)
+        if width > 1:
+            above.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
+            values = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
+        above.plot(steps, values, color=colour, linewidth=1.6, label=name)
+    if any((np.asarray(values, np.float64) > 0).any() for _, values in losses.values()):
+        above.set_yscale("log")
+    above.set(ylabel="loss")
+    above.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    if scores:
+        for number, (name, (steps, values)) in enumerate(scores.items()):
+            percent = 100 * np.asarray(values, np.float64)
+            axes[1].plot(steps, percent, color=_line_colour(number), marker="o", markersize=4, label=name)
+        axes[1].set(ylabel="AP in %", ylim=(0, None))
+        axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        axes[1].sharex(above)
+    (axes[1] if scores else above).set(xlabel="step")
+    return figure
+
+
+def _line_colour(number):
+    """The palette, darkened for white paper."""
+    return tuple(0.72 * channel / 255 for channel in class_colour(number))
+
+
+def _figure(width, height, *, rows=1):
+    """(figure, axes or list of axes) in the style of all figures, bound to no window."""
+    from matplotlib.figure import Figure  # half a second that drawing boxes need not pay
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, 1)
+    for one in np.atleast_1d(axes):
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(visible=True, color="#e4e4e4", linewidth=0.8)
+        one.set_axisbelow(True)
+    return figure, axes

@@ -22,6 +22,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 from typing import NamedTuple
 
@@ -218,8 +219,6 @@ _stop = None  # in a worker process: the event that asks it to stop between two 
 def _start_worker(stop):
     global _stop
     _stop = stop
-    # Ctrl-C reaches every process of the terminal; the parent decides, and workers finish the tile at hand.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)  # one process a core already
 
 
@@ -553,7 +552,15 @@ def _run_workers(jobs, output, parameters, num_workers, take):
         num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
     )
     try:
-        futures = {executor.submit(split_image, job, output, parameters): job for job in jobs}
+        # Ctrl-C reaches every process of the terminal. Workers are born deaf to it, or one that is still importing
+        # would die with a traceback; the parent decides, and workers finish the tile at hand.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+        try:
+            futures = {executor.submit(split_image, job, output, parameters): job for job in jobs}
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGINT, before)
         for future in concurrent.futures.as_completed(futures):
             take(futures[future], future.result())
     except concurrent.futures.process.BrokenProcessPool:

@@ -81,8 +81,8 @@ def create_state(config, num_classes, tx, mesh):
       (graph definition of the model, TrainState replicated over the mesh).
     """
 
-    def create(seed):
-        model = build_model(config.model, num_classes, rngs=nnx.Rngs(seed))
+    def create(key):
+        model = build_model(config.model, num_classes, rngs=nnx.Rngs(key))
         params, stats = nnx.as_pure(nnx.state(model, nnx.Param)), nnx.as_pure(nnx.state(model, nnx.BatchStat))
         # Copies: a donated buffer must not stand in the state twice.
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if config.ema_decay else {}
@@ -92,14 +92,14 @@ def create_state(config, num_classes, tx, mesh):
             batch_stats=stats,
             opt_state=tx.init(params),
             ema=ema,
-            rng=jax.random.key_data(jax.random.key(seed)),
+            rng=jax.random.key_data(key),
             skipped=jnp.zeros((), jnp.int32),
             skipped_in_a_row=jnp.zeros((), jnp.int32),
         )
 
     graph = nnx.split(nnx.eval_shape(lambda: build_model(config.model, num_classes, rngs=nnx.Rngs(0))))[0]
     # Placed at once: a first step on state that is not yet on the mesh would compile a second time.
-    return graph, jax.jit(create, out_shardings=devices.replicated(mesh))(config.seed)
+    return graph, jax.jit(create, out_shardings=devices.replicated(mesh))(jax.random.key(config.seed))
 
 
 def loss_settings(config):

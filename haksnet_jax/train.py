@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from etils import epath
 from flax import nnx
@@ -147,10 +148,10 @@ def make_train_step(graph, tx, mesh, *, ema_decay, **settings):
             return loss, (metrics, nnx.as_pure(nnx.state(model, nnx.BatchStat)))
 
         (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        norm = optimizer.optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-        params = optimizer.optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay:
             # Young averages forget faster, or the random start would stay in them.

@@ -235,10 +235,9 @@ def _draw_outlines(canvas, polygons, colours, *, dashed=None):
     """Draws polygons, the first one on top."""
     fixed = np.round(np.clip(polygons, -1e5, 1e5) * 2**_SHIFT).astype(np.int32)
     sides = np.linalg.norm(polygons - np.roll(polygons, 1, axis=1), axis=-1)
-    dense = len(polygons) > 300
+    # A dark seam parts bright lines from bright ground; around many or small objects it would hide more than it shows.
+    small = len(polygons) > 300 or (len(polygons) > 0 and np.median(sides.min(axis=-1)) < 20)
     for row in range(len(polygons) - 1, -1, -1):
-        # A dark seam separates bright lines from bright ground; around small objects it would hide more than it shows.
-        small = dense or sides[row].min() < 14
         points = _dashes(polygons[row]) if dashed is not None and dashed[row] else [fixed[row]]
         closed = len(points) == 1
         if not small:
@@ -272,13 +271,15 @@ def _draw_texts(canvas, polygons, texts, colours):
         right, bottom = np.ceil(polygon.max(axis=0)).astype(int)
         if right <= 0 or bottom <= 0 or left >= width or top >= height or box_width > width or box_height > height:
             continue
-        highest = polygon[polygon[:, 1].argmin()].astype(int)
+        # At the four outermost corners. Above and below, the text hangs over to the side where the box goes on.
+        highest, lowest = polygon[polygon[:, 1].argmin()], polygon[polygon[:, 1].argmax()]
+        leftmost, rightmost = polygon[polygon[:, 0].argmin()], polygon[polygon[:, 0].argmax()]
+        above_x, below_x = (x - box_width * (x - left) / max(right - left, 1) for x in (highest[0], lowest[0]))
         places = (
-            (left, top - box_height - 1),
-            (highest[0] - box_width // 2, top - box_height - 1),
-            (left, bottom + 2),
-            (right + 2, (top + bottom - box_height) // 2),
-            (left - box_width - 2, (top + bottom - box_height) // 2),
+            (above_x, top - box_height - 1),
+            (below_x, bottom + 2),
+            (right + 2, rightmost[1] - box_height / 2),
+            (left - box_width - 2, leftmost[1] - box_height / 2),
         )
         for x, y in places:
             x, y = int(np.clip(x, 0, width - box_width)), int(np.clip(y, 0, height - box_height))
@@ -376,6 +377,7 @@ def confusion_matrix_figure(matrix, class_names):
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=colour)
     axes.set(xlabel="detected as", ylabel="labelled as")
+    axes.set_title("Confusion matrix", loc="left")
     figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.03, label="share of the row")
     return figure
 

@@ -14,6 +14,7 @@ import mmap
 import pathlib
 import re
 import struct
+import sys
 import zlib
 from typing import Any
 
@@ -155,6 +156,7 @@ class _Storage:
     dtype: np.dtype
     first: int
     count: int
+    swapped: bool = False  # the other byte order than this machine's
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -184,6 +186,7 @@ class StoredTensor:
     strides: tuple[int, ...] = ()  # in elements
     offset: int = 0  # in elements
     storage: _Bytes | None = None
+    swapped: bool = False
 
     def numpy(self):
         """Reads the values.
@@ -197,11 +200,14 @@ class StoredTensor:
         if self.storage is None:
             raise CheckpointError("it holds an array without contents")
         if 0 in self.shape:
-            return np.zeros(self.shape, self.dtype.newbyteorder("="))
+            return np.zeros(self.shape, self.dtype)
         size = self.dtype.itemsize
         values = np.frombuffer(self.storage.checked(), self.dtype, offset=self.offset * size, count=self._span())
         view = np.lib.stride_tricks.as_strided(values, self.shape, [s * size for s in self.strides], writeable=False)
-        return np.array(view, dtype=self.dtype.newbyteorder("="), order="C")
+        result = np.array(view, order="C")
+        if self.swapped:  # by way of whole numbers: bfloat16 has no byte order of its own
+            result = result.view(f"u{size}").byteswap().view(self.dtype)
+        return result
 
     def __array__(self, dtype=None, copy=None):
         return self.numpy().astype(dtype or self.dtype, copy=False)
@@ -323,12 +329,12 @@ def _read_zip(contents, budget):
     def member_bytes(name):
         return _zip_member(contents, members, name)
 
-    order = "<"
+    swapped = sys.byteorder != "little"
     if f"{root}byteorder" in members:
         recorded = bytes(member_bytes(f"{root}byteorder")[:16])
         if recorded not in (b"little", b"big"):
             raise CheckpointError(f"its byte order is {recorded!r}, expected little or big")
-        order = "<" if recorded == b"little" else ">"
+        swapped = recorded != sys.byteorder.encode()
 
     storages = {}
 
@@ -343,7 +349,7 @@ def _read_zip(contents, budget):
         held = len(storages[key].data)
         if count * dtype.itemsize > held:
             raise CheckpointError(f"storage {key!r} claims {count * dtype.itemsize:,} bytes and holds {held:,}")
-        return _Storage(storages[key], dtype.newbyteorder(order), 0, count)
+        return _Storage(storages[key], dtype, 0, count, swapped)
 
     pickle_bytes = member_bytes(pickles[0])
     if members[pickles[0]].crc32 and zlib.crc32(pickle_bytes) != members[pickles[0]].crc32:
@@ -758,7 +764,8 @@ class _Unpickler:
             raise CheckpointError(f"it holds a numpy array of shape {list(shape)} whose contents do not fit it")
         self.budget.take(len(data))
         strides = _contiguous(shape[::-1])[::-1] if column_major else _contiguous(shape)
-        target.shape, target.dtype, target.strides = shape, dtype, strides
+        target.shape, target.dtype, target.strides = shape, dtype.newbyteorder("="), strides
+        target.swapped = not dtype.isnative
         target.storage = _Bytes("a numpy array", np.frombuffer(data, np.uint8))
 
     # Tensors.
@@ -786,7 +793,8 @@ class _Unpickler:
         strides = _sizes(strides, "the strides of a tensor")
         if len(shape) != len(strides):
             raise CheckpointError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
-        tensor = StoredTensor(shape, storage.dtype, strides, storage.first + offset, storage.bytes)
+        first = storage.first + offset
+        tensor = StoredTensor(shape, storage.dtype, strides, first, storage.bytes, storage.swapped)
         if offset + tensor._span() > storage.count:
             raise CheckpointError(
                 f"a tensor of shape {list(shape)} ends past the {storage.count:,} elements of {storage.bytes.label}"
@@ -805,10 +813,9 @@ class _Unpickler:
             raise CheckpointError(f"a tensor is of dtype {name[:80]}, which cannot be read")
         if not isinstance(storage, _Storage) or storage.first:
             raise CheckpointError("a tensor has no storage that could be read")
-        order = storage.dtype.byteorder
-        target = _TORCH_DTYPES[dtype.attribute].newbyteorder(">" if order == ">" else "=")
+        target = _TORCH_DTYPES[dtype.attribute]
         count = storage.count * storage.dtype.itemsize // target.itemsize
-        return self.tensor(_Storage(storage.bytes, target, 0, count), offset, shape, strides)
+        return self.tensor(_Storage(storage.bytes, target, 0, count, storage.swapped), offset, shape, strides)
 
     def parameter(self, tensor, *_):
         """`_rebuild_parameter`: the tensor itself."""

@@ -106,6 +106,7 @@ def _settle(alive, suppresses):
 
 def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, block_size):
     """The suppression, for any overlap of boxes given as columns (a tuple of [N] arrays)."""
+    scores = jnp.asarray(scores)
     num_boxes = scores.shape[0]
     if num_boxes == 0:
         empty = jnp.zeros(max_outputs, jnp.int32)
@@ -117,7 +118,7 @@ def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, bl
     block_size = min(block_size, num_boxes)
     num_blocks = -(-num_boxes // block_size)
     num_rows = num_blocks * block_size
-    sources = (*columns, alive) if groups is None else (*columns, groups, alive)
+    sources = (*columns, alive) if groups is None else (*columns, jnp.asarray(groups), alive)
     *columns, alive = (jnp.pad(source[order], (0, num_rows - num_boxes)) for source in sources)
     position = jnp.arange(num_rows)
 

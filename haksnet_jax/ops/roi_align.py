@@ -124,11 +124,29 @@ def _weighted_rows(num_rows, table, index, weight):
     in the table's dtype. `num_rows` is the table's, for the gradient, which needs nothing else of the table.
     """
     del num_rows
+    # A TPU does not fuse gathers: unrolled, the rows of all terms would be in memory at once.
+    return lax.platform_dependent(table, index, weight, tpu=_looped_sum, default=_unrolled_sum)
+
+
+def _unrolled_sum(table, index, weight):
+    """One kernel, where gathers can be fused with what follows."""
     total = 0.0
     for k in range(len(index)):
         rows = table.at[index[k]].get(mode="clip")
         total += weight[k][:, None] * rows.astype(jnp.float32)
     return total.astype(table.dtype)
+
+
+def _looped_sum(table, index, weight):
+    """The same sum, term by term: holds the rows of one term at a time."""
+
+    def add_term(total, term):
+        term_index, term_weight = term
+        rows = table.at[term_index].get(mode="clip")
+        return total + term_weight[:, None] * rows.astype(jnp.float32), None
+
+    total = jnp.zeros((index.shape[1], table.shape[1]), jnp.float32)
+    return lax.scan(add_term, total, (index, weight))[0].astype(table.dtype)
 
 
 def _weighted_rows_forward(num_rows, table, index, weight):
@@ -138,8 +156,8 @@ def _weighted_rows_forward(num_rows, table, index, weight):
 def _weighted_rows_backward(num_rows, saved, gradient):
     index, weight = saved
 
-    # A loop, where the forward pass is unrolled to become one kernel: each scatter is one kernel whatever we write,
-    # and this way the products of one term are held at a time, not of all.
+    # A loop on all platforms: each scatter is a kernel of its own whatever we write, and this way the products of one
+    # term are held at a time, not of all.
     def add_term(total, term):
         term_index, term_weight = term
         return total.at[term_index].add(term_weight[:, None] * gradient.astype(jnp.float32), mode="drop"), None

@@ -215,6 +215,17 @@ def test_vmap_gives_each_image_its_own_result(kind, block_size):
         assert kept_indices(jax.tree.map(lambda x, i=i: x[i], together)) == expected
 
 
+def test_groups_may_be_a_constant_shared_by_all_images():
+    images = [scene(seed, 40, "horizontal")[:3] for seed in range(2)]
+    groups = np.arange(40, dtype=np.int32) % 3
+    op = functools.partial(nms_horizontal, iou_threshold=0.2, max_outputs=40, groups=groups)
+    boxes, scores, valid = (np.stack(x) for x in zip(*images, strict=True))
+    together = jax.jit(jax.vmap(op))(boxes, scores, valid)
+    for i, image in enumerate(images):
+        expected = greedy(horizontal_overlaps(image[0], image[0]), *image[1:], 0.2, 40, groups)
+        assert kept_indices(jax.tree.map(lambda x, i=i: x[i], together)) == expected
+
+
 def test_more_outputs_than_boxes():
     boxes, scores, valid, _ = scene(2, 10, "rotated")
     index, kept, num_cut = nms_rotated(boxes, scores, valid, iou_threshold=0.99, max_outputs=25)

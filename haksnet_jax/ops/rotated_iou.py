@@ -16,7 +16,8 @@ length. Angles and centres are therefore subtracted with their rounding errors, 
 rotated with split products. Against float64 polygons the result was within 1e-6 for all kinds of boxes tried, slivers
 of 1 : 1000 included.
 
-About 190 float32 operations a pair, two of them divisions: 4 million pairs are 0.8 GFlop, in one elementwise kernel.
+About 215 operations a pair, three of them divisions: 4 million pairs are 0.9 GFlop, elementwise, with nothing but the
+result in memory.
 """
 
 import math
@@ -204,8 +205,8 @@ def rotated_iou_pairs(boxes1, boxes2):
 def rotated_iou_matrix(boxes1, boxes2):
     """Intersection over union of each box of one list with each of another.
 
-    As `rotated_iou_pairs`. Everything a pair needs is computed from a few numbers a box, so XLA makes one elementwise
-    kernel of it and nothing larger than the result is held in memory.
+    As `rotated_iou_pairs`. A pair needs a few numbers a box and elementwise arithmetic, which XLA fuses: nothing larger
+    than the result is held in memory.
 
     Args:
       boxes1: [N, 5] boxes (cx, cy, w, h, angle), pixels and radians.

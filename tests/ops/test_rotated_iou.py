@@ -206,6 +206,12 @@ def test_pairs_broadcast_and_vmap_and_agree_with_the_matrix():
     np.testing.assert_allclose(by_matrix, by_pairs, rtol=0, atol=3e-7)
 
 
+def test_the_matrix_needs_no_memory_beside_the_result():
+    compiled = matrix.lower(np.zeros((300, 5), np.float32), np.zeros((200, 5), np.float32)).compile()
+    # A few numbers a box; a single array of the result's size would be 240,000 bytes.
+    assert compiled.memory_analysis().temp_size_in_bytes < 30_000
+
+
 def test_no_gradient_flows_to_boxes():
     boxes1, boxes2 = boxes_of_kind("random", 7)
     gradient = jax.grad(lambda boxes: jnp.sum(rotated_iou_pairs(boxes, boxes2)))(boxes1)

@@ -15,7 +15,9 @@ import argparse
 import collections
 import functools
 import io
+import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from typing import Any, NamedTuple
@@ -27,9 +29,7 @@ import tensorflow_datasets as tfds
 from haksnet_jax.pipeline import image_files, labels
 
 # The object stays and only something about it is odd; every other reason loses an object, a file or an image.
-HARMLESS = frozenset(
-    {"class_respelled", "bad_difficulty", "crossed", "duplicate", "wrong_extension", "several_objects_one_line"}
-)
+HARMLESS = frozenset({"class_respelled", "bad_difficulty", "crossed", "duplicate"})
 
 
 class Record(NamedTuple):
@@ -117,7 +117,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if twice:
                 raise DataError(f"Split {split} has {len(twice)} image names more than once, for example '{twice[0]}'.")
             content[split] = [(record.image, self._read(record)) for record in records]
-        self._refuse_losses("annotations")
+        self.refuse_losses("annotations")
         return {split: self._generate_examples(images) for split, images in content.items()}
 
     def _read(self, record):
@@ -135,7 +135,8 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for polygon, label, difficulty, _ in zip(*objects, strict=True)
         ]
 
-    def _refuse_losses(self, what):
+    def refuse_losses(self, what):
+        """Raises DataError when the problems so far lose something and that was not asked for."""
         lost = [problem for problem in self.problems if problem.reason not in HARMLESS]
         if lost and not self.lossy:
             raise DataError(
@@ -151,7 +152,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 data = encoded_image(path)
             except (image_files.ImageError, OSError) as error:
                 self.problems.append(_image_problem(path, error))
-                self._refuse_losses("images")
+                self.refuse_losses("images")
                 continue
             yield path.stem, {"image": io.BytesIO(data), "image_id": path.stem, "objects": objects}
 
@@ -241,39 +242,46 @@ def pair_files(images, annotations, extension, read):
     return records, problems
 
 
-def read_names(path):
-    """Image names listed one a line, as the data sets' split files do.
-
-    Raises:
-      DataError: the file is missing.
-    """
-    if not path.is_file():
-        raise DataError(f"Expected the list of a split's images at {path}, found none.")
-    return [pathlib.PurePosixPath(line.strip()).name for line in path.read_text().splitlines() if line.strip()]
-
-
-def select(records, names, problems, where):
-    """The records of the images that a split file lists, in its order; names without image become problems.
+def pair_listed(list_file, image_folders, annotations, extension, read):
+    """Records of the images that a split's list names, in its order.
 
     Args:
-      records: list of Record.
-      names: names of images, with or without extension.
-      problems: list of labels.Problem to add to.
-      where: the split file.
+      list_file: text file with one image name a line, with or without folder and extension.
+      image_folders: folders in which the images are.
+      annotations: folder of annotation files.
+      extension: of the annotation files, ".xml".
+      read: path of an annotation file -> (labels.Objects, problems).
 
     Returns:
-      list of Record.
+      (list of Record, list of labels.Problem: names without image or annotations, with the line of the list).
+
+    Raises:
+      DataError: the list or a folder is missing.
     """
-    by_name = {record.image.stem: record for record in records}
-    by_name.update({record.image.name: record for record in records})
-    chosen = []
-    for line, name in enumerate(names, start=1):
-        if name in by_name:
-            chosen.append(by_name[name])
-        else:
-            detail = f"the split lists image '{name}', which is not there or has no annotations"
-            problems.append(labels.Problem(str(where), line, "missing_image", detail))
-    return chosen
+    if not list_file.is_file():
+        raise DataError(f"Expected the list of a split's images at {list_file}, found none.")
+    for folder in [*image_folders, annotations]:
+        if not folder.is_dir():
+            raise DataError(f"Expected a folder at {folder}, found none.")
+    images = {
+        path.stem: path
+        for folder in image_folders
+        for path in folder.iterdir()
+        if path.suffix.lower() in image_files.EXTENSIONS
+    }
+    records, problems = [], []
+    for line, text in enumerate(list_file.read_text().splitlines(), start=1):
+        if not text.strip():
+            continue
+        name = pathlib.PurePosixPath(text.strip()).name
+        stem = name if name in images else pathlib.PurePosixPath(name).stem
+        annotation = annotations / f"{stem}{extension}"
+        if stem in images and annotation.is_file():
+            records.append(Record(images[stem], functools.partial(read, annotation)))
+            continue
+        missing = annotation if stem in images else f"an image {stem} in {', '.join(map(str, image_folders))}"
+        problems.append(labels.Problem(str(list_file), line, "missing_file", f"expected {missing}, found none"))
+    return records, problems
 
 
 def read_class_names(text):
@@ -328,6 +336,69 @@ def prepare(builder, source, overwrite=False):
     return target
 
 
+def write_dota(builder, source, folder):
+    """Writes a data set as folders in DOTA's format, to be cut by data.dota.split or looked at by data.validate.
+
+    Args:
+      builder: an OrientedBuilder.
+      source: folder of the unpacked download.
+      folder: output; gets SPLIT/images (hard links where the file system can, else copies) and SPLIT/labelTxt.
+
+    Returns:
+      dict from split to its number of images.
+
+    Raises:
+      DataError: the source is not as expected, or something would be lost.
+      OSError: writing failed.
+    """
+    splits, problems = builder.records(pathlib.Path(source))
+    builder.problems = list(problems)
+    content = {
+        split: [(record.image, record.read() if record.read else None) for record in records]
+        for split, records in splits.items()
+    }
+    for images in content.values():
+        for _, annotation in images:
+            builder.problems += annotation[1] if annotation else []
+    builder.refuse_losses("annotations")
+    for split, images in content.items():
+        target = pathlib.Path(folder) / split
+        (target / "images").mkdir(parents=True, exist_ok=True)
+        for path, annotation in images:
+            if annotation is not None:
+                (target / "labelTxt").mkdir(exist_ok=True)
+                lines = [
+                    labels.format_label_line(polygon, builder.class_names[label], difficulty) + "\n"
+                    for polygon, label, difficulty, _ in zip(*annotation[0], strict=True)
+                ]
+                text = "".join(lines)
+                write_whole(target / "labelTxt" / f"{path.stem}.txt", functools.partial(_write_text, text))
+            write_whole(target / "images" / path.name, functools.partial(_link, path))
+    return {split: len(images) for split, images in content.items()}
+
+
+def _write_text(text, name):
+    name.write_text(text, encoding="utf-8")
+
+
+def _link(path, name):
+    try:
+        os.link(path, name)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(path, name)
+
+
+def write_whole(path, write):
+    """Calls `write` with a temporary name beside `path`, then renames: the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def add_arguments(parser):
     """Adds the arguments that all data sets share."""
     parser.add_argument("--output", required=True, help="folder of TFDS data sets; NAME/[CONFIG/]VERSION is made in it")
@@ -365,10 +436,21 @@ def main(builder_class, argv=None):
     )
     parser.add_argument("--source", required=True, help="folder of the unpacked download, as described above")
     add_arguments(parser)
-    if builder_class.BUILDER_CONFIGS:
-        names = [config.name for config in builder_class.BUILDER_CONFIGS]
-        parser.add_argument("--config", choices=names, default=names[0], help="default: %(default)s")
+    parser.add_argument(
+        "--as_dota", action="store_true", help="write folders in DOTA's format to --output instead of a TFDS data set"
+    )
     args = parser.parse_args(argv)
-    config = {"config": args.config} if builder_class.BUILDER_CONFIGS else {}
-    builder = builder_class(data_dir=args.output, lossy=args.lossy, **config)
-    return report(builder, args.source, args.overwrite)
+    builder = builder_class(data_dir=args.output, lossy=args.lossy)
+    if not args.as_dota:
+        return report(builder, args.source, args.overwrite)
+    try:
+        counts = write_dota(builder, args.source, args.output)
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    for problem in builder.problems:
+        print(problem, file=sys.stderr)
+    for split, count in counts.items():
+        print(f"{split}: {count} images")
+    print(f"written to {args.output}")
+    return 0

@@ -311,7 +311,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 
 def test_worker_processes_write_what_one_process_writes_and_ctrl_c_is_resumed(tmp_path):
     for index in range(6):
-        write_scene(tmp_path, f"{index}.png", noise(700, 700, seed=index), ["1 1 20 1 20 20 1 20 ship 0"])
+        write_scene(tmp_path, f"{index}.png", noise(500, 500, seed=index), ["1 1 20 1 20 20 1 20 ship 0"])
     command = [sys.executable, "-m", "data.dota.split", "--images", tmp_path / "images", "--labels"]
     command += [tmp_path / "labelTxt", "--output", tmp_path / "out", "--tile=64", "--overlap=32", "--workers=2"]
     run = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

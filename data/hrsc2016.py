@@ -1,0 +1,55 @@
+"""HRSC2016: ships in harbours, one class, boxes of any angle. python -m data.hrsc2016 --help
+
+Source: Liu et al., "A High Resolution Optical Satellite Image Dataset for Ship Recognition and Some New Baselines",
+ICPRAM 2017. Boxes are centre, width, height and an angle in radians that grows clockwise on the screen, as ours.
+"""
+
+import functools
+import sys
+
+from data import annotations, builder
+from haksnet_jax.pipeline import labels
+
+
+def describe(node):
+    """Class, corners and difficulty of an <HRSC_Object>; all ships are one class, as in the published results."""
+    box = [node.number(f"mbox_{name}") for name in ("cx", "cy", "w", "h", "ang")]
+    difficult = node.number("difficult") if node.all("difficult") else 0
+    return "ship", labels.boxes_to_polygons([box])[0], difficult
+
+
+class Hrsc2016(builder.OrientedBuilder, skip_registration=True):
+    """HRSC2016 with its official splits: 436 images for training, 181 for validation, 444 for testing."""
+
+    CLASSES = labels.CLASSES["hrsc2016"]
+    DESCRIPTION = "HRSC2016: ships in satellite images of harbours, oriented boxes, one class."
+    HOMEPAGE = "https://sites.google.com/site/hrsc2016"
+    CITATION = "Liu et al., A High Resolution Optical Satellite Image Dataset for Ship Recognition, ICPRAM 2017."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f"""Ask for the data set at {HOMEPAGE} and unpack its parts into
+one folder, the source:
+
+  FullDataSet/AllImages/100000001.bmp   FullDataSet/Annotations/100000001.xml
+  ImageSets/train.txt  ImageSets/val.txt  ImageSets/test.txt
+"""
+
+    def records(self, source):
+        """See the base class."""
+        read = functools.partial(
+            annotations.read_xml,
+            class_names=self.class_names,
+            objects_at="HRSC_Objects/HRSC_Object",
+            describe=describe,
+        )
+        content = source / "FullDataSet"
+        splits, problems = {}, []
+        for split in ("train", "val", "test"):
+            list_file = source / "ImageSets" / f"{split}.txt"
+            splits[split], found = builder.pair_listed(
+                list_file, [content / "AllImages"], content / "Annotations", ".xml", read
+            )
+            problems += found
+        return splits, problems
+
+
+if __name__ == "__main__":
+    sys.exit(builder.main(Hrsc2016))

@@ -12,6 +12,8 @@ from haksnet_jax.ops.depthwise_triton import Tile
 
 BATCH = jax.P("data")
 
+needs_triton = pytest.mark.skipif(depthwise_triton.plgpu is None, reason="this jax has no Triton backend")
+
 FORMS = {
     "slices": (depthwise.convolve_slices, depthwise.weight_gradient_slices),
     "library": (depthwise.convolve_library, depthwise.weight_gradient_library),
@@ -20,6 +22,8 @@ FORMS = {
         functools.partial(depthwise.weight_gradient_triton, interpret=True),
     ),
 }
+
+each_form = pytest.mark.parametrize("form", ["slices", "library", pytest.param("triton", marks=needs_triton)])
 
 # k, shape: odd sizes, one channel, channels that no power of two divides, a map smaller than the kernel.
 CASES = [(3, (2, 7, 9, 1)), (5, (1, 13, 10, 24)), (7, (2, 9, 6, 3)), (9, (1, 11, 17, 40)), (9, (1, 3, 2, 8))]
@@ -61,7 +65,7 @@ def kernel_gradient(x, gradient, k):
 
 
 @pytest.mark.parametrize(("k", "shape"), CASES)
-@pytest.mark.parametrize("form", FORMS)
+@each_form
 def test_every_form_follows_the_definition(form, k, shape):
     convolve, weight_gradient = FORMS[form]
     x, gradient, kernel = arrays(k, shape)
@@ -72,7 +76,7 @@ def test_every_form_follows_the_definition(form, k, shape):
     np.testing.assert_allclose(got, kernel_gradient(x, gradient, k), rtol=1e-5, atol=3e-5)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@each_form
 def test_bfloat16_is_summed_in_float32_and_rounded_once(form):
     convolve, weight_gradient = FORMS[form]
     x, gradient, kernel = arrays(9, (1, 12, 11, 16), jnp.bfloat16)
@@ -88,6 +92,7 @@ def test_bfloat16_is_summed_in_float32_and_rounded_once(form):
     np.testing.assert_allclose(got, want, rtol=2**-8 if form == "library" else 1e-5, atol=1e-4)
 
 
+@needs_triton
 def test_small_tiles_cover_the_image_with_blocks_strips_and_chunks():
     x, gradient, kernel = arrays(5, (2, 13, 19, 20))
     # 20 channels in blocks of 8, 3 column blocks, 4 or 3 row blocks: every edge of the image cuts through a tile
@@ -186,6 +191,7 @@ def test_a_sharded_batch_stays_sharded_and_the_kernels_gradient_is_summed(mesh):
     np.testing.assert_allclose(kernel_gradient_, kernel_gradient(x, gradient, 5), rtol=1e-5, atol=3e-5)
 
 
+@needs_triton
 def test_triton_kernels_split_the_batch_over_the_ambient_mesh(mesh):
     x, gradient, kernel = arrays(3, (4, 6, 7, 8))
     sharded_x, sharded_gradient = on_mesh(mesh, x, gradient)
@@ -202,6 +208,7 @@ def test_triton_kernels_split_the_batch_over_the_ambient_mesh(mesh):
     np.testing.assert_allclose(got, kernel_gradient(x, gradient, 3), rtol=1e-5, atol=3e-5)
 
 
+@needs_triton
 def test_triton_kernels_serve_a_batch_that_the_mesh_does_not_divide_and_a_caller_inside_shard_map(mesh):
     convolve, _ = FORMS["triton"]
     x, _, kernel = arrays(3, (3, 6, 7, 8))
@@ -223,11 +230,10 @@ def test_the_form_is_chosen_for_the_platform_of_the_lowering():
     assert convolutions == {"cpu": 0, "tpu": 0, "rocm": 4}
 
 
+@needs_triton
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("channels", [8, 160, 3])
 def test_triton_kernels_lower_without_a_gpu(channels, dtype):
-    if depthwise_triton.plgpu is None:
-        pytest.skip("this jax has no Triton backend")
     x = jax.ShapeDtypeStruct((2, 30, 33, channels), dtype)
     kernel = jax.ShapeDtypeStruct((5, 5, channels), dtype)
     # From jax 0.11 on, a kernel is lowered for a GPU that has to be named.

@@ -11,6 +11,7 @@ example is a dict:
 
 import collections
 import concurrent.futures
+import inspect
 import os
 import pathlib
 import struct
@@ -235,26 +236,24 @@ class FolderSource:
     def __len__(self):
         return len(self.image_ids)
 
-    def labels_of(self, index):
-        """(polygons [N, 4, 2] float32, labels [N], difficulty [N]) of one image, without reading the image."""
+    def labels(self, index):
+        """The example's polygons, labels and difficulty, as a dict, without its image being read."""
+        index = range(len(self))[index]
         part = slice(self._offsets[index], self._offsets[index + 1])
-        return self._polygons[part], self._labels[part], self._difficulty[part]
+        return {
+            "polygons": self._polygons[part].copy(),
+            "labels": self._labels[part].copy(),
+            "difficulty": self._difficulty[part].copy(),
+        }
 
     def __getitem__(self, index):
-        index = range(len(self))[index]
-        polygons, labels, difficulty = self.labels_of(index)
+        labels = self.labels(index)
         path = self._paths[index]
         try:
             data = pathlib.Path(path).read_bytes()
         except OSError as error:
             raise ValueError(f"{path}: the image cannot be read ({error.strerror})") from error
-        return {
-            "image": decode_image(data, path),
-            "polygons": polygons.copy(),
-            "labels": labels.copy(),
-            "difficulty": difficulty.copy(),
-            "image_id": self.image_ids[index],
-        }
+        return {"image": decode_image(data, path), **labels, "image_id": self.image_ids[index]}
 
     def check_images(self, *, decode=False, num_threads=8):
         """Looks at every image file before training, for damage and for boxes outside the image.
@@ -284,7 +283,7 @@ class FolderSource:
         except (OSError, ValueError) as error:
             detail = str(error).removeprefix(f"{path}: ")
             return [Problem(path, 0, "unreadable_image", detail)]
-        polygons, labels, _ = self.labels_of(index)
+        polygons, labels, _ = self.labels(index).values()
         problems = []
         for row, fraction in enumerate(outside_fraction(polygons, *size)):
             if fraction > 0:
@@ -386,9 +385,12 @@ class TfdsSource:
 
     def _scan(self):
         """Reads identifiers and numbers of objects through once; images stay encoded."""
-        rows = [self._labels_of(self._records[index]) for index in range(len(self._records))]
-        self._image_ids = [image_id for image_id, *_ in rows]
-        self._num_objects = np.array([len(labels) for _, _, labels, _ in rows], np.int32)
+        self._image_ids, counts = [], []
+        for index in range(len(self._records)):
+            record = self._records[index]
+            self._image_ids.append(record["image_id"].decode())
+            counts.append(len(self._labels_of(record)["labels"]))
+        self._num_objects = np.array(counts, np.int32)
 
     @property
     def image_ids(self):
@@ -413,19 +415,25 @@ class TfdsSource:
         if self._min_side > 0:
             _, keep = polygons_to_boxes(polygons, self._min_side)
             polygons, labels, difficulty = polygons[keep], labels[keep], difficulty[keep]
-        return record["image_id"].decode(), polygons, labels, difficulty
+        return {"polygons": polygons, "labels": labels, "difficulty": difficulty}
+
+    def _record(self, index):
+        index = range(len(self))[index]
+        return self._records[int(index if self._indices is None else self._indices[index])]
+
+    def labels(self, index):
+        """The example's polygons, labels and difficulty, as a dict, without its image being decoded."""
+        return self._labels_of(self._record(index))
 
     def __getitem__(self, index):
-        index = range(len(self))[index]
-        record = self._records[int(index if self._indices is None else self._indices[index])]
-        image_id, polygons, labels, difficulty = self._labels_of(record)
-        return {
-            "image": decode_image(bytes(record["image"]), f"{self._name}, record {index}, image {image_id}"),
-            "polygons": polygons,
-            "labels": labels,
-            "difficulty": difficulty,
-            "image_id": image_id,
-        }
+        record = self._record(index)
+        image_id = record["image_id"].decode()
+        image = decode_image(bytes(record["image"]), f"{self._name}, record {index}, image {image_id}")
+        return {"image": image, **self._labels_of(record), "image_id": image_id}
+
+    def summary(self):
+        """Text: how many images."""
+        return f"{len(self)} images of {self._name}"
 
 
 class SceneSource:
@@ -471,7 +479,7 @@ class SceneSource:
         return [f"scene_{self.seed}_{index:06d}" for index in range(self.num_scenes)]
 
     def __getitem__(self, index):
-        index = range(len(self))[index]
+        index = range(len(self))[index]  # raises IndexError beyond the end
         looks = [scenes.LOOKS[name] for name in self.class_names]
         rng = np.random.default_rng([self.seed, index])
         image, boxes, labels = scenes.draw_scene(rng, self.size, looks, self.objects_per_scene)
@@ -482,6 +490,41 @@ class SceneSource:
             "difficulty": np.zeros(len(labels), np.int32),
             "image_id": f"scene_{self.seed}_{index:06d}",
         }
+
+    def labels(self, index):
+        """The example's polygons, labels and difficulty, as a dict. The scene is drawn for it."""
+        example = self[index]
+        return {name: example[name] for name in ("polygons", "labels", "difficulty")}
+
+    def summary(self):
+        """Text: how many scenes of which size."""
+        return f"{self.num_scenes} generated scenes of {self.size[0]} x {self.size[1]} pixels, seed {self.seed}"
+
+
+def open_source(kind, class_names, *, filter_empty=False, **settings):
+    """Opens the source that a configuration names.
+
+    Args:
+      kind: "folder" (FolderSource: images_dir, labels_dir), "tfds" (TfdsSource: name_or_builder_dir, split) or
+        "scenes" (SceneSource: num_scenes, size, seed).
+      class_names: the classes, in the order of their labels.
+      filter_empty: leaves out images without an object. Scenes are all kept: where the ground for a scene's
+        objects is taken it may have none.
+      **settings: what the source of this kind takes.
+
+    Raises:
+      ValueError: an unknown kind, or a setting that this kind does not have; and what the source itself raises.
+    """
+    kinds = {"folder": FolderSource, "tfds": TfdsSource, "scenes": SceneSource}
+    if kind not in kinds:
+        raise ValueError(f"expected a kind of source among {', '.join(kinds)}, found '{kind}'")
+    if kind != "scenes":
+        settings["filter_empty"] = filter_empty
+    try:
+        inspect.signature(kinds[kind]).bind(class_names=class_names, **settings)
+    except TypeError as error:
+        raise ValueError(f"settings of a source of kind '{kind}' do not fit: {error}") from error
+    return kinds[kind](class_names=class_names, **settings)
 
 
 def write_dota_folder(source, folder, *, extension="png"):

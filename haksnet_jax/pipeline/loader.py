@@ -1,0 +1,432 @@
+"""Batches for training and evaluation, each process of a run reading its own part.
+
+The order of training is one endless stream of examples: every epoch a new permutation of the source, drawn from the
+seed, one after another. Global batch s is the s-th piece of the stream, and process p of P takes the rows p, p + P, ...
+of each piece. What happens to example g of the stream at random depends on the seed and g alone. So neither the number
+of workers nor of processes changes what is trained on, and a position is one number: how many examples of the stream
+were given out.
+
+A batch is a dict of numpy arrays:
+  image        [B, H, W, 3] uint8, RGB, padded at the right and bottom with `transforms.PADDING`
+  boxes        [B, M, 5] float32 le90, in pixels of the resized image
+  labels       [B, M] int32
+  valid        [B, M] bool
+  image_size   [B, 2] int32 rows and columns of the content
+  image_index  [B] int32 index in the source; -1 for a row that only fills up the last batch
+  num_cut      [B] int32 boxes beyond the cap M
+  num_dropped  [B] int32 boxes left out: without area, too small, or turned out of the image
+Evaluation adds
+  scale          [B, 2] float32 factors of x and y that were applied to the original
+  original_size  [B, 2] int32 rows and columns of the original
+"""
+
+import functools
+
+import cv2
+import numpy as np
+from absl import flags
+
+from haksnet_jax.pipeline import transforms
+from haksnet_jax.pipeline.labels import polygons_to_boxes
+
+
+def steps_per_epoch(num_examples, global_batch):
+    """Steps that see every example at least once: num_examples / global_batch rounded up.
+
+    The stream runs on across the end of an epoch, so no example is skipped; an "epoch" of steps may see a few examples
+    of the next one.
+    """
+    return -(-num_examples // global_batch)
+
+
+def _fit(image, boxes, image_size, resize, image_id):
+    """(image, boxes, scale) that fit the canvas."""
+    if resize == "fit":
+        return transforms.resize_keep_ratio(image, boxes, image_size)
+    if image.shape[0] > image_size[0] or image.shape[1] > image_size[1]:
+        raise ValueError(
+            f"image {image_id} of {image.shape[0]} x {image.shape[1]} pixels does not fit the canvas of "
+            f"{image_size[0]} x {image_size[1]}; cut it into tiles, or use resize='fit'"
+        )
+    return image, boxes, np.ones(2, np.float32)
+
+
+def _padded_boxes(boxes, labels, max_boxes):
+    """Boxes, labels and valid of fixed length; the first max_boxes in the file's order stay."""
+    count = min(len(boxes), max_boxes)
+    padded = np.zeros((max_boxes, 5), np.float32)
+    padded[:count] = boxes[:count]
+    padded_labels = np.zeros(max_boxes, np.int32)
+    padded_labels[:count] = labels[:count]
+    return {
+        "boxes": padded,
+        "labels": padded_labels,
+        "valid": np.arange(max_boxes) < count,
+        "num_cut": np.int32(len(boxes) - count),
+    }
+
+
+class _TrainingRows:
+    """Row i of this process's stream, augmented; random access, for grain."""
+
+    def __init__(self, source, *, seed, first, length, process_index, process_count, image_size, max_boxes, **augment):
+        self.source = source
+        self.seed = seed
+        self.first = first
+        self.length = length
+        self.process_index, self.process_count = process_index, process_count
+        self.image_size = image_size
+        self.max_boxes = max_boxes
+        self.augment = augment
+        self._order = functools.lru_cache(maxsize=2)(self._draw_order)
+
+    def __getstate__(self):
+        state = dict(self.__dict__)
+        del state["_order"]
+        return state
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._order = functools.lru_cache(maxsize=2)(self._draw_order)
+
+    def _draw_order(self, epoch):
+        return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.source))
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, row):
+        position = self.first + int(row) * self.process_count + self.process_index
+        epoch, place = divmod(position, len(self.source))
+        index = int(self._order(epoch)[place])
+        example = self.source[index]
+        rng = np.random.default_rng([self.seed, 1, position])
+        return self._augmented(example, rng) | {"image_index": np.int32(index)}
+
+    def _augmented(self, example, rng):
+        settings = self.augment
+        boxes, valid = polygons_to_boxes(example["polygons"])
+        boxes, labels = boxes[valid], example["labels"][valid]
+        image, boxes, _ = _fit(example["image"], boxes, self.image_size, settings["resize"], example["image_id"])
+        image, boxes = transforms.random_flip_and_rotation(
+            image,
+            boxes,
+            labels,
+            rng,
+            flip_probabilities=settings["flip_probabilities"],
+            rotation_probability=settings["rotation_probability"],
+            max_degrees=settings["max_degrees"],
+            quarter_turn_labels=settings["quarter_turn_labels"],
+        )
+        keep = transforms.usable(
+            boxes, image.shape[:2], min_side=settings["min_side"], drop_outside=settings["drop_outside"]
+        )
+        return {
+            "image": transforms.pad(image, self.image_size),
+            **_padded_boxes(boxes[keep], labels[keep], self.max_boxes),
+            "image_size": np.array(image.shape[:2], np.int32),
+            "num_dropped": np.int32(len(example["labels"]) - keep.sum()),
+        }
+
+
+class _EvaluationRows:
+    """Rows of this process's evaluation batches in the source's order, filled up at the end; for grain."""
+
+    def __init__(self, source, *, first_batch, batch_size, image_size, max_boxes, process_index, process_count, resize):
+        self.source = source
+        self.first_batch = first_batch
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.max_boxes = max_boxes
+        self.process_index, self.process_count = process_index, process_count
+        self.resize = resize
+
+    def __len__(self):
+        num_batches = steps_per_epoch(len(self.source), self.batch_size * self.process_count)
+        return (num_batches - self.first_batch) * self.batch_size
+
+    def __getitem__(self, row):
+        batch, row = divmod(int(row), self.batch_size)
+        index = ((self.first_batch + batch) * self.process_count + self.process_index) * self.batch_size + row
+        if index >= len(self.source):
+            # The shape of an image, so that nothing downstream divides by zero; image_index says what it is.
+            filler = {
+                "image": np.broadcast_to(np.array(transforms.PADDING, np.uint8), (*self.image_size, 3)),
+                "image_size": np.array(self.image_size, np.int32),
+                "image_index": np.int32(-1),
+                "scale": np.ones(2, np.float32),
+                "original_size": np.array(self.image_size, np.int32),
+            }
+            return filler | self._boxes(np.zeros((0, 5), np.float32), np.zeros(0, np.int32), 0)
+        example = self.source[index]
+        boxes, valid = polygons_to_boxes(example["polygons"])
+        original_size = np.array(example["image"].shape[:2], np.int32)
+        image, boxes, scale = _fit(example["image"], boxes[valid], self.image_size, self.resize, example["image_id"])
+        return {
+            "image": transforms.pad(image, self.image_size),
+            "image_size": np.array(image.shape[:2], np.int32),
+            "image_index": np.int32(index),
+            "scale": scale,
+            "original_size": original_size,
+        } | self._boxes(boxes, example["labels"][valid], len(valid) - int(valid.sum()))
+
+    def _boxes(self, boxes, labels, num_dropped):
+        if self.max_boxes is None:
+            return {}
+        return {**_padded_boxes(boxes, labels, self.max_boxes), "num_dropped": np.int32(num_dropped)}
+
+
+def _stack(rows):
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _start_worker(worker_index, worker_count):
+    """Runs in each worker process: processes are the parallelism, OpenCV's own threads would only get in their way."""
+    del worker_index, worker_count
+    cv2.setNumThreads(0)
+
+
+def _batches(rows, batch_size, num_workers, num_threads, prefetch):
+    """Grain's iterator over stacked rows, in order."""
+    import grain  # here: grain imports JAX, which a process that only reads images has no use for
+
+    dataset = grain.MapDataset.source(rows).batch(batch_size, drop_remainder=True, batch_fn=_stack)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which absl refuses outside of an absl program
+        # A worker makes whole batches, every num_workers-th; two threads overlap reading with decoding.
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+        dataset = dataset.to_iter_dataset(options).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch),
+            worker_init_fn=_start_worker,
+        )
+    else:
+        dataset = dataset.to_iter_dataset(
+            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+        )
+    return iter(dataset)
+
+
+class Batches:
+    """Iterator over batches, whose position can be saved and restored.
+
+    Attributes:
+      num_batches: how many there are in all, or None for an endless stream.
+    """
+
+    def __init__(self, open_at, examples_per_batch, first_example, num_batches):
+        self._open_at = open_at  # function of (first example, batches left) that gives an iterator
+        self._examples_per_batch = examples_per_batch
+        self._position = first_example
+        self._iterator = None
+        self._given = 0
+        self.num_batches = num_batches
+
+    def __iter__(self):
+        return self
+
+    def __len__(self):
+        if self.num_batches is None:
+            raise TypeError("the stream of training batches has no end; give num_epochs for one that has")
+        return self.num_batches
+
+    def __next__(self):
+        if self.num_batches is not None and self._given >= self.num_batches:
+            self.close()
+            raise StopIteration
+        if self._iterator is None:
+            left = None if self.num_batches is None else self.num_batches - self._given
+            self._iterator = self._open_at(self._position, left)
+        batch = next(self._iterator)
+        self._position += self._examples_per_batch
+        self._given += 1
+        return batch
+
+    def get_state(self):
+        """{"next_example", "batches_given"}: plain numbers, the same in every process; `next_example` counts all."""
+        return {"next_example": self._position, "batches_given": self._given}
+
+    def set_state(self, state):
+        """Goes on where `get_state` was called, whatever the number of workers or processes was there."""
+        self.close()
+        self._position, self._given = int(state["next_example"]), int(state["batches_given"])
+
+    def close(self):
+        """Ends worker processes; the next batch starts them again."""
+        if self._iterator is not None and hasattr(self._iterator, "close"):
+            self._iterator.close()
+        self._iterator = None
+
+
+def _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize):
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise ValueError(f"image_size is (rows, columns) in pixels, found {image_size}")
+    if batch_size < 1 or num_workers < 0 or (max_boxes is not None and max_boxes < 1):
+        raise ValueError(
+            f"expected batch_size >= 1, max_boxes >= 1 and num_workers >= 0, "
+            f"found {batch_size}, {max_boxes} and {num_workers}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must be in 0 .. process_count - 1, found {process_index} of {process_count}")
+    if resize not in ("fit", "none"):
+        raise ValueError(f"resize is 'fit' or 'none', found '{resize}'")
+    if not len(source):
+        raise ValueError("the source holds no example")
+
+
+def train_batches(
+    source,
+    *,
+    batch_size,
+    image_size,
+    max_boxes,
+    seed,
+    num_epochs=None,
+    first_example=0,
+    flip_probabilities=(0.25, 0.25, 0.25),
+    rotation_probability=0.5,
+    max_degrees=180.0,
+    quarter_turn_classes=(),
+    min_side=5.0,
+    drop_outside=True,
+    resize="fit",
+    num_workers=0,
+    num_threads=4,
+    prefetch=2,
+    process_index=0,
+    process_count=1,
+):
+    """Augmented batches in random order. An image that is left without boxes stays, as one of background.
+
+    Args:
+      source: random-access examples (`sources`).
+      batch_size: rows of each batch of this process; the global batch is batch_size * process_count.
+      image_size: (rows, columns) of the canvas.
+      max_boxes: M; further boxes of an image are cut off and counted in num_cut.
+      seed: of order and augmentation.
+      num_epochs: ends after num_epochs * steps_per_epoch batches; None never ends.
+      first_example: position in the stream to begin at, counted over all processes (steps done * global batch).
+      flip_probabilities: of a horizontal, a vertical and a diagonal flip.
+      rotation_probability, max_degrees: of and in a random rotation.
+      quarter_turn_classes: images with one of these classes (labels, or names) turn by quarter turns only.
+      min_side: boxes with a side of that many pixels or less, after resizing, are left out; 0 keeps all.
+      drop_outside: leaves out boxes whose centre is outside the image.
+      resize: "fit" resizes images to fit the canvas, smaller ones too; "none" pads only, and refuses larger ones.
+      num_workers: processes that read and augment; 0 does it in num_threads threads of this process. A script that
+        uses processes must guard its start with `if __name__ == "__main__"`.
+      num_threads: threads where num_workers is 0.
+      prefetch: batches kept ready (by each worker).
+      process_index: which of the processes of a run this is.
+      process_count: how many there are.
+
+    Returns:
+      Batches, an iterator with get_state, set_state and close.
+
+    Raises:
+      ValueError: an argument out of range. While iterating: an image that cannot be read, by its name.
+    """
+    image_size = tuple(image_size)
+    _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize)
+    probabilities = np.asarray(flip_probabilities, np.float64)
+    if probabilities.shape != (3,) or probabilities.min() < 0 or probabilities.sum() > 1 + 1e-9:
+        raise ValueError(
+            f"flip_probabilities are three numbers (horizontal, vertical, diagonal) of sum <= 1, "
+            f"found {flip_probabilities}"
+        )
+    if not 0 <= rotation_probability <= 1:
+        raise ValueError(f"rotation_probability is between 0 and 1, found {rotation_probability}")
+    if seed < 0 or first_example < 0:
+        raise ValueError(f"expected seed >= 0 and first_example >= 0, found {seed} and {first_example}")
+    quarter_turn_labels = _labels_of(quarter_turn_classes, source.class_names)
+    global_batch = batch_size * process_count
+
+    def open_at(position, batches_left):
+        # 2**40 rows: endless, and still a length that grain can count with
+        length = 2**40 if batches_left is None else batches_left * batch_size
+        rows = _TrainingRows(
+            source,
+            seed=seed,
+            first=position,
+            length=length,
+            process_index=process_index,
+            process_count=process_count,
+            image_size=image_size,
+            max_boxes=max_boxes,
+            flip_probabilities=tuple(flip_probabilities),
+            rotation_probability=rotation_probability,
+            max_degrees=max_degrees,
+            quarter_turn_labels=quarter_turn_labels,
+            min_side=min_side,
+            drop_outside=drop_outside,
+            resize=resize,
+        )
+        return _batches(rows, batch_size, num_workers, num_threads, prefetch)
+
+    num_batches = None if num_epochs is None else num_epochs * steps_per_epoch(len(source), global_batch)
+    return Batches(open_at, global_batch, first_example, num_batches)
+
+
+def _labels_of(classes, class_names):
+    labels = []
+    for entry in classes:
+        label = class_names.index(entry) if entry in class_names else entry
+        if isinstance(label, str) or not 0 <= label < len(class_names):
+            raise ValueError(f"quarter_turn_classes names '{entry}', which is not among {', '.join(class_names)}")
+        labels.append(int(label))
+    return tuple(labels)
+
+
+def evaluation_batches(
+    source,
+    *,
+    batch_size,
+    image_size,
+    max_boxes=None,
+    resize="fit",
+    num_workers=0,
+    num_threads=4,
+    prefetch=2,
+    process_index=0,
+    process_count=1,
+):
+    """Batches in the source's order, every image exactly once over all processes, all of one shape.
+
+    Every process gets the same number of batches; rows beyond the end have image_index -1.
+
+    Args:
+      source: random-access examples (`sources`), with or without labels.
+      batch_size: rows of each batch of this process.
+      image_size: (rows, columns) of the canvas.
+      max_boxes: M, or None for batches without boxes, labels, valid, num_cut and num_dropped.
+      resize: "fit" resizes images to fit the canvas, smaller ones too; "none" pads only, and refuses larger ones.
+      num_workers: processes that read; 0 reads in num_threads threads of this process.
+      num_threads: threads where num_workers is 0.
+      prefetch: batches kept ready (by each worker).
+      process_index: which of the processes of a run this is.
+      process_count: how many there are.
+
+    Returns:
+      Batches, an iterator with a length.
+
+    Raises:
+      ValueError: an argument out of range. While iterating: an image that cannot be read, by its name.
+    """
+    image_size = tuple(image_size)
+    _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize)
+    global_batch = batch_size * process_count
+
+    def open_at(position, batches_left):
+        del batches_left  # the source's end is the end
+        rows = _EvaluationRows(
+            source,
+            first_batch=position // global_batch,
+            batch_size=batch_size,
+            image_size=image_size,
+            max_boxes=max_boxes,
+            process_index=process_index,
+            process_count=process_count,
+            resize=resize,
+        )
+        return _batches(rows, batch_size, num_workers, num_threads, prefetch)
+
+    return Batches(open_at, global_batch, 0, steps_per_epoch(len(source), global_batch))

@@ -1,0 +1,183 @@
+"""Resizing, flips, rotation and padding of an image with its le90 boxes (numpy and OpenCV).
+
+Coordinates are the reference's: pixel indices for flips (x becomes W - 1 - x), while a rotation turns boxes about
+(W/2, H/2) and the image about ((W-1)/2, (H-1)/2), half a pixel apart.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+from haksnet_jax.ops.boxes import to_le90
+
+FLIPS = ("horizontal", "vertical", "diagonal")
+# The mean colour of the networks' normalisation in whole numbers (RGB): padding is next to zero once normalised.
+PADDING = (124, 116, 104)
+
+
+def fitted_size(height, width, canvas):
+    """(rows, columns) of an image resized to fit a canvas with its ratio kept, rounded half up.
+
+    Args:
+      height: rows of the image.
+      width: columns of the image.
+      canvas: (rows, columns) to fit into.
+    """
+    factor = min(canvas[0] / height, canvas[1] / width)
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def resize_keep_ratio(image, boxes, canvas):
+    """Resizes an image to fit a canvas, bilinearly, and its boxes with it.
+
+    Args:
+      image: [H, W, 3] uint8.
+      boxes: [N, 5] boxes.
+      canvas: (rows, columns) to fit into.
+
+    Returns:
+      (image [h, w, 3], boxes [N, 5], scale [2] float32: factors of x and y). Rounding to whole pixels makes the two
+      factors differ a little; centres take each its own, sides their geometric mean, angles stay.
+    """
+    height, width = image.shape[:2]
+    rows, columns = fitted_size(height, width, canvas)
+    scale = np.array([columns / width, rows / height], np.float32)
+    if (rows, columns) == (height, width):
+        return image, boxes, scale
+    image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    side = math.sqrt(float(scale[0]) * float(scale[1]))
+    factors = np.array([scale[0], scale[1], side, side, 1], boxes.dtype)
+    return image, boxes * factors, scale
+
+
+def flip(image, boxes, direction):
+    """Mirrors an image and its boxes.
+
+    Args:
+      image: [H, W, 3] uint8.
+      boxes: [N, 5] le90 boxes.
+      direction: "horizontal" (left and right change places), "vertical", or "diagonal" (both: half a turn).
+
+    Returns:
+      (image, boxes le90).
+    """
+    height, width = image.shape[:2]
+    boxes = boxes.copy()
+    if direction in ("horizontal", "diagonal"):
+        boxes[:, 0] = width - 1 - boxes[:, 0]
+    if direction in ("vertical", "diagonal"):
+        boxes[:, 1] = height - 1 - boxes[:, 1]
+    if direction != "diagonal":
+        boxes[:, 4] = -boxes[:, 4]
+    codes = {"horizontal": 1, "vertical": 0, "diagonal": -1}
+    if direction not in codes:
+        raise ValueError(f"expected one of the flips {', '.join(FLIPS)}, found '{direction}'")
+    return cv2.flip(image, codes[direction]), to_le90(boxes)
+
+
+def rotate(image, boxes, degrees):
+    """Turns an image and its boxes about the middle, on a canvas of the same size.
+
+    Args:
+      image: [H, W, 3] uint8.
+      boxes: [N, 5] le90 boxes.
+      degrees: positive is counter-clockwise on the screen.
+
+    Returns:
+      (image, boxes le90). What turns out of the canvas is cut off, what turns in is black; boxes are all returned.
+    """
+    height, width = image.shape[:2]
+    if degrees % 360 == 0:
+        return image, boxes
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
+    centres = boxes[:, :2].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
+    # a turned rectangle is itself the smallest one around its corners, so no search for it is needed
+    boxes = np.concatenate([centres, boxes[:, 2:4], boxes[:, 4:] - math.radians(degrees)], axis=-1)
+    boxes = to_le90(boxes.astype(np.float32))
+    if degrees % 90 == 0 and height == width:
+        codes = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+        return cv2.rotate(image, codes[degrees % 360]), boxes
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR), boxes
+
+
+def usable(boxes, image_size, *, min_side=5.0, drop_outside=True):
+    """Which boxes stay in training.
+
+    Args:
+      boxes: [N, 5] boxes.
+      image_size: (rows, columns) of the image's content.
+      min_side: boxes with a side of this many pixels or less are left out; 0 leaves out none but empty ones.
+      drop_outside: leaves out boxes whose centre is not inside the image.
+
+    Returns:
+      [N] bool.
+    """
+    cx, cy, w, h, _ = boxes.T
+    keep = (w > min_side) & (h > min_side)
+    if drop_outside:
+        keep &= (cx > 0) & (cy > 0) & (cx < image_size[1]) & (cy < image_size[0])
+    return keep
+
+
+def pad(image, canvas):
+    """Puts an image into the upper left of a canvas.
+
+    Args:
+      image: [h, w, 3] uint8.
+      canvas: (rows, columns), not smaller than the image.
+
+    Returns:
+      [rows, columns, 3] uint8, filled at the right and bottom with PADDING.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == tuple(canvas):
+        return image
+    padded = np.empty((*canvas, 3), np.uint8)
+    padded[:height, :width] = image
+    padded[:height, width:] = PADDING
+    padded[height:] = PADDING
+    return padded
+
+
+def random_flip_and_rotation(
+    image,
+    boxes,
+    labels,
+    rng,
+    *,
+    flip_probabilities=(0.25, 0.25, 0.25),
+    rotation_probability=0.5,
+    max_degrees=180.0,
+    quarter_turn_labels=(),
+):
+    """Mirrors and turns at random.
+
+    Args:
+      image: [H, W, 3] uint8.
+      boxes: [N, 5] le90 boxes.
+      labels: [N] classes.
+      rng: np.random.Generator. The same number of values is drawn whatever they decide.
+      flip_probabilities: of a horizontal, a vertical and a diagonal flip; at most one of them happens.
+      rotation_probability: of a rotation.
+      max_degrees: the angle is drawn evenly between this and its negative.
+      quarter_turn_labels: an image with an object of one of these classes turns by 90, 180 or -90 degrees, with
+        probabilities 1/4, 1/2, 1/4 as in the reference (which draws from 90, 180, -90, -180): their boxes are
+        axis-parallel by convention and would not be so after another turn.
+
+    Returns:
+      (image, boxes).
+    """
+    which_flip, whether_to_turn, angle, quarter = rng.random(4)
+    for direction, threshold in zip(FLIPS, np.cumsum(flip_probabilities), strict=True):
+        if which_flip < threshold:
+            image, boxes = flip(image, boxes, direction)
+            break
+    if whether_to_turn < rotation_probability:
+        if np.isin(labels, list(quarter_turn_labels)).any():
+            degrees = (90.0, 180.0, -90.0, -180.0)[int(quarter * 4)]
+        else:
+            degrees = max_degrees * (2 * angle - 1)
+        image, boxes = rotate(image, boxes, degrees)
+    return image, boxes

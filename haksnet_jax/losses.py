@@ -180,7 +180,7 @@ def detection_loss(
     boxes, gt_index, roi_samples = match_and_sample_proposals(
         proposal_key, proposals, ground_truth, **(roi_sampling or {})
     )
-    roi_logits, roi_deltas = model.roi_head(features, boxes)
+    roi_logits, roi_deltas = model.roi_head(features, boxes, roi_samples.valid)
     roi_classification, roi_regression, accuracy = roi_losses(
         roi_logits, roi_deltas, boxes, gt_index, roi_samples, ground_truth
     )

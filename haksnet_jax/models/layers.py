@@ -65,8 +65,8 @@ class BatchNorm(nnx.Module):
             batch_mean = origin + offset_mean
             count = x.size // x.shape[-1]
             unbiased = batch_var * (count / max(count - 1, 1))
-            self.mean[...] = jax.lax.stop_gradient(self.momentum * mean + (1 - self.momentum) * batch_mean)
-            self.var[...] = jax.lax.stop_gradient(self.momentum * var + (1 - self.momentum) * unbiased)
+            self.mean.set_value(jax.lax.stop_gradient(self.momentum * mean + (1 - self.momentum) * batch_mean))
+            self.var.set_value(jax.lax.stop_gradient(self.momentum * var + (1 - self.momentum) * unbiased))
             mean, var = batch_mean, batch_var
         factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return (x.astype(jnp.float32) * factor + (self.bias[...] - mean * factor)).astype(self.dtype)

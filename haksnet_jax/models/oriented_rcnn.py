@@ -96,7 +96,7 @@ class OrientedRCNN(nnx.Module):
         features = self.features(images, image_size)
         logits, deltas = self.rpn(features)
         proposals = self.proposals(logits, deltas, images.shape[1:3], **(proposal_caps or {}))
-        logits, deltas = self.roi_head(features, proposals.boxes)
+        logits, deltas = self.roi_head(features, proposals.boxes, proposals.valid)
         return select_detections(logits, deltas, proposals, image_size, **(detection_caps or {}))
 
 

@@ -48,26 +48,29 @@ class RotatedRoIHead(nnx.Module):
         self.strides = strides
         self.finest_scale = finest_scale
 
-    def pool(self, features, boxes):
-        """Args: features p2..p5 [B, H_l, W_l, C]; boxes [B, R, 5]. Returns: [B, R, 7, 7, C]."""
+    def pool(self, features, boxes, valid):
+        """Args: features p2..p5 [B, H_l, W_l, C]; boxes [B, R, 5]; valid [B, R]. Returns: [B, R, 7, 7, C]."""
 
-        def one_image(features, boxes):
+        def one_image(features, boxes, valid):
             levels = roi_levels(boxes, num_levels=len(self.strides), finest_scale=self.finest_scale)
-            return rotated_roi_align(features, boxes, levels, strides=self.strides, output_size=self.pool_size)
+            return rotated_roi_align(
+                features, boxes, levels, strides=self.strides, output_size=self.pool_size, valid=valid
+            )
 
-        return jax.vmap(one_image)(tuple(features[: len(self.strides)]), boxes)
+        return jax.vmap(one_image)(tuple(features[: len(self.strides)]), boxes, valid)
 
-    def __call__(self, features, boxes):
+    def __call__(self, features, boxes, valid):
         """Classifies and corrects boxes.
 
         Args:
           features: pyramid levels, each [B, H_l, W_l, C], finest first.
           boxes: [B, R, 5] le90 boxes, pixels of the network's input. No gradient flows to them.
+          valid: [B, R] bool; the features of the other rows are 0.
 
         Returns:
           logits [B, R, K + 1] and deltas [B, R, 5], float32.
         """
-        pooled = self.pool(features, jax.lax.stop_gradient(boxes))
+        pooled = self.pool(features, jax.lax.stop_gradient(boxes), valid)
         x = pooled.reshape(*pooled.shape[:2], -1)  # [B, R, 7 * 7 * C]
         x = jax.nn.relu(self.fc_1(x))
         x = jax.nn.relu(self.fc_2(x))

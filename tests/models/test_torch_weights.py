@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from reference_weights import make_state_dict
+from torch_files import TINY, make_weights
 
 from haksnet_jax.models.torch_reader import CheckpointError, Inert, read_checkpoint
 from haksnet_jax.models.torch_weights import (
@@ -17,26 +17,6 @@ from haksnet_jax.models.torch_weights import (
     to_torch,
     upstream_names,
 )
-
-TINY = {
-    "channels": [8, 16, 24, 32],
-    "depths": [1, 1, 2, 1],
-    "mlp_ratios": [8, 8, 4, 4],
-    "fpn_channels": 32,
-    "hidden": 64,
-    "num_classes": 15,
-}
-
-
-def make_weights(architecture, salt=""):
-    """Weights of any size under upstream's names; the values are those of the recorded reference's rule."""
-    described = []
-    for entry in entries(architecture):
-        described.append({"name": entry.theirs, "shape": entry.shape})
-        if entry.theirs.endswith("running_var"):
-            name = entry.theirs.replace("running_var", "num_batches_tracked")
-            described.append({"name": name, "shape": (), "dtype": "int64"})
-    return make_state_dict(described, salt)
 
 
 @pytest.fixture(scope="module")

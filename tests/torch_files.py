@@ -9,6 +9,9 @@ import struct
 import zipfile
 
 import numpy as np
+from reference_weights import make_state_dict
+
+from haksnet_jax.models.torch_weights import entries
 
 STORAGE_NAMES = {
     "float64": "DoubleStorage",
@@ -21,6 +24,17 @@ STORAGE_NAMES = {
     "int8": "CharStorage",
     "uint8": "ByteStorage",
     "bool": "BoolStorage",
+}
+
+
+# The recorded reference's small detector.
+TINY = {
+    "channels": [8, 16, 24, 32],
+    "depths": [1, 1, 2, 1],
+    "mlp_ratios": [8, 8, 4, 4],
+    "fpn_channels": 32,
+    "hidden": 64,
+    "num_classes": 15,
 }
 
 
@@ -174,3 +188,14 @@ def write_legacy(path, value, storages=None):
         for data, count in written.values():
             file.write(struct.pack("<q", count) + data)
     return path
+
+
+def make_weights(architecture, salt=""):
+    """Weights of any size under upstream's names; the values are those of the recorded reference's rule."""
+    described = []
+    for entry in entries(architecture):
+        described.append({"name": entry.theirs, "shape": entry.shape})
+        if entry.theirs.endswith("running_var"):
+            name = entry.theirs.replace("running_var", "num_batches_tracked")
+            described.append({"name": name, "shape": (), "dtype": "int64"})
+    return make_state_dict(described, salt)

@@ -14,7 +14,6 @@ import concurrent.futures
 import inspect
 import os
 import pathlib
-import struct
 
 import cv2
 import numpy as np
@@ -79,24 +78,6 @@ def decode_image(data, name):
     elif image.dtype != np.uint8:
         raise ValueError(f"{name}: expected samples of 8 or 16 bits, found {image.dtype}; convert the image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _header_size(data):
-    """(width, height) from the header of a JPEG or PNG, or None."""
-    if data.startswith(_PNG) and len(data) >= 24:
-        return struct.unpack(">II", data[16:24])
-    if data.startswith(_JPEG):
-        position = 2
-        while position + 9 <= len(data) and data[position] == 0xFF:
-            marker = data[position + 1]
-            if marker == 0xFF:  # fill byte
-                position += 1
-                continue
-            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-                height, width = struct.unpack(">HH", data[position + 5 : position + 9])
-                return width, height
-            position += 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
-    return None
 
 
 class FolderSource:
@@ -259,8 +240,8 @@ class FolderSource:
         """Looks at every image file before training, for damage and for boxes outside the image.
 
         Args:
-          decode: decodes each image; else JPEG and PNG files are judged by their headers and ends, which takes a
-            read of the file and no more.
+          decode: decodes each image; else files are judged by their headers and ends, which takes no time to speak
+            of, but finds no damage in the middle.
           num_threads: files at a time.
 
         Returns:
@@ -273,25 +254,27 @@ class FolderSource:
         return found
 
     def _check_image(self, index, decode):
+        from haksnet_jax.pipeline import image_files  # here: it loads GDAL where that is installed; reading needs none
+
         path = self._paths[index]
         try:
-            data = pathlib.Path(path).read_bytes()
-            size = None if decode or _cut_short(data) else _header_size(data)
-            if size is None:
-                height, width = decode_image(data, path).shape[:2]
-                size = (width, height)
+            if decode:
+                height, width = decode_image(pathlib.Path(path).read_bytes(), path).shape[:2]
+            else:
+                header = image_files.read_header(path)
+                height, width = header.height, header.width
         except (OSError, ValueError) as error:
             detail = str(error).removeprefix(f"{path}: ")
             return [Problem(path, 0, "unreadable_image", detail)]
         polygons, labels, _ = self.labels(index).values()
         problems = []
-        for row, fraction in enumerate(outside_fraction(polygons, *size)):
+        for row, fraction in enumerate(outside_fraction(polygons, width, height)):
             if fraction > 0:
                 reason = "wholly_outside" if fraction == 1 else "partly_outside"
                 corners = " ".join(f"{value:g}" for value in polygons[row].reshape(8))
                 detail = (
                     f"{fraction:.1%} of the {self.class_names[labels[row]]} at {corners} lies outside the image "
-                    f"of {size[0]} x {size[1]} pixels"
+                    f"of {width} x {height} pixels"
                 )
                 problems.append(Problem(path, 0, reason, detail))
         return problems

@@ -12,7 +12,14 @@ import pytest
 
 from haksnet_jax.pipeline import scenes
 from haksnet_jax.pipeline.labels import CLASSES, outside_fraction, polygons_to_boxes
-from haksnet_jax.pipeline.sources import FolderSource, SceneSource, TfdsSource, decode_image, write_dota_folder
+from haksnet_jax.pipeline.sources import (
+    FolderSource,
+    SceneSource,
+    TfdsSource,
+    decode_image,
+    open_source,
+    write_dota_folder,
+)
 
 SQUARE = "10 10 30 10 30 20 10 20"
 
@@ -275,6 +282,37 @@ def test_a_prepared_data_set_that_does_not_fit_is_refused(prepared, tmp_path):
         TfdsSource(prepared, "train", ("a",))
     with pytest.raises(FileNotFoundError, match="no prepared data set"):
         TfdsSource("nothing_here", "train", data_dir=str(tmp_path))
+
+
+def test_a_source_is_opened_by_kind_and_settings(folder, prepared):
+    places = {"images_dir": folder / "images", "labels_dir": folder / "labelTxt"}
+    opened = [
+        open_source("folder", CLASSES["dota10"], filter_empty=True, **places),
+        open_source("tfds", ("a", "b"), filter_empty=True, name_or_builder_dir=prepared, split="train"),
+        open_source("scenes", ("plane", "ship"), filter_empty=True, num_scenes=3, size=64, seed=1),
+    ]
+    assert [type(source) for source in opened] == [FolderSource, TfdsSource, SceneSource]
+    assert [len(source) for source in opened] == [1, 2, 3] == [len(source.image_ids) for source in opened]
+    for source in opened:
+        assert str(len(source)) in source.summary()
+        for index in range(len(source)):
+            example, labels = source[index], source.labels(index)
+            assert labels.keys() == {"polygons", "labels", "difficulty"}
+            for name, value in labels.items():
+                np.testing.assert_array_equal(value, example[name])
+        with pytest.raises(IndexError):
+            source.labels(len(source))
+    with pytest.raises(ValueError, match="among folder, tfds, scenes, found 'zip'"):
+        open_source("zip", ("a",))
+    with pytest.raises(ValueError, match=r"'scenes' do not fit.*images_dir"):
+        open_source("scenes", ("plane",), num_scenes=1, **places)
+
+
+@pytest.mark.parametrize("names", [("ship",), ("vehicle",), ("harbor", "storage-tank")])
+def test_scenes_of_few_classes_hold_objects(names):
+    source = SceneSource(8, 96, seed=5, class_names=names, objects_per_scene=(1, 3))
+    counts = [len(source.labels(index)["labels"]) for index in range(8)]
+    assert max(counts) <= 3 and np.mean(np.array(counts) > 0) >= 0.7, counts
 
 
 def test_worker_processes_need_neither_jax_nor_tensorflow():

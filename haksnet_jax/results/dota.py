@@ -51,9 +51,9 @@ def format_task1(detections_by_image, class_names):
             polygons = np.asarray(detections["polygons"], np.float64).reshape(-1, 4, 2)
         else:
             polygons = boxes_to_corners(np.asarray(detections["boxes"], np.float64).reshape(-1, 5))
-        polygons = _from_top_left(polygons).reshape(-1, 8)
         if not (np.isfinite(polygons).all() and np.isfinite(scores).all()):
             raise ValueError(f"Image {image!r} has boxes or scores that are not finite.")
+        polygons = _from_top_left(polygons).reshape(-1, 8)
         order = np.argsort(-scores, kind="stable")
         rows = zip(labels[order].tolist(), scores[order].tolist(), polygons[order].tolist(), strict=True)
         for label, score, corners in rows:

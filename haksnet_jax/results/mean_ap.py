@@ -401,17 +401,21 @@ def _pool(images, num_classes, score_threshold=-np.inf):
     for number, (name, detections, labels) in enumerate(images):
         if detections is not None and len(detections["scores"]):
             scores = np.asarray(detections["scores"], np.float64).reshape(-1)
+            what = f"detections of image {name!r}"
+            _check_finite(what, scores, detections["polygons" if "polygons" in detections else "boxes"])
             if "polygons" in detections:
                 polygons = polygon_iou.uncross(detections["polygons"])
             else:
                 polygons = boxes_to_corners(np.asarray(detections["boxes"], np.float64).reshape(-1, 5))
-            classes = _checked(f"detections of image {name!r}", polygons, detections["labels"], num_classes, scores)
+            classes = _checked(what, polygons, detections["labels"], num_classes, scores)
             above = scores >= score_threshold
             detected.append((polygons[above], scores[above], classes[above], np.full(above.sum(), number)))
         if labels is not None and len(labels["labels"]):
+            what = f"labels of image {name!r}"
+            _check_finite(what, labels["polygons"])
             polygons = polygon_iou.uncross(labels["polygons"])
             difficulty = np.asarray(labels.get("difficulty", np.zeros(len(polygons))), np.int64).reshape(-1)
-            classes = _checked(f"labels of image {name!r}", polygons, labels["labels"], num_classes, difficulty)
+            classes = _checked(what, polygons, labels["labels"], num_classes, difficulty)
             labelled.append((polygons, classes, difficulty, np.full(len(classes), number)))
     no_polygons, none = np.zeros((0, 4, 2)), np.zeros(0, np.int64)
     detected.append((no_polygons, np.zeros(0), none, none))
@@ -427,13 +431,17 @@ def _checked(what, polygons, labels, num_classes, numbers):
     labels = np.asarray(labels, np.int64).reshape(-1)
     if not len(polygons) == len(labels) == len(numbers):
         raise ValueError(
-            f"The {what} have {len(polygons)} boxes, {len(labels)} labels and {len(numbers)} other values."
+            f"The {what} are of unequal length: {len(polygons)} boxes, {len(labels)} labels, "
+            f"{len(numbers)} scores or difficulties."
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"The {what} have labels {labels.min()} to {labels.max()}; there are {num_classes} classes.")
-    if not (np.isfinite(polygons).all() and np.isfinite(numbers).all()):
-        raise ValueError(f"The {what} hold numbers that are not finite.")
     return labels
+
+
+def _check_finite(what, *arrays):
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"The {what} hold numbers that are not finite.")
 
 
 def _pairs(detections, labels, *, same_class):
@@ -445,13 +453,12 @@ def _pairs(detections, labels, *, same_class):
     group = detections.image * num_classes + detections.labels if same_class else detections.image
     gt_group = labels.image * num_classes + labels.labels if same_class else labels.image
     order, gt_order = np.argsort(group, kind="stable"), np.argsort(gt_group, kind="stable")
-    groups, gt_starts = np.unique(gt_group[gt_order], return_index=True)
-    gt_stops = np.append(gt_starts[1:], len(gt_order))
+    groups, gt_starts, gt_counts = np.unique(gt_group[gt_order], return_index=True, return_counts=True)
     starts = np.searchsorted(group[order], groups, side="left")
     stops = np.searchsorted(group[order], groups, side="right")
     rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for start, stop, gt_start, gt_stop in zip(starts, stops, gt_starts, gt_stops, strict=True):
-        gts = gt_order[gt_start:gt_stop]
+    for start, stop, gt_start, gt_count in zip(starts, stops, gt_starts, gt_counts, strict=True):
+        gts = gt_order[gt_start : gt_start + gt_count]
         step = max(1, _MAX_PAIRS_AT_ONCE // len(gts))
         for piece in range(start, stop, step):
             dets = order[piece : min(piece + step, stop)]

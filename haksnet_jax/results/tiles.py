@@ -147,7 +147,8 @@ def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
         boxes = np.array(detections["boxes"], np.float32).reshape(-1, 5)
         boxes[:, :2] += (tile.x, tile.y)
         boxes[:, :4] /= tile.rate
-        scores, labels = np.asarray(detections["scores"]).reshape(-1), np.asarray(detections["labels"]).reshape(-1)
+        scores = np.asarray(detections["scores"], np.float32).reshape(-1)
+        labels = np.asarray(detections["labels"], np.int32).reshape(-1)
         parts.setdefault(tile.image, []).append((boxes, scores, labels))
     merged = {}
     for image, tiles in parts.items():

@@ -284,32 +284,6 @@ def pair_listed(list_file, image_folders, annotations, extension, read):
     return records, problems
 
 
-def read_class_names(text):
-    """Class names from a preset's name or a file with one class a line.
-
-    Args:
-      text: a key of labels.CLASSES ("dota10", "hrsc2016", ...), or the path of a text file.
-
-    Returns:
-      tuple of names, in the order of their labels.
-
-    Raises:
-      DataError: neither is the case, or the file names a class twice or none at all.
-    """
-    if text in labels.CLASSES:
-        return labels.CLASSES[text]
-    path = pathlib.Path(text)
-    if not path.is_file():
-        raise DataError(
-            f"Expected --classes to be one of {', '.join(labels.CLASSES)}, or a text file with one class a line; "
-            f"got '{text}'."
-        )
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"Expected {path} to name each class once, one a line; found {len(names)} lines.")
-    return names
-
-
 def prepare(builder, source, overwrite=False):
     """Builds a data set.
 

@@ -138,16 +138,15 @@ def inside_fractions(polygons, windows):
     return fractions
 
 
-def _read_any_labels(path):
-    """(Objects, class names, problems) of a label file whose classes are not known beforehand: they pass as written."""
+def written_class_names(path):
+    """Class names of a label file as they are written: the words between the coordinates and the difficulty."""
     names = {}
     for line in pathlib.Path(path).read_bytes().decode("utf-8-sig", errors="replace").splitlines():
         words = line.split()[8:]
         number = next((i for i, word in enumerate(words) if word.lstrip("-").isdigit()), len(words))
         if number:
             names.setdefault(" ".join(words[:number]))
-    objects, problems = labels.read_labels(path, tuple(names))
-    return objects, tuple(names), problems
+    return tuple(names)
 
 
 def _write(path, data):
@@ -240,7 +239,8 @@ def split_image(job, output, parameters):
     try:
         class_names = ()
         if job.labels is not None:
-            objects, class_names, problems = _read_any_labels(job.labels)
+            class_names = written_class_names(job.labels)  # whatever they are, they pass
+            objects, problems = labels.read_labels(job.labels, class_names)
         started = time.perf_counter()
         with image_files.Reader(job.image) as reader:
             coding += time.perf_counter() - started

@@ -11,6 +11,7 @@ import sys
 
 from data import builder
 from data.dota import builder as dota
+from haksnet_jax import validation
 
 CONFIGS = {"dota10": "v1.0", "dota15": "v1.5", "dota20": "v2.0"}
 
@@ -49,8 +50,8 @@ def main(argv=None):
         if args.classes in CONFIGS:
             made = dota.Dota(config=CONFIGS[args.classes], **common)
         else:
-            made = dota.Folder(class_names=builder.read_class_names(args.classes), **common)
-    except builder.DataError as error:
+            made = dota.Folder(class_names=validation.read_class_names(args.classes), **common)
+    except validation.ValidationError as error:
         print(error, file=sys.stderr)
         return 1
     return builder.report(made, args.source or args.images[0], args.overwrite)

@@ -52,7 +52,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "dota15": (*_DOTA10, "container-crane"),
     "dota20": (*_DOTA10, "container-crane", "airport", "helipad"),
     "hrsc2016": ("ship",),
-    "dior_r": (
+    "dior_r": (  # two orders are in use, this one and one with dam before the expressways; spelled as in the release
         "airplane",
         "airport",
         "baseballfield",

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -257,3 +259,20 @@ def test_classes_and_images_may_be_named_in_files(tmp_path):
     (tmp_path / "list.txt").write_text("x/a.png\nb\n")
     assert submit.image_names(tmp_path) == ["b"]
     assert submit.image_names(tmp_path / "list.txt") == ["a", "b"]
+
+
+def test_command_ends_with_status_one_and_without_a_file_when_names_are_wrong(tmp_path, two_images):
+    dota.write_task1(tmp_path / "in", two_images, CLASSES)
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    (tmp_path / "list.txt").write_text("P1\n")
+    options = {"predictions": "in", "output": "s.zip", "classes": "classes.txt", "image-list": "list.txt"}
+    command = [sys.executable, "-m", "haksnet_jax.submit"]
+    command += [f"--{name}={tmp_path / value}" for name, value in options.items()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "'P2' is not among the 1 test images [unknown_image]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "s.zip").exists()
+    (tmp_path / "list.txt").write_text("P1.png\nP2.png\n")
+    assert subprocess.run(command, capture_output=True, text=True).returncode == 0
+    assert (tmp_path / "s.zip").exists()

@@ -253,7 +253,13 @@ def _read_own(directory):
         params, info = checkpoint.load_model(directory)
     except checkpoint.CheckpointError as error:
         raise ConversionError(str(error)) from error
-    expected = shapes(info["architecture"])
+    try:
+        expected = shapes(info["architecture"])
+        names_given = isinstance(info["class_names"], list)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ConversionError(f"{directory}: its model.json does not describe a HAKSNet ({error!r})") from error
+    if not names_given:
+        raise ConversionError(f"{directory}: class_names in its model.json is not a list")
     wrong = [name for name in params if name not in expected or params[name].shape != expected[name]]
     lost = [name for name in expected if name not in params and name not in info.get("without_value", ())]
     if wrong or lost:
@@ -445,7 +451,14 @@ def main(argv=None):
             print(_printable(report))
         print(_printable(f"error: {error}"), file=sys.stderr)
     if arguments.report:
-        _write_report(arguments.report, text)
+        try:
+            _write_report(arguments.report, text)
+        except OSError as error:
+            status = 1
+            print(
+                _printable(f"error: the report cannot be written to {arguments.report}: {error.strerror}"),
+                file=sys.stderr,
+            )
     return status
 
 

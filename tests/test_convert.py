@@ -102,6 +102,27 @@ def test_pytorch_files_need_pytorch(detector, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_pytorch_reads_what_we_write(detector, weights, tmp_path):
+    torch = pytest.importorskip("torch")
+    convert.export(detector, tmp_path / "a.pth")
+    back = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert back["meta"]["CLASSES"] == DOTA and list(back["state_dict"]) == list(weights)
+    for name, value in weights.items():
+        assert back["state_dict"][name].numpy().tobytes() == value.tobytes(), name
+
+
+def test_a_counter_that_is_no_whole_number_is_unexpected(weights, tmp_path):
+    name = "backbone.patch_embed1.norm.num_batches_tracked"
+    path = write_zip(tmp_path / "a.pth", {"state_dict": weights | {name: np.array(np.nan, np.float32)}})
+    assert list(convert.read_torch_model(path).report.unexpected) == [name]
+
+
+def test_a_report_that_cannot_be_written_is_said(detector, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(f"--input={detector}", f"--output={tmp_path / 'out'}", f"--report={tmp_path / 'file' / 'x'}") == 1
+    assert "report cannot be written" in capsys.readouterr().err
+
+
 def test_a_pretrained_backbone_takes_the_plain_weights_unless_asked(weights, tmp_path, capsys):
     backbone = {n.removeprefix("backbone."): v for n, v in weights.items() if n.startswith("backbone.")}
     averaged = {name: np.asarray(value + 1) for name, value in backbone.items()}

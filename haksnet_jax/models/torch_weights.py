@@ -434,7 +434,8 @@ def from_torch(state_dict, architecture=None):
         params[name] = np.ascontiguousarray(stacked)
     report.left_out = sorted(wanting)
     for name, value in values.items():
-        if name.endswith(f".{_BATCH_COUNT}") and _is_array(value) and math.prod(value.shape) == 1:
+        is_count = name.endswith(f".{_BATCH_COUNT}") and _is_array(value) and value.dtype.kind in "iu"
+        if is_count and math.prod(value.shape) == 1:
             report.batch_counts[name] = int(np.asarray(_read(value, name)).reshape(()))
         else:
             report.unexpected[stored[name]] = _reason(name, value, architecture)

@@ -196,6 +196,40 @@ def test_a_tensor_that_depends_on_an_unknown_class_is_an_error(tmp_path):
     refused(write_zip(tmp_path / "b.pth", {"x": tensor("QInt8Storage", "0", 2, (2,))}), "torch.QInt8Storage")
 
 
+def test_the_older_form_may_be_framed(tmp_path):
+    """Protocol 4 puts a frame in front of each pickle, the magic number's too."""
+    parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {"epoch": 3}, []]
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"".join(pickle.dumps(part, 4) for part in parts))
+    assert read_checkpoint(path).kind == "legacy" and tree_of(path) == {"epoch": 3}
+
+
+def test_files_of_an_installed_pytorch_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    base = torch.randn(6, 5)
+    tree = {
+        "state_dict": torch.nn.BatchNorm2d(3).state_dict(),
+        "transposed": base.t(),
+        "window": base[1:4, 2:],
+        "diagonal": base.diagonal(),
+        "half": base.half(),
+        "bfloat16": base.bfloat16(),
+        "bool": base > 0,
+        "parameter": torch.nn.Parameter(base),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    }
+    tree |= {f"batch_norm.{name}": value for name, value in tree.pop("state_dict").items()}
+    for options in ({}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}, {"pickle_protocol": 5}):
+        torch.save(tree, tmp_path / "a.pth", **options)
+        back = tree_of(tmp_path / "a.pth")
+        for name, value in tree.items():
+            array = back[name].numpy()
+            assert array.shape == tuple(value.shape) and str(value.dtype) == f"torch.{array.dtype}"
+            np.testing.assert_array_equal(array.astype(np.float64), value.detach().double().numpy())
+
+
 def test_safetensors_are_read(tmp_path):
     from safetensors.numpy import save_file
 

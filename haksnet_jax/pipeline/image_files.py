@@ -148,7 +148,9 @@ def _read_bmp(file, size):
     return Header("BMP", width, rows, channels, 8)
 
 
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # those of the tags that are read
+_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TIFF_TAGS = (256, 257, 258, 262, 273, 277, 279, 324, 325)
 
 
 def _read_tiff(file, size):
@@ -166,20 +168,24 @@ def _read_tiff(file, size):
     file.seek(position)
     count_size = struct.calcsize(order + count_format)
     (count,) = struct.unpack(order + count_format, file.read(count_size))
+    if file.tell() + count * entry_size + inline > size:  # `inline`: the pointer to the next image
+        raise _truncated(size)
     entries = file.read(count * entry_size)
     tags = {}
     for index in range(count):
         entry = entries[index * entry_size : (index + 1) * entry_size]
         head = struct.calcsize(order + entry_format)
         tag, kind, number = struct.unpack(order + entry_format, entry[:head])
-        if tag not in (256, 257, 258, 262, 273, 277, 279, 324, 325) or kind not in _TIFF_TYPES:
-            continue
-        length = struct.calcsize(order + _TIFF_TYPES[kind]) * number
+        length = _TIFF_SIZES.get(kind, 1) * number
         value = entry[head : head + inline]
         if length > inline:
             (where,) = struct.unpack(order + ("Q" if big else "I"), value)
+            if where + length > size:
+                raise _truncated(size)
             file.seek(where)
-            value = file.read(length)
+            value = file.read(length) if tag in _TIFF_TAGS else b""
+        if tag not in _TIFF_TAGS or kind not in _TIFF_TYPES:
+            continue
         tags[tag] = struct.unpack(order + f"{number}{_TIFF_TYPES[kind]}", value[:length])
     if 256 not in tags or 257 not in tags:
         raise ImageError("not_an_image", "the TIFF file holds no image")

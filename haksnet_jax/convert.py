@@ -449,7 +449,7 @@ def main(argv=None):
         text = (f"{report}\n" if report else "") + f"error: {error}\n"
         if report:
             print(_printable(report))
-        print(_printable(f"error: {error}"), file=sys.stderr)
+        print(_printable(f"error: {error}".replace("\n", " ")), file=sys.stderr)
     if arguments.report:
         try:
             _write_report(arguments.report, text)

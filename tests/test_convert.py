@@ -4,9 +4,11 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+from reference_weights import make_state_dict
 from torch_files import TINY, Call, Global, Raw, make_weights, tensor, write_legacy, write_zip
 
 from haksnet_jax import checkpoint, convert
@@ -281,6 +283,25 @@ def test_the_command_shows_no_traceback_and_no_torch_is_loaded(detector, tmp_pat
     bad.write_bytes(b"\x80\x02garbage")
     done = subprocess.run([*command, f"--input={bad}", f"--output={tmp_path / 'x'}"], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.startswith("error:")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of a process as Linux counts it")
+def test_the_large_model_converts_within_10_seconds_and_1_gib(golden, tmp_path):
+    """The whole command, loading of JAX included, for a file of HAKSNet-S with optimizer state."""
+    listed = golden("state_dict_s").manifest["entries"]
+    weights = make_state_dict(listed)
+    moments = [{"exp_avg": value, "exp_avg_sq": value} for value in weights.values()]
+    path = write_zip(tmp_path / "s.pth", {"meta": {"CLASSES": DOTA}, "state_dict": weights, "optimizer": moments})
+    code = (
+        "import resource, sys; from haksnet_jax import convert; status = convert.main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
+    )
+    start = time.perf_counter()
+    command = [sys.executable, "-c", code, f"--input={path}", f"--output={tmp_path / 'out'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 10
+    assert int(done.stdout.splitlines()[-1]) < 1 << 20  # KiB
 
 
 def test_model_json_is_plain_json(detector, tmp_path):

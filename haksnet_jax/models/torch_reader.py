@@ -264,7 +264,8 @@ def read_checkpoint(path, *, max_bytes=MAX_BYTES):
     try:
         return _read(contents, max_bytes)
     except CheckpointError as error:
-        raise CheckpointError(f"{path} cannot be used as a checkpoint: {error}") from error
+        reason = str(error).replace("\n", " ")  # names in the file may hold anything
+        raise CheckpointError(f"{path} cannot be used as a checkpoint: {reason}") from error
 
 
 def _read(contents, max_bytes):

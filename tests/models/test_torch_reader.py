@@ -331,6 +331,7 @@ def test_real_exploits_run_nothing_and_are_refused(tmp_path, kind, protocol):
         pytest.param(b"cos\nsystem\n(X\x02\x00\x00\x00id\x74R", id="GLOBAL and REDUCE"),
         pytest.param(b"\x8c\x02os\x8c\x06system\x93(\x8c\x02id\x74R", id="STACK_GLOBAL and REDUCE"),
         pytest.param(b"\x8c\x07builtins\x8c\x0dprint.__self__\x93", id="STACK_GLOBAL with a dotted name"),
+        pytest.param(b"\x8c\x02os\x8c\x04a\nb\x1b\x93", id="STACK_GLOBAL with a line break"),
         pytest.param(b"(X\x02\x00\x00\x00idios\nsystem\n", id="INST"),
         pytest.param(b"(cos\nsystem\nX\x02\x00\x00\x00ido", id="OBJ"),
         pytest.param(b"cos\nsystem\n(X\x02\x00\x00\x00idt\x81", id="NEWOBJ"),

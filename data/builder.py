@@ -13,6 +13,7 @@ from which something would be lost is not built unless that is asked for.
 
 import argparse
 import collections
+import contextlib
 import functools
 import io
 import os
@@ -284,30 +285,57 @@ def pair_listed(list_file, image_folders, annotations, extension, read):
     return records, problems
 
 
-def prepare(builder, source, overwrite=False):
-    """Builds a data set.
+def prepare(builder, source):
+    """Builds a data set in TFDS's own layout, builder.data_dir.
 
     Args:
       builder: an OrientedBuilder.
       source: folder of the unpacked download.
-      overwrite: True builds again what is there already.
 
     Returns:
       pathlib.Path of the folder that sources.TfdsSource reads.
 
     Raises:
-      DataError: the source is not as expected, something would be lost, or the data set is there already.
+      DataError: the source is not as expected, or something would be lost.
     """
-    target = pathlib.Path(builder.data_dir)
-    if target.exists() and not overwrite:
-        raise DataError(f"{target} is there already: name another --output, or build it anew by --overwrite.")
-    mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS if overwrite else tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
     if not pathlib.Path(source).is_dir():
         raise DataError(f"Expected the unpacked data set at {source}, found no folder.")
-    config = tfds.download.DownloadConfig(manual_dir=str(source), download_mode=mode)
+    config = tfds.download.DownloadConfig(manual_dir=str(source))
     with tempfile.TemporaryDirectory() as downloads:  # TFDS makes this folder although nothing is downloaded
         builder.download_and_prepare(download_dir=downloads, download_config=config)
-    return target
+    return pathlib.Path(builder.data_dir)
+
+
+def prepare_at(make_builder, source, output, overwrite=False):
+    """Builds a data set so that its records lie in `output` itself; the folder appears whole or not at all.
+
+    Args:
+      make_builder: function of data_dir that makes an OrientedBuilder.
+      source: folder of the unpacked download.
+      output: the folder; sources.TfdsSource reads it.
+      overwrite: True replaces a data set that is there, once the new one is complete.
+
+    Returns:
+      The OrientedBuilder, with its problems.
+
+    Raises:
+      DataError: see prepare; or the folder is there already.
+      OSError: writing failed.
+    """
+    output = pathlib.Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if not (output / "dataset_info.json").is_file():
+            raise DataError(f"{output} is there already and is no such data set: name another --output.")
+        if not overwrite:
+            raise DataError(f"{output} is there already: name another --output, or build it anew by --overwrite.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+        builder = make_builder(data_dir=temporary)
+        built = prepare(builder, source)
+        if output.exists():
+            os.replace(output, pathlib.Path(temporary) / "before")
+        os.replace(built, output)
+    return builder
 
 
 def write_dota(builder, source, folder):
@@ -375,18 +403,23 @@ def write_whole(path, write):
 
 def add_arguments(parser):
     """Adds the arguments that all data sets share."""
-    parser.add_argument("--output", required=True, help="folder of TFDS data sets; NAME/[CONFIG/]VERSION is made in it")
+    parser.add_argument("--output", required=True, help="the folder that the data set is written to")
     parser.add_argument("--overwrite", action="store_true", help="build anew what is in the output folder already")
     parser.add_argument("--lossy", action="store_true", help="build although something has to be left out; it is named")
 
 
-def report(builder, source, overwrite):
+def report(make_builder, source, output, overwrite):
     """Builds, prints what was built and what was odd, and returns the exit status of the command."""
     tfds.disable_progress_bar()
     try:
-        target = prepare(builder, source, overwrite)
-    except (DataError, OSError) as error:
+        # TFDS announces downloads and temporary folders, which would only confuse here
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder = prepare_at(make_builder, source, output, overwrite)
+    except DataError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"Cannot write {output}: {error.strerror or error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
@@ -397,14 +430,14 @@ def report(builder, source, overwrite):
     for split, info in builder.info.splits.items():
         print(f"{split}: {info.num_examples} images")
     print(f"classes: {', '.join(builder.class_names)}")
-    print(f"written to {target}")
+    print(f"written to {output}")
     return 0
 
 
 def main(builder_class, argv=None):
     """The command of one data set: python -m data.NAME --source=DIR --output=DIR."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {builder_class.__module__}",
+        prog=f"python -m data.{builder_class.name}",
         description=f"{builder_class.DESCRIPTION}\n\n{builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -414,13 +447,17 @@ def main(builder_class, argv=None):
         "--as_dota", action="store_true", help="write folders in DOTA's format to --output instead of a TFDS data set"
     )
     args = parser.parse_args(argv)
-    builder = builder_class(data_dir=args.output, lossy=args.lossy)
+    make_builder = functools.partial(builder_class, lossy=args.lossy)
     if not args.as_dota:
-        return report(builder, args.source, args.overwrite)
+        return report(make_builder, args.source, args.output, args.overwrite)
+    builder = make_builder(data_dir=args.output)
     try:
         counts = write_dota(builder, args.source, args.output)
-    except (DataError, OSError) as error:
+    except DataError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"Cannot write {args.output}: {error.strerror or error}.", file=sys.stderr)
         return 1
     for problem in builder.problems:
         print(problem, file=sys.stderr)

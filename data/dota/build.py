@@ -1,11 +1,12 @@
 """Builds a TFDS data set from folders in DOTA's format: tiles of DOTA itself, or images of one's own.
 
-  python -m data.dota.build --source=tiles --classes=dota10 --output=tfds
+  python -m data.dota.build --source=tiles --classes=dota10 --output=records
   python -m data.dota.build --images=tiles/train/images --labels=tiles/train/labelTxt --split=train \\
-      --classes=classes.txt --output=tfds
+      --classes=classes.txt --output=records
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 
@@ -45,16 +46,17 @@ def main(argv=None):
         annotations = [pathlib.Path(folder) for folder in args.labels] or [None] * len(splits)
         images = [pathlib.Path(folder) for folder in args.images]
         folders = dict(zip(splits, zip(images, annotations, strict=True), strict=True))
-    common = {"data_dir": args.output, "lossy": args.lossy, "folders": folders}
+    common = {"lossy": args.lossy, "folders": folders}
     try:
         if args.classes in CONFIGS:
-            made = dota.Dota(config=CONFIGS[args.classes], **common)
+            make_builder = functools.partial(dota.Dota, config=CONFIGS[args.classes], **common)
         else:
-            made = dota.Folder(class_names=validation.read_class_names(args.classes), **common)
+            class_names = validation.read_class_names(args.classes)
+            make_builder = functools.partial(dota.Folder, class_names=class_names, **common)
     except validation.ValidationError as error:
         print(error, file=sys.stderr)
         return 1
-    return builder.report(made, args.source or args.images[0], args.overwrite)
+    return builder.report(make_builder, args.source or args.images[0], args.output, args.overwrite)
 
 
 if __name__ == "__main__":

@@ -212,13 +212,13 @@ def test_a_dota_folder_is_built_by_the_command_and_read_back(tmp_path, capsys):
     arguments = [f"--source={tmp_path / 'in'}", "--classes=dota15", f"--output={tmp_path / 'out'}"]
     assert build.main(arguments) == 0
     assert "written to" in capsys.readouterr().out
-    source = sources.TfdsSource(tmp_path / "out/dota/v1.5/1.0.0", "train")
+    source = sources.TfdsSource(tmp_path / "out", "train")
     assert source.class_names == labels.CLASSES["dota15"]
     np.testing.assert_array_equal(source[0]["image"], pixels)
     np.testing.assert_array_equal(source[0]["polygons"], SQUARE[None])
     assert source.class_names[source[0]["labels"][0]] == "ship"
-    assert len(sources.TfdsSource(tmp_path / "out/dota/v1.5/1.0.0", "val")[0]["labels"]) == 0
-    assert len(sources.TfdsSource(tmp_path / "out/dota/v1.5/1.0.0", "test")) == 1
+    assert len(sources.TfdsSource(tmp_path / "out", "val")[0]["labels"]) == 0
+    assert len(sources.TfdsSource(tmp_path / "out", "test")) == 1
     assert build.main(arguments) == 1
     assert "is there already" in capsys.readouterr().err
     assert build.main([*arguments, "--overwrite"]) == 0
@@ -230,14 +230,15 @@ def test_own_classes_come_from_a_file_and_splits_from_arguments(tmp_path):
     folder = tmp_path / "in/x"
     arguments = ["--images", str(folder / "images"), "--labels", str(folder / "labelTxt"), "--split", "val"]
     assert build.main([*arguments, f"--classes={tmp_path / 'classes.txt'}", f"--output={tmp_path / 'out'}"]) == 0
-    assert sources.TfdsSource(tmp_path / "out/folder/1.0.0", "val")[0]["labels"].tolist() == [1]
+    assert sources.TfdsSource(tmp_path / "out", "val")[0]["labels"].tolist() == [1]
 
 
 @pytest.mark.parametrize("text", ["nothing.txt", "twice.txt"])
 def test_class_files_that_cannot_be_used_are_one_sentence(tmp_path, capsys, text):
     dota_folder(tmp_path / "in")
     write_text(tmp_path / "twice.txt", "ship\nship\n")
-    assert build.main([f"--source={tmp_path / 'in'}", f"--classes={tmp_path / text}", f"--output={tmp_path}"]) == 1
+    arguments = [f"--source={tmp_path / 'in'}", f"--classes={tmp_path / text}", f"--output={tmp_path / 'out'}"]
+    assert build.main(arguments) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -259,9 +260,9 @@ def test_what_would_be_lost_is_listed_with_its_line_and_nothing_is_built(tmp_pat
         "half.png: the file is truncated",
     ):
         assert expected in message
-    assert not list((tmp_path / "out").rglob("*array_record*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
     assert build.main([*arguments, "--lossy"]) == 0
-    assert sources.TfdsSource(tmp_path / "out/dota/v1.0/1.0.0", "train").image_ids == ["a"]
+    assert sources.TfdsSource(tmp_path / "out", "train").image_ids == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -301,8 +302,26 @@ def test_other_damage_is_named(tmp_path):
 def test_an_unwritable_output_is_one_sentence(tmp_path, capsys):
     dota_folder(tmp_path / "in")
     (tmp_path / "file").touch()
-    assert build.main([f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'file'}"]) == 1
-    assert str(tmp_path / "file") in capsys.readouterr().err
+    for output in (tmp_path / "file/out", tmp_path / "file", tmp_path / "in"):  # the last two hold something else
+        assert build.main([f"--source={tmp_path / 'in'}", f"--output={output}", "--overwrite"]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert (tmp_path / "in/train").is_dir()
+
+
+def test_ctrl_c_while_building_leaves_what_was_there(tmp_path, monkeypatch, capsys):
+    dota_folder(tmp_path / "in")
+    arguments = [f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
+    assert build.main(arguments) == 0
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(builder, "encoded_image", stop)
+    assert build.main([*arguments, "--overwrite"]) == 130
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert "nothing was written" in capsys.readouterr().err
 
 
 def test_images_are_kept_as_they_are_or_become_three_channels_of_eight_bits(tmp_path):

@@ -1,5 +1,6 @@
 """Every form of the depthwise convolution against plain loops; the Triton kernels in Pallas' interpreter."""
 
+import contextlib
 import functools
 
 import jax
@@ -17,13 +18,14 @@ needs_triton = pytest.mark.skipif(depthwise_triton.plgpu is None, reason="this j
 FORMS = {
     "slices": (depthwise.convolve_slices, depthwise.weight_gradient_slices),
     "library": (depthwise.convolve_library, depthwise.weight_gradient_library),
+    "bands": (depthwise.convolve_bands, depthwise.weight_gradient_bands),
     "triton": (
-        functools.partial(depthwise.convolve_triton, interpret=True),
-        functools.partial(depthwise.weight_gradient_triton, interpret=True),
+        functools.partial(depthwise_triton.convolve, interpret=True),
+        functools.partial(depthwise_triton.weight_gradient, interpret=True),
     ),
 }
 
-each_form = pytest.mark.parametrize("form", ["slices", "library", pytest.param("triton", marks=needs_triton)])
+each_form = pytest.mark.parametrize("form", ["slices", "library", "bands", pytest.param("triton", marks=needs_triton)])
 
 # k, shape: odd sizes, one channel, channels that no power of two divides, a map smaller than the kernel.
 CASES = [(3, (2, 7, 9, 1)), (5, (1, 13, 10, 24)), (7, (2, 9, 6, 3)), (9, (1, 11, 17, 40)), (9, (1, 3, 2, 8))]
@@ -174,7 +176,8 @@ def on_mesh(mesh, *arrays, spec=BATCH):
     return jax.device_put(arrays, jax.sharding.NamedSharding(mesh, spec))
 
 
-def test_a_sharded_batch_stays_sharded_and_the_kernels_gradient_is_summed(mesh):
+@pytest.mark.parametrize("ambient", [True, False])
+def test_a_sharded_batch_stays_sharded_and_the_kernels_gradient_is_summed_once(mesh, ambient):
     x, gradient, kernel = arrays(5, (4, 6, 7, 8))
     sharded_x, sharded_gradient = on_mesh(mesh, x, gradient)
     (replicated_kernel,) = on_mesh(mesh, kernel, spec=jax.P())
@@ -183,12 +186,16 @@ def test_a_sharded_batch_stays_sharded_and_the_kernels_gradient_is_summed(mesh):
         out, pull_back = jax.vjp(depthwise.depthwise_conv, x, kernel)
         return out, *pull_back(gradient)
 
-    compiled = jax.jit(out_and_gradients).lower(sharded_x, replicated_kernel, sharded_gradient).compile()
-    assert "all-gather" not in compiled.as_text()
-    out, _, kernel_gradient_ = compiled(sharded_x, replicated_kernel, sharded_gradient)
+    with jax.set_mesh(mesh) if ambient else contextlib.nullcontext():
+        compiled = jax.jit(out_and_gradients).lower(sharded_x, replicated_kernel, sharded_gradient).compile()
+    text = compiled.as_text()
+    assert "all-gather" not in text
+    main = text[text.index("ENTRY") :]
+    assert text.count(" all-reduce(") == main.count(" all-reduce(") == 1  # not in the loop over kernel rows
+    out, _, got = compiled(sharded_x, replicated_kernel, sharded_gradient)
     assert out.sharding.spec == BATCH
     np.testing.assert_allclose(out, convolved(x, kernel), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(kernel_gradient_, kernel_gradient(x, gradient, 5), rtol=1e-5, atol=3e-5)
+    np.testing.assert_allclose(got, kernel_gradient(x, gradient, 5), rtol=1e-5, atol=3e-5)
 
 
 @needs_triton
@@ -196,10 +203,11 @@ def test_triton_kernels_split_the_batch_over_the_ambient_mesh(mesh):
     x, gradient, kernel = arrays(3, (4, 6, 7, 8))
     sharded_x, sharded_gradient = on_mesh(mesh, x, gradient)
     (replicated_kernel,) = on_mesh(mesh, kernel, spec=jax.P())
-    convolve, weight_gradient = FORMS["triton"]
+    convolve = functools.partial(depthwise.over_mesh, FORMS["triton"][0], split=1)
+    weight_gradient = functools.partial(depthwise.over_mesh, functools.partial(FORMS["triton"][1], k=3), split=2)
     with jax.set_mesh(mesh):
         forward = jax.jit(convolve).lower(sharded_x, replicated_kernel).compile()
-        backward = jax.jit(functools.partial(weight_gradient, k=3)).lower(sharded_x, sharded_gradient).compile()
+        backward = jax.jit(weight_gradient).lower(sharded_x, sharded_gradient).compile()
     assert "all-gather" not in forward.as_text() + backward.as_text()
     out = forward(sharded_x, replicated_kernel)
     assert out.sharding.spec == BATCH
@@ -210,7 +218,7 @@ def test_triton_kernels_split_the_batch_over_the_ambient_mesh(mesh):
 
 @needs_triton
 def test_triton_kernels_serve_a_batch_that_the_mesh_does_not_divide_and_a_caller_inside_shard_map(mesh):
-    convolve, _ = FORMS["triton"]
+    convolve = functools.partial(depthwise.over_mesh, FORMS["triton"][0], split=1)
     x, _, kernel = arrays(3, (3, 6, 7, 8))
     with jax.set_mesh(mesh):
         np.testing.assert_allclose(jax.jit(convolve)(x, kernel), convolved(x, kernel), rtol=1e-5, atol=1e-5)
@@ -222,12 +230,12 @@ def test_triton_kernels_serve_a_batch_that_the_mesh_does_not_divide_and_a_caller
 def test_the_form_is_chosen_for_the_platform_of_the_lowering():
     x, _, kernel = arrays(9, (1, 16, 16, 8))
     traced = jax.jit(depthwise.depthwise_conv).trace(x, kernel)
-    convolutions = {
-        platform: traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution")
-        for platform in ("cpu", "tpu", "rocm")
-    }
-    # 9 x 9 by the vendor's library is the sum of four 5 x 5 kernels
-    assert convolutions == {"cpu": 0, "tpu": 0, "rocm": 4}
+    operations = {}
+    for platform in ("cpu", "tpu", "rocm"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        operations[platform] = text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
+    # 9 x 9 by the vendor's library is the sum of four 5 x 5 kernels; on TPU one product in a loop over kernel rows
+    assert operations == {"cpu": (0, 0), "tpu": (0, 1), "rocm": (4, 0)}
 
 
 @needs_triton

@@ -4,7 +4,7 @@ To compilers this is a rare case of the general convolution, and each is bad at 
 TPU loops, cuDNN from 9 x 9 on, all of them at the gradients. So there are four forms with equal results, and one is
 chosen for the platform that a computation is lowered for (not the one it is traced on: a CPU host compiles for TPUs):
 
-  slices   sum of shifted, weighted copies: CPU, and 3 x 3 on TPU. XLA fuses all copies into one loop.
+  slices   sum of shifted, weighted copies: CPU, and small kernels on TPU. XLA fuses all copies into one loop.
   bands    each kernel row as a band matrix along the image rows: TPU, where the matrix unit is so much faster than
            shifting lanes that multiplying by the zeros beside the band is cheaper than leaving them out.
   library  the vendor's convolutions on kernels small enough for its fast paths: GPUs that cannot run the kernels of
@@ -90,9 +90,10 @@ def _forms(k):
     return {
         "cuda": triton if depthwise_triton.usable() else library,
         "rocm": library,
-        # The TPU compiler's own cycle counts for v5e, 2 x 256 x 256 x 32 in bfloat16, slices / bands: 3 x 3 forward
-        # 0.32 / 0.51 million, 9 x 9 forward 2.5 / 0.66, its weight gradient 3.1 / 1.2.
-        "tpu": slices if k <= 3 else bands,
+        # By the TPU compiler's own cycle counts for v5e (slices / bands, in millions, 2 images, bfloat16): 5 x 5 on
+        # 128 x 128 x 64 forward 0.27 / 0.51, weight gradient 0.74 / 0.45; 9 x 9 on 256 x 256 x 32 forward 2.5 / 0.66,
+        # weight gradient 3.1 / 1.2.
+        "tpu": ((slices if k <= 5 else bands)[0], (slices if k <= 3 else bands)[1]),
         "default": slices,
     }
 

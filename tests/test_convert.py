@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from reference_weights import make_state_dict
+from reference_weights import make_input, make_state_dict
 from torch_files import TINY, Call, Global, Raw, make_weights, tensor, write_legacy, write_zip
 
 from haksnet_jax import checkpoint, convert
@@ -309,3 +309,65 @@ def test_model_json_is_plain_json(detector, tmp_path):
     text = (tmp_path / "out" / "model.json").read_text()
     assert json.loads(text)["source"]["file"] == "detector.pth"
     convert.convert(detector, tmp_path / "out")  # a converted model that is there is replaced
+
+
+@pytest.fixture(scope="module")
+def tiny_forward():
+    """Functions of {our name: array} and inputs: the backbone's stages; RPN logits and box head. Compiled once."""
+    import jax
+    from flax import nnx
+
+    from haksnet_jax.models.haksnet import BackboneSize
+    from haksnet_jax.models.oriented_rcnn import OrientedRCNN
+
+    size = BackboneSize(tuple(TINY["channels"]), tuple(TINY["depths"]), tuple(TINY["mlp_ratios"]))
+    graph, state = nnx.split(nnx.eval_shape(lambda: OrientedRCNN(size, 15, channels=32, hidden=64, rngs=nnx.Rngs(0))))
+
+    @jax.jit
+    def run(filled, image, boxes):
+        model = nnx.merge(graph, filled)
+        stages = model.backbone(image)
+        levels = model.fpn(stages)
+        valid = np.ones(boxes.shape[:2], bool)
+        return stages, [level.shape for level in levels], model.rpn(levels)[0], model.roi_head(levels, boxes, valid)
+
+    def forward(params, image, boxes):
+        # A backbone alone gets zeros behind it, and those outputs are not looked at.
+        whole = {name: np.zeros(leaf.shape, np.float32) for name, leaf in checkpoint.flatten(state).items()} | params
+        return run(checkpoint.fill(state, whole, what="converted"), image, boxes)
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny_mmrotate.pth",
+        "tiny_pretrain.pth.tar",
+        "tiny_legacy.pth",
+        "tiny_module_prefix.pth",
+        "tiny_backbone_half.pth",
+    ],
+)
+def test_recorded_files_compute_what_the_reference_computes_with_them(name, golden, golden_file, tiny_forward):
+    expected = golden("checkpoints_expected")
+    key = name.split(".")[0]
+    image = make_input(**expected.manifest["input"]).transpose(0, 2, 3, 1)
+    boxes = expected["tiny_mmrotate/rois" if f"{key}/rois" not in expected else f"{key}/rois"]
+    model = convert.read_torch_model(golden_file(name))
+    stages, shapes, rpn_logits, (logits, deltas) = tiny_forward(model.params, image, boxes[None])
+
+    def compare(key, found):
+        # 1e-5 of the largest value: ten times what float32 sums in another order were seen to differ by.
+        expected.compare(key, found, rtol=0, atol=1e-5 * expected.manifest["arrays"][key]["abs_max"])
+
+    for i, stage in enumerate(stages):
+        compare(f"{key}/stage{i + 1}", np.asarray(stage).transpose(0, 3, 1, 2))
+    if f"{key}/rois" in expected:
+        start = 0
+        for i, (_, height, width, _) in enumerate(shapes):
+            level = np.asarray(rpn_logits)[0, start : start + 3 * int(height) * int(width)]
+            compare(f"{key}/rpn_cls{i}", level.reshape(1, int(height), int(width), 3).transpose(0, 3, 1, 2))
+            start += level.size
+        compare(f"{key}/roi_cls_logits", logits[0])
+        compare(f"{key}/roi_deltas", deltas[0])

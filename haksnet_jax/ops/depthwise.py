@@ -90,10 +90,10 @@ def _forms(k):
     return {
         "cuda": triton if depthwise_triton.usable() else library,
         "rocm": library,
-        # By the TPU compiler's own cycle counts for v5e (slices / bands, in millions, 2 images, bfloat16): 5 x 5 on
-        # 128 x 128 x 64 forward 0.27 / 0.51, weight gradient 0.74 / 0.45; 9 x 9 on 256 x 256 x 32 forward 2.5 / 0.66,
-        # weight gradient 3.1 / 1.2.
-        "tpu": ((slices if k <= 5 else bands)[0], (slices if k <= 3 else bands)[1]),
+        # By the TPU compiler's own cycle counts for v5e (slices / bands, millions, 2 x 256 x 256 x 32 in bfloat16):
+        # forward 3 x 3 0.32 / 0.51, 5 x 5 0.80 / 0.56, 9 x 9 2.5 / 0.66; weight gradient 0.60 / 0.61, 1.2 / 0.80,
+        # 3.1 / 1.2. Both of one kind: they want different layouts, and mixed ones took twice the sum of their parts.
+        "tpu": slices if k <= 3 else bands,
         "default": slices,
     }
 

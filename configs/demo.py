@@ -33,11 +33,11 @@ def get_config():
 
         config.data.kind = "scenes"
         config.data.class_names = SCENE_CLASSES
-        config.data.image_size = (128, 128)
+        config.data.image_size = (192, 192)
         config.data.max_boxes = 16
         config.data.num_workers = 0  # scenes are drawn in threads of this process
-        config.data.train = ml_collections.ConfigDict({"num_scenes": 4000, "size": 128, "seed": 1})
-        config.data.val = ml_collections.ConfigDict({"num_scenes": 100, "size": 128, "seed": 2})  # other scenes
+        config.data.train = ml_collections.ConfigDict({"num_scenes": 4000, "size": 192, "seed": 1})
+        config.data.val = ml_collections.ConfigDict({"num_scenes": 100, "size": 192, "seed": 2})  # other scenes
 
         config.augment.rotation_probability = 0.0
         config.augment.quarter_turn_classes = ()

@@ -1,5 +1,7 @@
 """The detector over a split: detections in the images' own pixels, average precision, drawings."""
 
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 from flax import nnx
@@ -55,6 +57,14 @@ def to_image_pixels(boxes, scale):
     return (boxes / factors).astype(np.float32)
 
 
+class Picture(NamedTuple):
+    """A drawn image: its identifier, the file, and the pixels [H, W, 3] uint8 RGB."""
+
+    image_id: str
+    path: Any
+    image: np.ndarray
+
+
 class Evaluator:
     """Evaluates a model on a validation split, again and again with one compilation.
 
@@ -65,7 +75,7 @@ class Evaluator:
       mesh: of the run.
 
     Attributes:
-      pictures: [(image id, uint8 [H, W, 3])] drawn by the last evaluation.
+      pictures: list of Picture, drawn by the last evaluation.
       num_cut: detections that the caps cut in the last evaluation.
     """
 
@@ -155,5 +165,6 @@ class Evaluator:
                 self._source.class_names,
             )
             name = self._source.image_ids[index]
-            visualize.save_image(folder / f"{name.replace('/', '_')}.png", picture)
-            yield name, picture
+            path = folder / f"{name.replace('/', '_')}.png"
+            visualize.write_image(path, picture)
+            yield Picture(name, path, picture)

@@ -1,5 +1,4 @@
-"""The command that trains: python -m haksnet_jax.main --config=configs/dota_ms.py [--workdir=DIR] [--config.KEY=VALUE]
-"""
+"""The command that trains: python -m haksnet_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]"""
 
 import os
 import sys
@@ -19,6 +18,8 @@ def main(argv):
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setFormatter(None)
+    # Orbax tells its whole inner life at this level.
+    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname or record.levelname != "INFO")
 
     from haksnet_jax import checkpoint, devices  # (flags are checked before JAX is loaded)
     from haksnet_jax.train import TrainingError, train_and_evaluate

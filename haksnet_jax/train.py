@@ -1,6 +1,5 @@
 """The training loop, from top to bottom: data, model, optimiser, steps, checkpoints, evaluation, result card."""
 
-import collections
 import datetime
 import json
 import math
@@ -21,6 +20,7 @@ from haksnet_jax.models.haksnet import BackboneSize
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.sources import open_source
+from haksnet_jax.results import visualize
 from haksnet_jax.results.card import code_version, write_result_card, write_whole
 from haksnet_jax.structures import GroundTruth
 
@@ -261,23 +261,38 @@ def train_and_evaluate(config, workdir):
     Raises:
       TrainingError, checkpoint.CheckpointError, ValueError, FileNotFoundError: with one sentence that says what to do.
     """
-    started = time.monotonic()
-    workdir = epath.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     mesh = devices.data_mesh()
     _check(config, mesh)
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with jax.set_mesh(mesh):  # kernels that the compiler cannot split ask it for the devices' shares
+        return _run(config, workdir, mesh)
+
+
+def _run(config, workdir, mesh):
+    started = time.monotonic()
     global_batch = config.batch_size_per_device * mesh.devices.size
     host_batch = global_batch // jax.process_count()
     class_names = tuple(config.data.class_names)
     logging.info("haksnet_jax %s on %s, code %s", haksnet_jax.__version__, devices.hardware(), code_version())
 
     # Data
-    train_source = open_source(
-        config.data.kind, class_names, filter_empty=config.data.filter_empty, **config.data.train
-    )
-    val_source = open_source(config.data.kind, class_names, filter_empty=False, **config.data.val)
-    for name, source in (("train", train_source), ("val", val_source)):
-        logging.info("%s: %s", name, source.summary())
+    def source(settings, **more):
+        if config.data.kind != "scenes":  # which have no small objects to leave out, and none that are empty
+            more |= {"min_side": config.data.min_side}
+        return open_source(config.data.kind, class_names, **settings, **more)
+
+    train_source = source(config.data.train, filter_empty=config.data.filter_empty)
+    val_source = source(config.data.val)
+    for name, opened in (("train", train_source), ("val", val_source)):
+        if config.data.kind == "folder":
+            opened.check_images()
+        logging.info("%s: %s", name, opened.summary())
+    shared = set(train_source.image_ids) & set(val_source.image_ids) if config.data.kind != "scenes" else ()
+    if shared:
+        logging.warning(
+            "%d images are in both splits (%s, ...): the figures are not of unseen images", len(shared), min(shared)
+        )
     steps_per_epoch = loader.steps_per_epoch(len(train_source), global_batch)
     num_steps = config.num_steps or config.num_epochs * steps_per_epoch
 
@@ -359,10 +374,10 @@ def train_and_evaluate(config, workdir):
     best = -1.0
     if first_step and (workdir / "best" / checkpoint.MODEL_FILE).exists():
         best = json.loads((workdir / "best" / checkpoint.MODEL_FILE).read_text()).get("AP50_voc12") or best
-    batches = iter(batches)
+    batches_in_order = iter(batches)
     for step in range(first_step, num_steps):
         waited = time.monotonic()
-        batch = next(batches)
+        batch = next(batches_in_order)
         waited = time.monotonic() - waited
         arrays = {name: batch[name] for name in ("image", "boxes", "labels", "valid", "image_size")}
         state, metrics = train_step(state, devices.place_batch(mesh, arrays))
@@ -421,9 +436,12 @@ def train_and_evaluate(config, workdir):
             "jax": jax.__version__,
         },
     } | (result.to_json() if result else {})
+    if evaluator.pictures:
+        card["picture"] = str(evaluator.pictures[0].path)
     if jax.process_index() == 0:
         write_result_card(workdir, card)
         log.draw_curves()
+    batches.close()
     log.close()
     return card
 
@@ -513,8 +531,8 @@ class RunLog:
         self._append({"step": step, **figures})
         logging.info("evaluation at step %d\n%s", step, result.table())
         if self._events:
-            for name, picture in pictures:
-                self._events.add_image(f"detections/{name}", picture, step, dataformats="HWC")
+            for picture in pictures:
+                self._events.add_image(f"detections/{picture.image_id}", picture.image, step, dataformats="HWC")
         self._since = None if self._since is None else time.monotonic()
 
     def _append(self, record):
@@ -524,18 +542,20 @@ class RunLog:
         write_whole(self._workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in self._records))
         for name, value in record.items():
             if name != "step":
-                self._events.add_scalar(name, value, record["step"])
+                self._events.add_scalar(name.replace(":", "_"), value, record["step"])
 
     def draw_curves(self):
         """Writes `curves.png`: losses and average precision over the steps."""
-        from haksnet_jax.results import visualize  # (matplotlib takes a while to import)
-
-        curves = collections.defaultdict(list)
+        curves = {"loss": {}, "AP": {}}
         for record in self._records:
             for name, value in record.items():
-                if name.startswith(("loss", "AP")):
-                    curves[name].append((record["step"], value))
-        visualize.save_curves(self._workdir / "curves.png", dict(curves))
+                for kind, lines in curves.items():
+                    if name.startswith(kind):
+                        steps, values = lines.setdefault(name, ([], []))
+                        steps.append(record["step"])
+                        values.append(value)
+        figure = visualize.training_figure(curves["loss"], curves["AP"] or None)
+        visualize.save_figure(figure, self._workdir / "curves.png")
 
     def close(self):
         """Flushes the event files."""

@@ -303,12 +303,12 @@ class TfdsSource:
     """
 
     def __init__(
-        self, name_or_builder_dir, split, class_names=None, *, data_dir=None, filter_empty=False, min_side=0.0
+        self, directory, split, class_names=None, *, data_dir=None, filter_empty=False, min_side=0.0
     ):
         """Opens the data set.
 
         Args:
-          name_or_builder_dir: a prepared folder (the one with `dataset_info.json`), or a name such as
+          directory: a prepared folder (the one with `dataset_info.json`), or a name such as
             `dota/v1_tiles:1.0.0` to look up in data_dir.
           split: name of the split, such as "train".
           class_names: the classes, in the order wanted; None takes the data set's own. Labels are matched by name.
@@ -322,15 +322,15 @@ class TfdsSource:
         """
         import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
 
-        folder = pathlib.Path(name_or_builder_dir)
+        folder = pathlib.Path(directory)
         if (folder / "dataset_info.json").exists():
             builder = tfds.builder_from_directory(str(folder))
         else:
             try:
-                builder = tfds.builder(str(name_or_builder_dir), data_dir=data_dir, try_gcs=False)
+                builder = tfds.builder(str(directory), data_dir=data_dir, try_gcs=False)
             except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
                 raise FileNotFoundError(
-                    f"no prepared data set '{name_or_builder_dir}': it is neither a folder with dataset_info.json nor "
+                    f"no prepared data set '{directory}': it is neither a folder with dataset_info.json nor "
                     f"a name known in {data_dir or 'the default data folder of TFDS'}"
                 ) from error
         if split not in builder.info.splits:
@@ -488,7 +488,7 @@ def open_source(kind, class_names, *, filter_empty=False, **settings):
     """Opens the source that a configuration names.
 
     Args:
-      kind: "folder" (FolderSource: images_dir, labels_dir), "tfds" (TfdsSource: name_or_builder_dir, split) or
+      kind: "folder" (FolderSource: images_dir, labels_dir), "tfds" (TfdsSource: directory, split) or
         "scenes" (SceneSource: num_scenes, size, seed).
       class_names: the classes, in the order of their labels.
       filter_empty: leaves out images without an object. Scenes are all kept: where the ground for a scene's

@@ -288,7 +288,7 @@ def test_a_source_is_opened_by_kind_and_settings(folder, prepared):
     places = {"images_dir": folder / "images", "labels_dir": folder / "labelTxt"}
     opened = [
         open_source("folder", CLASSES["dota10"], filter_empty=True, **places),
-        open_source("tfds", ("a", "b"), filter_empty=True, name_or_builder_dir=prepared, split="train"),
+        open_source("tfds", ("a", "b"), filter_empty=True, directory=prepared, split="train"),
         open_source("scenes", ("plane", "ship"), filter_empty=True, num_scenes=3, size=64, seed=1),
     ]
     assert [type(source) for source in opened] == [FolderSource, TfdsSource, SceneSource]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, drop_path, kaiming_fan_out
+from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path, kaiming_fan_out
 
 
 class BackboneSize(NamedTuple):
@@ -60,9 +60,7 @@ class KernelSelection(nnx.Module):
         self.dw_conv5 = DepthwiseConv(channels, 5, dtype=dtype, rngs=rngs)
         self.dw_conv7 = DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
         self.dw_conv9 = DepthwiseConv(channels, 9, dtype=dtype, rngs=rngs)
-        self.spatial_fusion = nnx.Conv(
-            4, 4, (7, 7), padding=3, kernel_init=kaiming_fan_out, dtype=dtype, rngs=rngs
-        )  # over the channel means of the four
+        self.spatial_fusion = NarrowConv(4, 7, dtype=dtype, rngs=rngs)  # over the channel means of the four
         self.kernel_attention_1 = _pointwise(4 * channels, 4, dtype=jnp.float32, rngs=rngs)
         self.kernel_attention_2 = _pointwise(4, 4, dtype=jnp.float32, rngs=rngs)
 

@@ -30,6 +30,32 @@ class DepthwiseConv(nnx.Module):
         return depthwise_conv(x.astype(self.dtype), self.kernel[...]) + self.bias[...].astype(self.dtype)
 
 
+class NarrowConv(nnx.Module):
+    """A full convolution of a few channels, k x k, stride 1, zero padding k // 2.
+
+    Computed as a depthwise convolution of all pairs of input and output channels: libraries of convolutions are made
+    for many channels, and slow to tune and to run with four.
+
+    Args:
+      channels: of input and output.
+      size: k, odd.
+      dtype: dtype of the result.
+      rngs: source of the initial kernel.
+    """
+
+    def __init__(self, channels, size, *, dtype, rngs):
+        self.kernel = nnx.Param(kaiming_fan_out(rngs.params(), (size, size, channels, channels), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        channels = x.shape[-1]
+        pairs = jnp.repeat(x.astype(self.dtype), channels, axis=-1)  # [B, H, W, C in * C out]
+        filtered = depthwise_conv(pairs, self.kernel[...].reshape(*self.kernel.shape[:2], -1))
+        summed = filtered.reshape(*x.shape, channels).sum(-2, dtype=jnp.float32)
+        return (summed + self.bias[...]).astype(self.dtype)
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation with the reference's bookkeeping.
 

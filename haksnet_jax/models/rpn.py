@@ -38,13 +38,46 @@ class OrientedRPN(nnx.Module):
           logits [B, A] and midpoint-offset deltas [B, A, 6], float32; levels one after another, in a level by row,
           column, anchor, as `anchor_grid` lists them.
         """
-        logits, deltas = [], []
-        for level in features:
-            hidden = jax.nn.relu(self.conv(level))
-            batch = level.shape[0]
-            logits.append(self.logits(hidden).astype(jnp.float32).reshape(batch, -1))
-            deltas.append(self.deltas(hidden).astype(jnp.float32).reshape(batch, -1, 6))
-        return jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
+        batch = features[0].shape[0]
+        canvas, corners = _pack(features)
+        hidden = jax.nn.relu(self.conv(canvas))
+        logits = self.logits(hidden).astype(jnp.float32)
+        deltas = self.deltas(hidden).astype(jnp.float32)
+
+        def unpack(x, values):
+            cut = [
+                x[:, row : row + level.shape[1], column : column + level.shape[2]].reshape(batch, -1, *values)
+                for level, (row, column) in zip(features, corners, strict=True)
+            ]
+            return jnp.concatenate(cut, axis=1)
+
+        return unpack(logits, ()), unpack(deltas, (6,))
+
+
+def _pack(levels):
+    """Lays the pyramid out on one canvas: the finest level at the left, the others below each other at its right.
+
+    The head is one convolution then, of one shape, where five shapes would each be tuned and compiled; a row or column
+    of zeros between levels is what each of them sees beyond its border.
+
+    Args:
+      levels: [B, H_l, W_l, C], finest first.
+
+    Returns:
+      ([B, H, W, C], [(row, column) of each level's first position]).
+    """
+    finest, coarser = levels[0], levels[1:]
+    height = max(finest.shape[1], sum(level.shape[1] + 1 for level in coarser) - 1)
+    width = finest.shape[2] + 1 + coarser[0].shape[2]
+    canvas = jnp.zeros((finest.shape[0], height, width, finest.shape[3]), finest.dtype)
+    corners = [(0, 0)]
+    row, column = 0, finest.shape[2] + 1
+    for level in coarser:
+        corners.append((row, column))
+        row += level.shape[1] + 1
+    for level, (row, column) in zip(levels, corners, strict=True):
+        canvas = jax.lax.dynamic_update_slice(canvas, level, (0, row, column, 0))
+    return canvas, corners
 
 
 def select_proposals(

@@ -17,10 +17,10 @@ def get_config():
     config = dota_ss_t.get_config()
     with config.unlocked():
         config.name = "demo"
-        config.num_steps = 700
+        config.num_steps = 2000
         config.batch_size_per_device = 4
-        config.checkpoint_every = 350
-        config.eval_every = 700
+        config.checkpoint_every = 500
+        config.eval_every = 1000
         config.log_every = 20
 
         config.model.channels = (16, 24, 32, 32)

@@ -48,6 +48,7 @@ def get_config():
     config.data = ml_collections.ConfigDict()
     config.data.kind = "tfds"  # tfds, folder or scenes
     config.data.class_names = CLASSES["dota10"]
+    config.data.root = ""  # folder that the paths of train and val are in; empty: they stand for themselves
     config.data.image_size = (1024, 1024)  # rows, columns of the network's input
     config.data.max_boxes = 1000  # objects of a tile at most; what is cut is counted and logged
     config.data.min_side = 2.0  # pixels: labelled boxes with a shorter side are left out, as upstream's reader; counted

@@ -129,6 +129,7 @@ class Evaluator:
             pending = (rows, detections)
         if pending is not None:
             collect(*pending)
+        batches.close()
         missing = [self._source.image_ids[i] for i, entry in enumerate(found) if entry is None]
         if missing:
             raise RuntimeError(f"{len(missing)} images were not evaluated, {missing[0]} first")

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import time
 from typing import Any, NamedTuple
 
@@ -278,6 +279,10 @@ def _run(config, workdir, mesh):
 
     # Data
     def source(settings, **more):
+        settings = dict(settings)
+        for name in ("directory", "images_dir", "labels_dir"):
+            if settings.get(name) and config.data.root:
+                settings[name] = os.path.join(config.data.root, settings[name])
         if config.data.kind != "scenes":  # which have no small objects to leave out, and none that are empty
             more |= {"min_side": config.data.min_side}
         return open_source(config.data.kind, class_names, **settings, **more)
@@ -423,7 +428,8 @@ def _run(config, workdir, mesh):
             "precision": config.model.dtype,
             "pretrained": config.pretrained or config.init or "none",
             "best_AP50_voc12": None if best < 0 else round(best, 4),
-            "images_per_second": log.best_speed,
+            "images_per_second": log.images_per_second(),
+            "compile_seconds": log.first_step_seconds,
             "peak_memory_gib": devices.peak_memory_gib(),
             "minutes": round((time.monotonic() - started) / 60, 2),
             "resumed_at_step": first_step,
@@ -469,7 +475,8 @@ class RunLog:
         self._since = None
         self.num_cut = 0
         self.num_dropped = 0
-        self.best_speed = None
+        self.first_step_seconds = None
+        self._started = time.monotonic()
         self._is_writer = jax.process_index() == 0
         self._records = []
         path = workdir / "metrics.jsonl"
@@ -510,7 +517,8 @@ class RunLog:
         record["waited_for_data"] = sum(waited for _, _, waited in self._pending) / len(self._pending)
         if self._since is not None:  # the first line's time is compilation
             record["images_per_second"] = len(fetched) * self._global_batch / (now - self._since)
-            self.best_speed = max(self.best_speed or 0.0, round(record["images_per_second"], 2))
+        else:
+            self.first_step_seconds = round(now - self._started, 1)
         self._since = now
         self._pending = []
         self._append(record)
@@ -520,10 +528,15 @@ class RunLog:
             "step %d/%d  loss %.4f (rpn %.3f + %.3f, roi %.3f + %.3f)  lr %.2e  %s%s",
             step, self._num_steps, means["loss"], means["loss_rpn_cls"], means["loss_rpn_box"],
             means["loss_roi_cls"], means["loss_roi_box"], learning_rate,
-            f"{speed:.1f} images/s  data wait {1000 * record['waited_for_data']:.0f} ms" if speed else "compiled",
+            f"{speed:.1f} images/s  data wait {1000 * record['waited_for_data']:.0f} ms" if speed else f"first step after {self.first_step_seconds:.0f} s",
             f"  ETA {datetime.timedelta(seconds=round(remaining))}" if remaining else "",
         )  # fmt: skip
         return self._in_a_row
+
+    def images_per_second(self):
+        """Median over the lines so far, or None."""
+        speeds = [record["images_per_second"] for record in self._records if "images_per_second" in record]
+        return round(float(np.median(speeds)), 2) if speeds else None
 
     def evaluated(self, step, result, pictures):
         """Writes an evaluation's figures and pictures."""

@@ -523,13 +523,15 @@ class RunLog:
         self._pending = []
         self._append(record)
         speed = record.get("images_per_second")
-        remaining = (self._num_steps - step) * self._global_batch / speed if speed else None
+        if speed:
+            left = datetime.timedelta(seconds=round((self._num_steps - step) * self._global_batch / speed))
+            pace = f"{speed:.1f} images/s  data wait {1000 * record['waited_for_data']:.0f} ms  ETA {left}"
+        else:
+            pace = f"first step after {self.first_step_seconds:.0f} s"
         logging.info(
-            "step %d/%d  loss %.4f (rpn %.3f + %.3f, roi %.3f + %.3f)  lr %.2e  %s%s",
+            "step %d/%d  loss %.4f (rpn %.3f + %.3f, roi %.3f + %.3f)  lr %.2e  %s",
             step, self._num_steps, means["loss"], means["loss_rpn_cls"], means["loss_rpn_box"],
-            means["loss_roi_cls"], means["loss_roi_box"], learning_rate,
-            f"{speed:.1f} images/s  data wait {1000 * record['waited_for_data']:.0f} ms" if speed else f"first step after {self.first_step_seconds:.0f} s",
-            f"  ETA {datetime.timedelta(seconds=round(remaining))}" if remaining else "",
+            means["loss_roi_cls"], means["loss_roi_box"], learning_rate, pace,
         )  # fmt: skip
         return self._in_a_row
 

@@ -102,7 +102,7 @@ def get_config():
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.protocol = "tiles"  # what the figures are of, for the result card
-    config.evaluation.batch_size_per_device = 4
+    config.evaluation.batch_size_per_device = 2  # as in training: the same convolutions, tuned and compiled already
     config.evaluation.num_pictures = 8  # validation images that are drawn
     config.evaluation.picture_score = 0.3  # score from which a detection is drawn
     return config.lock()

@@ -74,20 +74,23 @@ def learning_rate_schedule(
     """
     warmup = min(warmup_steps, int(max_warmup_fraction * num_steps))
     if schedule == "step":
-        boundaries = {round(epoch * steps_per_epoch): drop_factor for epoch in drop_epochs}
-        regular = optax.piecewise_constant_schedule(peak, boundaries)
+        drops = [round(epoch * steps_per_epoch) for epoch in drop_epochs]
+
+        def regular(step):
+            return peak * drop_factor ** sum(step >= drop for drop in drops)
+
     elif schedule == "cosine":
 
         def regular(step):
-            progress = jnp.clip((step - warmup) / max(num_steps - warmup, 1), 0.0, 1.0)
-            return peak * (final_ratio + (1.0 - final_ratio) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
+            progress = min(max((step - warmup) / max(num_steps - warmup, 1), 0.0), 1.0)
+            return peak * (final_ratio + (1.0 - final_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     else:
         raise ValueError(f"optimizer.schedule: expected step or cosine, got {schedule!r}")
 
     def learning_rate(step):
         # The warm-up scales whatever the schedule says, as upstream's does.
-        share = jnp.minimum(step / warmup, 1.0) if warmup else 1.0
+        share = min(step / warmup, 1.0) if warmup else 1.0
         return regular(step) * (1.0 - (1.0 - share) * (1.0 - warmup_ratio))
 
     return learning_rate, warmup
@@ -104,20 +107,21 @@ def clip_by_global_norm(max_norm):
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(learning_rate, *, weight_decay=0.05, betas=(0.9, 0.999), epsilon=1e-8, clip_norm=35.0):
+def make_optimizer(*, weight_decay=0.05, betas=(0.9, 0.999), epsilon=1e-8, clip_norm=35.0):
     """Gradient clipping, then AdamW with decoupled weight decay on every parameter, norms and biases included.
 
     Args:
-      learning_rate: step -> learning rate.
       weight_decay: share of a parameter that goes each step, times the learning rate.
       betas: decay of the two moments.
       epsilon: added to the root of the second moment.
       clip_norm: largest L2 norm over all gradients.
 
     Returns:
-      optax.GradientTransformation.
+      optax.GradientTransformation. Its updates are to be taken off the parameters times the learning rate, which is
+      not part of it: parameter - learning_rate * update.
     """
     return optax.chain(
         clip_by_global_norm(clip_norm),
-        optax.adamw(learning_rate, b1=betas[0], b2=betas[1], eps=epsilon, weight_decay=weight_decay),
+        optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=epsilon),
+        optax.add_decayed_weights(weight_decay),
     )

@@ -83,9 +83,12 @@ def create_state(config, num_classes, tx, mesh):
       (graph definition of the model, TrainState replicated over the mesh).
     """
 
-    def create(key):
-        model = build_model(config.model, num_classes, rngs=nnx.Rngs(key))
-        params, stats = nnx.as_pure(nnx.state(model, nnx.Param)), nnx.as_pure(nnx.state(model, nnx.BatchStat))
+    key = jax.random.key(config.seed)
+    graph, params, stats = nnx.split(
+        build_model(config.model, num_classes, rngs=nnx.Rngs(key)), nnx.Param, nnx.BatchStat
+    )
+
+    def create(params, stats):
         # Copies: a donated buffer must not stand in the state twice.
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if config.ema_decay else {}
         return TrainState(
@@ -99,9 +102,10 @@ def create_state(config, num_classes, tx, mesh):
             skipped_in_a_row=jnp.zeros((), jnp.int32),
         )
 
-    graph = nnx.split(nnx.eval_shape(lambda: build_model(config.model, num_classes, rngs=nnx.Rngs(0))))[0]
     # Placed at once: a first step on state that is not yet on the mesh would compile a second time.
-    return graph, jax.jit(create, out_shardings=devices.replicated(mesh))(jax.random.key(config.seed))
+    whole = devices.replicated(mesh)
+    params, stats = jax.device_put((nnx.as_pure(params), nnx.as_pure(stats)), whole)
+    return graph, jax.jit(create, out_shardings=whole)(params, stats)
 
 
 def loss_settings(config):
@@ -135,11 +139,12 @@ def make_train_step(graph, tx, mesh, *, ema_decay, **settings):
       **settings: of `losses.detection_loss`.
 
     Returns:
-      (state, batch) -> (state, metrics). The state's memory is reused. Metrics are scalars: what `detection_loss`
+      (state, batch, learning_rate) -> (state, metrics). The state's memory is reused. The learning rate comes from
+      outside, so that another schedule is not another program to compile. Metrics are scalars: what `detection_loss`
       gives, `grad_norm`, and `finite`: whether the update was made.
     """
 
-    def train_step(state, batch):
+    def train_step(state, batch, learning_rate):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         ground_truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"], batch["image_size"])
 
@@ -152,7 +157,7 @@ def make_train_step(graph, tx, mesh, *, ema_decay, **settings):
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         ema = state.ema
         if ema_decay:
             # Young averages forget faster, or the random start would stay in them.
@@ -322,7 +327,6 @@ def _run(config, workdir, mesh):
         },
     )  # fmt: skip
     tx = optimizer.make_optimizer(
-        schedule,
         weight_decay=config.optimizer.weight_decay,
         betas=tuple(config.optimizer.betas),
         clip_norm=config.optimizer.clip_norm,
@@ -385,11 +389,12 @@ def _run(config, workdir, mesh):
         batch = next(batches_in_order)
         waited = time.monotonic() - waited
         arrays = {name: batch[name] for name in ("image", "boxes", "labels", "valid", "image_size")}
-        state, metrics = train_step(state, devices.place_batch(mesh, arrays))
+        learning_rate = np.float32(schedule(step))
+        state, metrics = train_step(state, devices.place_batch(mesh, arrays), learning_rate)
         log.add(metrics, batch, waited)
         done = step + 1
         if done % config.log_every == 0 or done == num_steps or done == first_step + 1:
-            skipped_in_a_row = log.write(done, float(schedule(step)), train_source.image_ids)
+            skipped_in_a_row = log.write(done, float(learning_rate), train_source.image_ids)
             if skipped_in_a_row > config.max_skipped_steps:
                 checkpoints.save(done, state, _position(done, global_batch, first_step, first_example))
                 checkpoints.close()

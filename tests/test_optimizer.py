@@ -60,8 +60,7 @@ def test_scaled_learning_rate_is_held_at_the_ceiling():
 def test_eight_steps_equal_the_recorded_ones(golden):
     fixture = golden("optimizer_adamw")
     manifest = fixture.manifest
-    rates = jnp.array(manifest["lrs"])
-    tx = optimizer.make_optimizer(lambda count: rates[count])
+    tx = optimizer.make_optimizer()
     params = [jnp.asarray(fixture[f"start/{i}"]) for i in range(3)]
     state = tx.init(params)
     for step, scale in enumerate(manifest["scale"]):
@@ -74,6 +73,6 @@ def test_eight_steps_equal_the_recorded_ones(golden):
             optax.tree.norm(gradients), manifest["grad_norm_before_clip"][step], rtol=1e-5, atol=0
         )
         updates, state = tx.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+        params = [p - manifest["lrs"][step] * u for p, u in zip(params, updates, strict=True)]
         for i, value in enumerate(params):
             np.testing.assert_allclose(value, fixture[f"step{step}/{i}"], rtol=1e-5)

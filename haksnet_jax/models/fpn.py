@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from haksnet_jax.models.initializers import xavier_uniform
+
 
 def _upsample_to(x, height, width):
     """Doubles [B, h, w, C] by repetition and cuts it to the finer level, which is 2 h or 2 h - 1 rows high."""
@@ -20,13 +22,12 @@ class FPN(nnx.Module):
     """
 
     def __init__(self, channels_in, channels=256, *, dtype=jnp.float32, rngs):
-        xavier = nnx.initializers.xavier_uniform()
         self.laterals = nnx.List(
-            [nnx.Linear(c, channels, kernel_init=xavier, dtype=dtype, rngs=rngs) for c in channels_in]
+            [nnx.Linear(c, channels, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs) for c in channels_in]
         )
         self.outputs = nnx.List(
             [
-                nnx.Conv(channels, channels, (3, 3), padding=1, kernel_init=xavier, dtype=dtype, rngs=rngs)
+                nnx.Conv(channels, channels, (3, 3), padding=1, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
                 for _ in channels_in
             ]
         )

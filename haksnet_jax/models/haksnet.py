@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path, kaiming_fan_out
+from haksnet_jax.models.initializers import kaiming_fan_out
+from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path
 
 
 class BackboneSize(NamedTuple):
@@ -155,6 +157,11 @@ class Block(nnx.Module):
         return x + (branch if key is None else drop_path(branch, drop_rate, key))
 
 
+def _stack(*leaves):
+    """[...] arrays to one [n, ...]; on the host where they are there, which spares a compilation for each shape."""
+    return jnp.stack(leaves) if isinstance(leaves[0], jax.core.Tracer) else np.stack(leaves)
+
+
 class Stage(nnx.Module):
     """Patch embedding, equal blocks, LayerNorm. The parameters of the blocks are stacked on a leading axis.
 
@@ -165,7 +172,7 @@ class Stage(nnx.Module):
     def __init__(self, channels_in, channels, depth, mlp_ratio, *, size, stride, dtype, unroll, remat, rngs):
         self.patch_embed = PatchEmbedding(channels_in, channels, size=size, stride=stride, dtype=dtype, rngs=rngs)
         blocks = [nnx.split(Block(channels, mlp_ratio, dtype=dtype, rngs=rngs)) for _ in range(depth)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[state for _, state in blocks])
+        stacked = jax.tree.map(_stack, *[state for _, state in blocks])
         self.blocks = nnx.merge(blocks[0][0], stacked)
         self.norm = nnx.LayerNorm(channels, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.depth = depth

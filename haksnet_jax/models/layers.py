@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from haksnet_jax.models.initializers import kaiming_fan_out, normal
 from haksnet_jax.ops.depthwise import depthwise_conv
-
-# Kaiming normal by fan-out, as the reference starts every convolution of the backbone.
-kaiming_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class DepthwiseConv(nnx.Module):
@@ -21,8 +19,7 @@ class DepthwiseConv(nnx.Module):
     """
 
     def __init__(self, channels, size, *, dtype, rngs):
-        std = (2.0 / size**2) ** 0.5
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (size, size, channels), jnp.float32))
+        self.kernel = nnx.Param(normal((2.0 / size**2) ** 0.5)(rngs.params(), (size, size, channels)))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.dtype = dtype
 
@@ -44,7 +41,7 @@ class NarrowConv(nnx.Module):
     """
 
     def __init__(self, channels, size, *, dtype, rngs):
-        self.kernel = nnx.Param(kaiming_fan_out(rngs.params(), (size, size, channels, channels), jnp.float32))
+        self.kernel = nnx.Param(kaiming_fan_out(rngs.params(), (size, size, channels, channels)))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.dtype = dtype
 

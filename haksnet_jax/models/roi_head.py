@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from haksnet_jax.models.initializers import xavier_normal
 from haksnet_jax.ops.box_coders import decode_delta_xywha
 from haksnet_jax.ops.nms import nms_rotated
 from haksnet_jax.ops.roi_align import roi_levels, rotated_roi_align
@@ -37,8 +38,7 @@ class RotatedRoIHead(nnx.Module):
         rngs,
     ):
         def linear(features_in, features_out):
-            xavier = nnx.initializers.xavier_normal()
-            return nnx.Linear(features_in, features_out, kernel_init=xavier, dtype=dtype, rngs=rngs)
+            return nnx.Linear(features_in, features_out, kernel_init=xavier_normal, dtype=dtype, rngs=rngs)
 
         self.fc_1 = linear(pool_size * pool_size * channels, hidden)
         self.fc_2 = linear(hidden, hidden)
@@ -120,6 +120,9 @@ def select_detections(
             iou_threshold=iou_threshold,
             max_outputs=min(max_detections, count),
             groups=labels,
+            # One matrix of all pairs up to 4096 candidates (16 MiB an image): in blocks, and for several images at
+            # once, the compiler was seen to take minutes.
+            block_size=min(count, 4096),
         )
         padding = max_detections - kept.shape[0]
         kept = jnp.pad(kept, (0, padding))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from haksnet_jax.models.initializers import normal
 from haksnet_jax.ops.anchors import level_shapes
 from haksnet_jax.ops.box_coders import decode_midpoint_offset
 from haksnet_jax.ops.boxes import boxes_to_hboxes
@@ -23,7 +24,7 @@ class OrientedRPN(nnx.Module):
     """
 
     def __init__(self, channels=256, num_anchors=3, *, dtype=jnp.float32, rngs):
-        init = nnx.initializers.normal(0.01)
+        init = normal(0.01)
         self.conv = nnx.Conv(channels, channels, (3, 3), padding=1, kernel_init=init, dtype=dtype, rngs=rngs)
         self.logits = nnx.Linear(channels, num_anchors, kernel_init=init, dtype=dtype, rngs=rngs)
         self.deltas = nnx.Linear(channels, num_anchors * 6, kernel_init=init, dtype=dtype, rngs=rngs)

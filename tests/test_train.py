@@ -1,0 +1,260 @@
+"""The training loop: its steps, what it keeps, what it refuses."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import demo
+from haksnet_jax import checkpoint, devices, optimizer, train
+from haksnet_jax.models.oriented_rcnn import OrientedRCNN
+
+
+def _tiny_config(**changes):
+    """The demonstration's configuration, narrowed until a step takes milliseconds."""
+    config = demo.get_config()
+    with config.unlocked():
+        config.batch_size_per_device = 4
+        config.num_steps = 4
+        config.checkpoint_every = 2
+        config.eval_every = 1000
+        config.log_every = 2
+        config.ema_decay = 0.9
+        config.model.channels = (4, 4, 8, 8)
+        config.model.fpn_channels = 8
+        config.model.hidden = 16
+        config.model.drop_path_rate = 0.1
+        config.data.image_size = (64, 64)
+        config.data.max_boxes = 8
+        config.data.train.size = 64
+        config.data.train.num_scenes = 24
+        config.data.val.size = 64
+        config.data.val.num_scenes = 6
+        config.rpn.num_samples = 32
+        config.rpn.candidates_per_level = 32
+        config.rpn.max_proposals = 32
+        config.roi.num_samples = 16
+        config.detection.max_candidates = 64
+        config.detection.max_detections = 32
+        config.evaluation.num_pictures = 1
+        for name, value in changes.items():
+            config[name] = value
+    return config
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """The loop takes all devices; these runs are of one, so that all share their compilations."""
+    mesh_of = devices.data_mesh
+    monkeypatch.setattr(devices, "data_mesh", lambda chosen=None: mesh_of(chosen or jax.devices()[:1]))
+
+
+def _batch(num_images, seed=0):
+    generator = np.random.default_rng(seed)
+    shape = (num_images, 8)
+    boxes = np.stack(
+        [
+            generator.uniform(12, 52, shape),
+            generator.uniform(12, 52, shape),
+            generator.uniform(12, 20, shape),
+            generator.uniform(5, 11, shape),
+            generator.uniform(-1.5, 1.5, shape),
+        ],
+        axis=-1,
+    )
+    return {
+        "image": generator.integers(0, 255, (num_images, 64, 64, 3)).astype(np.uint8),
+        "boxes": boxes.astype(np.float32),
+        "labels": generator.integers(0, 5, shape).astype(np.int32),
+        "valid": np.arange(8)[None] < generator.integers(0, 8, (num_images, 1)),
+        "image_size": np.full((num_images, 2), 64, np.int32),
+    }
+
+
+def _stepper(config, mesh):
+    tx = optimizer.make_optimizer(clip_norm=config.optimizer.clip_norm)
+    graph, state = train.create_state(config, 5, tx, mesh)
+    return train.make_train_step(graph, tx, mesh, ema_decay=config.ema_decay, **train.loss_settings(config)), state
+
+
+@pytest.fixture(scope="module")
+def stepper():
+    """(compiled step, function that makes a fresh state) on one device."""
+    mesh = devices.data_mesh(jax.devices()[:1])
+    config = _tiny_config()
+    step, _ = _stepper(config, mesh)
+    return mesh, step, lambda: _stepper(config, mesh)[1]
+
+
+def _same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_losses_fall_on_one_batch_and_one_compilation_serves_all_steps(stepper):
+    mesh, step, fresh = stepper
+    state, losses = fresh(), []
+    batch = devices.place_batch(mesh, _batch(4))
+    for _ in range(30):
+        state, metrics = step(state, batch, np.float32(3e-3))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.6 * losses[0]
+    assert step._cache_size() == 1
+    assert int(state.step) == 30 and int(state.skipped) == 0
+    # the average of the weights follows them: nearer to them than to the start
+    start = jax.tree.leaves(fresh().params)
+    moved = sum(float(jnp.abs(a - b).sum()) for a, b in zip(jax.tree.leaves(state.params), start, strict=True))
+    behind = sum(
+        float(jnp.abs(a - b).sum())
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema["params"]), strict=True)
+    )
+    assert 0 < behind < 0.6 * moved
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(stepper):
+    mesh, step, fresh = stepper
+
+    def broken():
+        state = fresh()
+        state.params["rpn"]["logits"]["bias"] = jnp.full(3, jnp.inf)
+        return state
+
+    state, metrics = step(broken(), devices.place_batch(mesh, _batch(4)), np.float32(1e-3))
+    assert not metrics["finite"]
+    before = broken()
+    assert _same((state.params, state.batch_stats, state.opt_state, state.ema),
+                 (before.params, before.batch_stats, before.opt_state, before.ema))  # fmt: skip
+    assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (1, 1, 1)
+
+
+def test_a_batch_without_any_object_gives_finite_losses(stepper):
+    mesh, step, fresh = stepper
+    batch = _batch(4)
+    batch["valid"][:] = False
+    _, metrics = step(fresh(), devices.place_batch(mesh, batch), np.float32(1e-3))
+    assert metrics["finite"] and float(metrics["loss_rpn_box"]) == 0 and float(metrics["positive_rois"]) == 0
+
+
+def test_four_devices_take_the_same_step_as_one(stepper):
+    mesh, step, fresh = stepper
+    batch = _batch(4)
+    with jax.set_mesh(mesh):
+        state, metrics = step(fresh(), devices.place_batch(mesh, batch), np.float32(1e-3))
+    four = devices.data_mesh(jax.devices()[:4])
+    step_of_four, state_of_four = _stepper(_tiny_config(), four)
+    with jax.set_mesh(four):
+        state_of_four, metrics_of_four = step_of_four(state_of_four, devices.place_batch(four, batch), np.float32(1e-3))
+    # sums over the batch in another order, in float32
+    for name in ("loss", "loss_rpn_cls", "loss_rpn_box", "loss_roi_cls", "loss_roi_box", "grad_norm"):
+        np.testing.assert_allclose(metrics_of_four[name], metrics[name], rtol=1e-4, err_msg=name)
+    ours, theirs = checkpoint.flatten(state.batch_stats), checkpoint.flatten(state_of_four.batch_stats)
+    for name, value in ours.items():
+        np.testing.assert_allclose(theirs[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    # The schedule of a shorter run would be another one: the first part is of the same length, and is ended after its
+    # first checkpoint.
+    whole = train.train_and_evaluate(_tiny_config(), tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    save = checkpoint.RunCheckpoints.save
+
+    def save_and_stop(self, step, *args):
+        save(self, step, *args)
+        self.close()
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(checkpoint.RunCheckpoints, "save", save_and_stop)
+        train.train_and_evaluate(_tiny_config(), tmp_path / "parts")
+    resumed = train.train_and_evaluate(_tiny_config(), tmp_path / "parts")
+    assert (whole["facts"]["resumed_at_step"], resumed["facts"]["resumed_at_step"]) == (0, 2)
+
+    def final(name):
+        return checkpoint.flatten(checkpoint._restore_numpy(tmp_path / name / "checkpoints" / "4" / "state"))
+
+    once, twice = final("whole"), final("parts")
+    assert once.keys() == twice.keys() and len(once) > 300
+    for name, value in once.items():
+        np.testing.assert_array_equal(twice[name], value, err_msg=name)
+
+
+def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path):
+    card = train.train_and_evaluate(_tiny_config(eval_every=4), tmp_path / "run")
+    assert set(card["mean"]) == {"AP50_voc07", "AP50_voc12", "AP75_voc12", "AP50:95"}
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["facts"] == card["facts"]
+    assert "| **mean** |" in (tmp_path / "run" / "result.md").read_text()
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+    assert card["picture"] == str(next((tmp_path / "run" / "pictures").glob("*.png")))
+    arrays, info = checkpoint.load_model(tmp_path / "run")
+    assert info["class_names"] == list(demo.get_config().data.class_names)
+    assert info["architecture"]["channels"] == [4, 4, 8, 8]
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]  # nothing half-written
+    # the same weights start another run
+    config = _tiny_config(init=str(tmp_path / "run"), num_steps=2)
+    train.train_and_evaluate(config, tmp_path / "second")
+    assert len(arrays) > 100
+
+
+def test_weights_of_another_shape_are_refused_with_every_name(tmp_path):
+    train.train_and_evaluate(_tiny_config(num_steps=2), tmp_path / "run")
+    config = _tiny_config(init=str(tmp_path / "run"))
+    config.model.hidden = 24
+    with pytest.raises(checkpoint.CheckpointError, match=r"roi_head\.fc_1\.bias has shape \(16,\), expected \(24,\)"):
+        train.train_and_evaluate(config, tmp_path / "other")
+
+
+def test_a_backbone_fills_only_the_backbone(tmp_path):
+    train.train_and_evaluate(_tiny_config(num_steps=2), tmp_path / "run")
+    config = _tiny_config(pretrained=str(tmp_path / "run"), seed=5)
+    mesh = devices.data_mesh()
+    _, state = train.create_state(config, 5, optimizer.make_optimizer(), mesh)
+    loaded = checkpoint.flatten(train.load_initial_weights(config, state, mesh).params)
+    fresh = checkpoint.flatten(train.create_state(config, 5, optimizer.make_optimizer(), mesh)[1].params)
+    saved, _ = checkpoint.load_model(tmp_path / "run")
+    for name, value in loaded.items():
+        expected = saved[name] if name.startswith("backbone.") else fresh[name]
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"log_every": 0}, "log_every: expected at least 1, got 0"),
+        ({"pretrained": "a", "init": "b"}, "pretrained and init: expected at most one of them, got both"),
+        ({"init": "nowhere"}, "nowhere: no such checkpoint folder"),
+    ],
+)
+def test_mistakes_in_a_configuration_are_named(tmp_path, change, message):
+    with pytest.raises((train.TrainingError, checkpoint.CheckpointError), match=message):
+        train.train_and_evaluate(_tiny_config(**change), tmp_path)
+
+
+def test_an_image_size_that_the_network_cannot_take_is_named(tmp_path):
+    config = _tiny_config()
+    config.data.image_size = (100, 64)
+    with pytest.raises(train.TrainingError, match=r"data\.image_size: expected multiples of 32, got \(100, 64\)"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_a_configuration_refuses_a_key_that_it_does_not_have():
+    with pytest.raises(KeyError, match="num_step"):
+        demo.get_config()["num_step"] = 3
+
+
+def test_every_configuration_builds_its_model():
+    from flax import nnx
+
+    from configs import dota15_ms, dota15_ss, dota_ms, dota_ms_t, dota_ss, dota_ss_t, ssdd
+
+    for module in (demo, dota_ss, dota_ss_t, dota_ms, dota_ms_t, dota15_ss, dota15_ms, ssdd):
+        config = module.get_config()
+        assert config.name == module.__name__.split(".")[-1]
+        assert config.is_locked
+        assert set(config.augment.quarter_turn_classes) <= set(config.data.class_names)
+        model = nnx.eval_shape(lambda c=config: train.build_model(c.model, len(c.data.class_names), rngs=nnx.Rngs(0)))
+        assert isinstance(model, OrientedRCNN)

@@ -302,9 +302,7 @@ class TfdsSource:
       class_names: the classes, in the order of the labels given out.
     """
 
-    def __init__(
-        self, directory, split, class_names=None, *, data_dir=None, filter_empty=False, min_side=0.0
-    ):
+    def __init__(self, directory, split, class_names=None, *, data_dir=None, filter_empty=False, min_side=0.0):
         """Opens the data set.
 
         Args:

@@ -29,9 +29,7 @@ def _with_weights(make, manifest, theirs_prefix, ours_prefix, architecture=BLOCK
         if name != entry.theirs and name in weights:
             arrays[entry.ours.removeprefix(ours_prefix)] = entry.layout.to_ours(weights[name], entry.scope)
     graph, params, stats = nnx.split(make(nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
-    return nnx.merge(
-        graph, *(checkpoint.fill(nnx.as_pure(state), arrays, what="fixture") for state in (params, stats))
-    )
+    return nnx.merge(graph, *(checkpoint.fill(nnx.as_pure(state), arrays, what="fixture") for state in (params, stats)))
 
 
 def _nhwc(x):

@@ -30,7 +30,7 @@ format: venv
 	$(BIN)/ruff format .
 
 demo: venv
-	$(BIN)/python -m haksnet_jax.main --config=configs/demo.py --workdir=runs/demo
+	JAX_PLATFORMS=cpu $(BIN)/python -m haksnet_jax.main --config=configs/demo.py --workdir=runs/demo
 
 wheel: venv
 	$(BIN)/python -m build --wheel

@@ -24,6 +24,7 @@ from haksnet_jax.pipeline.sources import open_source
 from haksnet_jax.results import visualize
 from haksnet_jax.results.card import code_version, write_result_card, write_whole
 from haksnet_jax.structures import GroundTruth
+from haksnet_jax.validation import read_class_names
 
 
 class TrainState(NamedTuple):
@@ -268,6 +269,10 @@ def train_and_evaluate(config, workdir):
       TrainingError, checkpoint.CheckpointError, ValueError, FileNotFoundError: with one sentence that says what to do.
     """
     mesh = devices.data_mesh()
+    if not config.data.class_names:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.data.class_names = read_class_names(os.path.join(config.data.root, "classes.txt"))
     _check(config, mesh)
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)

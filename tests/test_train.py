@@ -234,6 +234,28 @@ def test_mistakes_in_a_configuration_are_named(tmp_path, change, message):
         train.train_and_evaluate(_tiny_config(**change), tmp_path)
 
 
+def test_classes_of_an_own_folder_come_from_its_file(tmp_path):
+    from configs import folder
+    from haksnet_jax.pipeline.sources import SceneSource, write_dota_folder
+
+    for split in ("train", "val"):
+        write_dota_folder(SceneSource(4, 64, 3, ("plane", "ship")), tmp_path / split)
+    (tmp_path / "classes.txt").write_text("ship\nplane\n")
+    config = folder.get_config()
+    for name in ("model", "rpn", "roi", "detection", "evaluation", "num_steps", "log_every", "batch_size_per_device"):
+        with config.unlocked():
+            config[name] = _tiny_config()[name]
+    with config.unlocked():
+        config.data.root = str(tmp_path)
+        config.data.image_size = (64, 64)
+        config.data.max_boxes = 8
+        config.data.num_workers = 0
+        config.checkpoint_every = 1000
+    train.train_and_evaluate(config, tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert info["class_names"] == ["ship", "plane"]
+
+
 def test_an_image_size_that_the_network_cannot_take_is_named(tmp_path):
     config = _tiny_config()
     config.data.image_size = (100, 64)

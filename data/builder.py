@@ -297,12 +297,16 @@ def prepare(builder, source):
 
     Raises:
       DataError: the source is not as expected, or something would be lost.
+      OSError: writing failed.
     """
     if not pathlib.Path(source).is_dir():
         raise DataError(f"Expected the unpacked data set at {source}, found no folder.")
     config = tfds.download.DownloadConfig(manual_dir=str(source))
     with tempfile.TemporaryDirectory() as downloads:  # TFDS makes this folder although nothing is downloaded
-        builder.download_and_prepare(download_dir=downloads, download_config=config)
+        try:
+            builder.download_and_prepare(download_dir=downloads, download_config=config)
+        except RuntimeError as error:  # what ArrayRecord raises when the disk is full
+            raise OSError(str(error).strip().splitlines()[0]) from error
     return pathlib.Path(builder.data_dir)
 
 

@@ -324,6 +324,20 @@ def test_ctrl_c_while_building_leaves_what_was_there(tmp_path, monkeypatch, caps
     assert "nothing was written" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    dota_folder(tmp_path / "in")
+
+    def full(*_, **__):
+        raise RuntimeError("write() failed: No space left on device\nFailed to close chunk_writer")  # ArrayRecord's
+
+    monkeypatch.setattr(dota.Dota, "download_and_prepare", full)
+    assert build.main([f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]) == 1
+    message = capsys.readouterr().err
+    assert "No space left on device" in message
+    assert len(message.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_images_are_kept_as_they_are_or_become_three_channels_of_eight_bits(tmp_path):
     write_image(tmp_path / "a.jpg")
     assert builder.encoded_image(tmp_path / "a.jpg") == (tmp_path / "a.jpg").read_bytes()

@@ -78,7 +78,7 @@ def save_model(directory, arrays, model_info):
       arrays: {"a.b.c": array} parameters and batch statistics.
       model_info: dict for `model.json`: architecture, class names, normalisation, input size.
     """
-    directory = epath.Path(directory)
+    directory = epath.Path(directory).absolute()  # Orbax takes no other
     temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}"
     try:
         temporary.mkdir(parents=True)
@@ -109,7 +109,7 @@ def _restore_numpy(path):
 
 def _resolve(directory):
     """The folder that holds `state`, and the one with `model.json`, from any folder a user would name."""
-    directory = epath.Path(directory)
+    directory = epath.Path(directory).absolute()
     if not directory.exists():
         raise CheckpointError(f"{directory}: no such checkpoint folder")
     if (directory / "state").exists():  # a model alone, or one step of a run

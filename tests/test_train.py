@@ -183,13 +183,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(twice[name], value, err_msg=name)
 
 
-def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path):
-    card = train.train_and_evaluate(_tiny_config(eval_every=4), tmp_path / "run")
+def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a relative folder, as in the commands of the README
+    card = train.train_and_evaluate(_tiny_config(eval_every=4), "run")
     assert set(card["mean"]) == {"AP50_voc07", "AP50_voc12", "AP75_voc12", "AP50:95"}
     assert json.loads((tmp_path / "run" / "result.json").read_text())["facts"] == card["facts"]
     assert "| **mean** |" in (tmp_path / "run" / "result.md").read_text()
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
-    assert card["picture"] == str(next((tmp_path / "run" / "pictures").glob("*.png")))
+    assert (tmp_path / card["picture"]).exists()
     arrays, info = checkpoint.load_model(tmp_path / "run")
     assert info["class_names"] == list(demo.get_config().data.class_names)
     assert info["architecture"]["channels"] == [4, 4, 8, 8]

@@ -1,5 +1,16 @@
-"""HAKSNet and Oriented R-CNN in JAX: oriented object detection in aerial images."""
+"""HAKSNet and Oriented R-CNN in JAX: oriented object detection in aerial images, on TPUs and GPUs.
+
+detector = haksnet_jax.load("CHECKPOINT_FOLDER")
+detections = detector("harbour.tif")
+"""
 
 from haksnet_jax.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "load"]
+
+
+def load(directory, **options):
+    """Loads a trained or converted detector: see `haksnet_jax.detector.load`."""
+    from haksnet_jax import detector  # here: it loads JAX, which importing the package alone should not
+
+    return detector.load(directory, **options)

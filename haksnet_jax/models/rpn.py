@@ -125,8 +125,8 @@ def select_proposals(
             level_boxes.append(jnp.pad(boxes, ((0, padding), (0, 0))))
         top = jnp.stack(level_scores)  # [levels, keep] logits, best first
         boxes = jnp.stack(level_boxes)  # [levels, keep, 5]
-        # A box without area cannot be pooled; the reference drops it too.
-        valid = (top > -jnp.inf) & (boxes[..., 2] > 0) & (boxes[..., 3] > 0)
+        # Boxes without area stay, as in the reference: pooled along a line, they can be corrected into objects.
+        valid = top > -jnp.inf
 
         def suppress(boxes, top, valid):
             index, kept, _ = nms_horizontal(

@@ -68,7 +68,8 @@ def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta
       beta: of the smooth L1 loss.
 
     Returns:
-      (classification, regression) scalars, each divided by the number of samples of the whole batch.
+      (classification, regression) scalars, each divided by the number of samples of the whole batch, of which each image
+      counts at least one positive and one negative.
     """
 
     def one_image(logits, deltas, gt_index, samples, boxes):
@@ -80,7 +81,10 @@ def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta
         return jnp.where(samples.valid, classification, 0.0).sum(), smooth_l1(difference, beta).sum()
 
     classification, regression = jax.vmap(one_image)(logits, deltas, gt_index, samples, ground_truth.boxes)
-    divisor = jnp.maximum(samples.valid.sum(), 1)
+    # As the reference counts: an image without positives, or without negatives, counts one all the same.
+    num_positive = samples.positive.sum(axis=1)
+    num_negative = samples.valid.sum(axis=1) - num_positive
+    divisor = (jnp.maximum(num_positive, 1) + jnp.maximum(num_negative, 1)).sum()
     return classification.sum() / divisor, regression.sum() / divisor
 
 

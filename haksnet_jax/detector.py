@@ -225,6 +225,8 @@ class _Batch(NamedTuple):
     image_size: np.ndarray  # [B, 2] int32
     views: list  # of _View, at most B
     spread: bool  # over all devices
+    num_seen: int  # views so far in all, those skipped too
+    num_planned: int  # views of the images opened so far
 
 
 class _Opened(NamedTuple):
@@ -329,6 +331,10 @@ class Detector:
     def num_shapes(self):
         return len(self._shapes)
 
+    def arrays(self):
+        """{"a.b.c": numpy array} parameters and batch statistics, as given."""
+        return checkpoint.flatten(self.variables["params"]) | checkpoint.flatten(self.variables["batch_stats"])
+
     def arithmetic(self):
         """Context in which products are as exact as `precision` says."""
         return jax.default_matmul_precision("highest") if self._exact else contextlib.nullcontext()
@@ -388,7 +394,8 @@ class Detector:
         Args:
           images: an iterable of paths or arrays; an iterator is not asked for more than is needed.
           settings: Settings.
-          on_progress: function of the number of views done so far in all, called after each batch.
+          on_progress: function of (views done or skipped so far, views of the images opened so far), called for each
+            batch.
 
         Yields:
           Found, one for each image, in the order in which they end. Its image is open: close it.
@@ -430,7 +437,6 @@ class Detector:
         """Sends batches to the devices, one ahead of the one that is unpacked."""
         images, parts, ended = {}, collections.defaultdict(list), {}
         pending = None
-        done = 0
 
         def complete(index):
             end = ended.get(index)
@@ -477,10 +483,8 @@ class Detector:
                 if pending is not None:
                     yield from collect(*pending)
                 return
-            if isinstance(event, _Batch):
-                done += len(event.views)
-                if on_progress is not None:
-                    on_progress(done)
+            if isinstance(event, _Batch) and on_progress is not None:
+                on_progress(event.num_seen, event.num_planned)
 
     def _detect(self, images, image_size, settings, *, spread, all_candidates=False):
         """Detections of a batch, on the devices and perhaps not there yet."""
@@ -512,19 +516,22 @@ class Detector:
 
     def _read(self, images, settings, put):
         """Opens images one after another and puts batches of their views."""
+        side = self.tile_side(settings)
         waiting = []  # views of windows that do not fill a batch yet
+        seen = planned = 0
+
+        def put_batch(contents, views, canvas, batch_size, *, spread):
+            pixels = np.zeros((batch_size, *canvas, 3), np.uint8)
+            image_size = np.tile(np.array(canvas, np.int32), (batch_size, 1))
+            for row, content in enumerate(contents):
+                pixels[row, : content.shape[0], : content.shape[1]] = content
+                image_size[row] = content.shape[:2]
+            put(_Batch(pixels, image_size, list(views), spread, seen, planned))
 
         def flush():
-            if waiting:
-                contents, views = zip(*waiting, strict=True)
-                # The batch keeps its shape: what is left of it shows nothing.
-                put(self._padded(contents, views, (self.tile_side(settings),) * 2, self._batch_size, spread=True))
+            if waiting:  # the batch keeps its shape: rows that are left show nothing
+                put_batch(*zip(*waiting, strict=True), (side, side), self._batch_size, spread=True)
                 waiting.clear()
-
-        def add(content, view):
-            waiting.append((content, view))
-            if len(waiting) == self._batch_size:
-                flush()
 
         for index, source in enumerate(images):
             num_views = num_skipped = 0
@@ -533,31 +540,26 @@ class Detector:
                 image = ImageFile(source) if isinstance(source, (str, pathlib.PurePath)) else ImageArray(source)
                 put(_Opened(index, image))
                 fit = settings.resize == "fit" or (settings.resize == "auto" and self.fits(image.height, image.width))
-                views = self._whole(index, image, settings) if fit else self._windows(index, image, settings)
-                for view in views:
+                planned += len(settings.scales) if fit else sum(len(w) for _, w in self._grids(image, settings))
+                for view in self._whole(index, image, settings) if fit else self._windows(index, image, settings):
+                    seen += 1
                     if view is None:
                         num_skipped += 1
                         continue
                     for content, where, canvas in self._mirrored(*view, settings):
                         num_views += 1
-                        if canvas is None:
-                            add(content, where)
-                        else:
-                            put(self._padded([content], [where], canvas, 1, spread=False))
+                        if canvas is not None:
+                            put_batch([content], [where], canvas, 1, spread=False)
+                            continue
+                        waiting.append((content, where))
+                        if len(waiting) == self._batch_size:
+                            flush()
             except (OSError, ValueError, MemoryError, cv2.error) as caught:
                 error = caught
                 # Views of this image that still wait would be of no use.
                 waiting[:] = [entry for entry in waiting if entry[1].index != index]
             put(_Ended(index, num_views, num_skipped, error))
         flush()
-
-    def _padded(self, contents, views, canvas, batch_size, *, spread):
-        images = np.zeros((batch_size, *canvas, 3), np.uint8)
-        image_size = np.tile(np.array(canvas, np.int32), (batch_size, 1))
-        for row, content in enumerate(contents):
-            images[row, : content.shape[0], : content.shape[1]] = content
-            image_size[row] = content.shape[:2]
-        return _Batch(images, image_size, list(views), spread)
 
     def _mirrored(self, content, view, canvas, settings):
         """A view, and its mirror image where that is asked for."""
@@ -585,12 +587,20 @@ class Detector:
             factors = (columns / image.width, rows / image.height)
             yield content, _View(index, (0, 0), factors, None, None), canvas
 
+    def _grids(self, image, settings):
+        """[(side of the windows, [n, 4] windows)] of each scale, in pixels of the image."""
+        side = self.tile_side(settings)
+        grids = []
+        for scale in settings.scales:
+            window = max(1, round(side / scale))
+            overlap = min(int(settings.overlap / scale), window - 1)
+            grids.append((window, tiles.windows(image.width, image.height, window, overlap, padding=False)))
+        return grids
+
     def _windows(self, index, image, settings):
         """Yields (content, view, None) of each window at each scale, or None for a window of a single colour."""
         side = self.tile_side(settings)
-        for scale in settings.scales:
-            window, overlap = max(1, round(side / scale)), int(settings.overlap / scale)
-            windows = tiles.windows(image.width, image.height, window, min(overlap, window - 1), padding=False)
+        for window, windows in self._grids(image, settings):
             grid = (window, np.unique(windows[:, 0]), np.unique(windows[:, 1]), image.width, image.height)
             # Row after row: files hold their pixels in this order, and what was decoded for one window is still there
             # for its neighbours.
@@ -603,8 +613,7 @@ class Detector:
                 if window != side:
                     rows, columns = (max(1, min(side, round(n * side / window))) for n in content.shape[:2])
                     factors = (columns / content.shape[1], rows / content.shape[0])
-                    shrinks = cv2.INTER_AREA if window > 2 * side else cv2.INTER_LINEAR
-                    content = cv2.resize(content, (columns, rows), interpolation=shrinks)
+                    content = cv2.resize(content, (columns, rows), interpolation=cv2.INTER_LINEAR)
                 yield content, _View(index, (x1, y1), factors, None, grid), None
 
 

@@ -1,0 +1,145 @@
+"""Detections as GeoJSON: in the coordinate system of a georeferenced image, and in WGS84."""
+
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from haksnet_jax.ops.boxes import boxes_to_corners
+
+
+class Georeference(NamedTuple):
+    """Where an image lies on the ground.
+
+    Attributes:
+      transform: (a, b, c, d, e, f): x = a * column + b * row + c, y = d * column + e * row + f; (0, 0) is the outer
+        corner of the first pixel.
+      crs: the coordinate system (rasterio.crs.CRS), or None where the file does not name one.
+    """
+
+    transform: tuple[float, ...]
+    crs: Any
+
+
+def read_georeference(path):
+    """Reads where an image lies.
+
+    Args:
+      path: a file that rasterio opens.
+
+    Returns:
+      (Georeference or None, sentence that says why there is none or "").
+    """
+    try:
+        import rasterio
+    except ImportError:
+        return None, "GeoJSON needs rasterio: pip install 'haksnet_jax[geo]'"
+    try:
+        with rasterio.open(path) as dataset:
+            if not dataset.transform.is_identity:
+                return Georeference(tuple(dataset.transform)[:6], dataset.crs), ""
+            if dataset.gcps[0] or dataset.rpcs:
+                return None, "it is placed by control points or a camera model; warp it to a map first (gdalwarp)"
+    except rasterio.errors.RasterioError as error:
+        return None, f"its place cannot be read ({error})"
+    return None, "it is not georeferenced"
+
+
+def feature_collection(detections, class_names, georeference, *, wgs84=False, image=None):
+    """Detections as a GeoJSON FeatureCollection.
+
+    Args:
+      detections: {"boxes": [n, 5] in pixels, "scores": [n], "labels": [n]}.
+      class_names: the classes' names, by label.
+      georeference: Georeference of the image.
+      wgs84: longitude and latitude in degrees, as RFC 7946 wants, instead of the image's own coordinate system. That
+        one is named in the member `crs`, which older readers and GDAL understand.
+      image: the image's name, for the member `name`.
+
+    Returns:
+      dict. Each feature is a polygon, counter-clockwise, with the properties label, score and box (in pixels).
+
+    Raises:
+      ValueError: wgs84 is asked for and the coordinate system is not known, or a corner lies outside of what it covers.
+    """
+    boxes = np.asarray(detections["boxes"], np.float64).reshape(-1, 5)
+    a, b, c, d, e, f = georeference.transform
+    columns, rows = np.moveaxis(boxes_to_corners(boxes), -1, 0)
+    points = np.stack([a * columns + b * rows + c, d * columns + e * rows + f], axis=-1)  # [n, 4, 2]
+    collection = {"type": "FeatureCollection"}
+    if image is not None:
+        collection["name"] = image
+    digits = 3  # millimetres, or feet
+    if wgs84:
+        points = _to_wgs84(points, georeference.crs)
+        digits = 9  # a tenth of a millimetre
+    elif georeference.crs is not None:
+        collection["crs"] = {"type": "name", "properties": {"name": _crs_name(georeference.crs)}}
+        if georeference.crs.is_geographic:
+            digits = 9
+    else:
+        digits = 9  # unknown units
+    following = np.roll(points, -1, axis=1)
+    area = (points[..., 0] * following[..., 1] - following[..., 0] * points[..., 1]).sum(axis=1)
+    points = np.where((area < 0)[:, None, None], points[:, ::-1], points)
+    rings = np.concatenate([points, points[:, :1]], axis=1).round(digits).tolist()
+    collection["features"] = [
+        {
+            "type": "Feature",
+            "properties": {"label": class_names[label], "score": round(score, 6), "box": box},
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+        }
+        for ring, label, score, box in zip(
+            rings,
+            np.asarray(detections["labels"]).tolist(),
+            np.asarray(detections["scores"], np.float64).tolist(),
+            boxes.round(4).tolist(),
+            strict=True,
+        )
+    ]
+    return collection
+
+
+def _to_wgs84(points, crs):
+    """[n, 4, 2] points of a coordinate system as longitude and latitude, degrees."""
+    if crs is None:
+        raise ValueError("the image's coordinate system is not known, so there is no way to WGS84")
+    if not len(points):
+        return points
+    import rasterio.warp
+
+    longitudes, latitudes = rasterio.warp.transform(crs, "EPSG:4326", *points.reshape(-1, 2).T)
+    converted = np.stack([longitudes, latitudes], axis=-1).reshape(points.shape)
+    if not np.isfinite(converted).all():
+        raise ValueError(f"a detection lies outside of what the image's coordinate system ({crs}) covers")
+    # Around the antimeridian a ring stays in one piece, with longitudes beyond 180 degrees.
+    wide = np.ptp(converted[..., 0], axis=1, keepdims=True) > 180
+    converted[..., 0] += np.where(wide & (converted[..., 0] < 0), 360.0, 0.0)
+    return converted
+
+
+def _crs_name(crs):
+    """The name that GDAL writes: a URN of the registry's code, else the definition as text."""
+    authority = crs.to_authority()
+    if authority == ("EPSG", "4326"):
+        return "urn:ogc:def:crs:OGC:1.3:CRS84"  # this one says that longitude comes first
+    return f"urn:ogc:def:crs:{authority[0]}::{authority[1]}" if authority else crs.to_wkt()
+
+
+def write_geojson(path, collection):
+    """Writes a FeatureCollection, one feature a line; the file appears whole or not at all."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    head = json.dumps({name: value for name, value in collection.items() if name != "features"}, ensure_ascii=False)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(f'{head[:-1]}, "features": [')
+            for number, feature in enumerate(collection["features"]):
+                file.write(",\n" if number else "\n")
+                file.write(json.dumps(feature, ensure_ascii=False))
+            file.write("\n]}\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

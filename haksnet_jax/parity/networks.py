@@ -1,4 +1,4 @@
-"""Everything with weights: blocks, backbones, pyramid and RPN, inference, training step, initial weights, checkpoints."""
+"""Everything with weights: blocks, backbones, pyramid and RPN, inference, training, initial weights, checkpoints."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ from haksnet_jax.ops.box_coders import decode_delta_xywha
 from haksnet_jax.ops.boxes import boxes_to_hboxes
 from haksnet_jax.ops.matching import Samples
 from haksnet_jax.ops.roi_align import roi_levels
-from haksnet_jax.parity.rows import Comparison, Found, Limits, Row, equal_row, found_rows
+from haksnet_jax.parity.rows import Comparison, Found, Limits, Row, equal_row, found_rows, match_boxes
 from haksnet_jax.pipeline import transforms
 from haksnet_jax.results.polygon_iou import rotated_iou_pairs
 from haksnet_jax.structures import GroundTruth, Proposals
@@ -54,7 +54,7 @@ def _filled(architecture, arrays, **options):
     )
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     filled = [checkpoint.fill(nnx.as_pure(state), arrays, what="reference weights") for state in (params, stats)]
-    return nnx.merge(graph, *jax.tree.map(jnp.asarray, filled))
+    return nnx.merge(graph, *jax.device_put(filled))
 
 
 def reference_model(fixture, variant, **options):
@@ -87,7 +87,7 @@ def _normalized(pixels):
 
 
 def _block_module(name, weights, shape):
-    """(module, upstream's prefix, our prefix, architecture that names its weights) of a block fixture; None if fused."""
+    """(module, upstream's prefix, our prefix, architecture that names its weights) of a block; None if fused."""
     channels = shape[1]
     make = {"dtype": jnp.float32, "rngs": nnx.Rngs(0)}
     architecture = {"channels": [channels], "depths": [1], "mlp_ratios": [1]}
@@ -114,7 +114,7 @@ def _block_module(name, weights, shape):
         module = haksnet.Attention(channels, **make)
         theirs, ours = theirs + "attn.", ours + "attention."
     elif name.startswith("block"):
-        ratio = weights["mlp.linear1.weight"].shape[0] / 2 / channels
+        ratio = weights["mlp.linear1.weight"].shape[0] // (2 * channels)
         architecture["mlp_ratios"] = [ratio]
         module = haksnet.Block(channels, ratio, **make)
     else:
@@ -168,7 +168,9 @@ def block_rows(fixture):
             flat = checkpoint.flatten(gradient)
             for short, (entry, our) in named.items():
                 if f"{name}/grad/{short}" in fixture:
-                    gradients.add_stored(f"{name}/grad/{short}", entry.layout.to_torch(np.asarray(flat[our]), entry.scope))
+                    gradients.add_stored(
+                        f"{name}/grad/{short}", entry.layout.to_torch(np.asarray(flat[our]), entry.scope)
+                    )
         else:
             output, new_stats = jax.jit(forward)(params, x)
             gradients = None
@@ -212,7 +214,7 @@ def backbone_rows(fixture):
         for i, output in enumerate(_call(*nnx.split(model.backbone), images)):
             stages.add_stored(f"{case}/stage{i + 1}", _nchw(output))
         rows.append(stages.row())
-        if any(key.startswith(f"{case}/inner/") for key in fixture.keys()):
+        if any(key.startswith(f"{case}/inner/") for key in fixture):
             rows.append(_inner_blocks(fixture, case, model.backbone, images))
         if f"{case}_train/stage1" in fixture:
             rows += _backbone_in_training(fixture, f"{case}_train", model, images)
@@ -229,17 +231,23 @@ def _inner_blocks(fixture, case, backbone, x):
         for j in range(stage.depth):
             x = _call_evaluating(graph, jax.tree.map(lambda leaf, j=j: leaf[j], blocks), x)
             inner.add_stored(f"{case}/inner/block{i + 1}.{j}", _nchw(x))
-        x = stage.norm(x)
+        x = _call(*nnx.split(stage.norm), x)
     return inner.row()
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _call_training(graph, state, x):
+    module = nnx.merge(graph, state)
+    return module(x, train=True), nnx.as_pure(nnx.state(module))
+
+
 def _backbone_in_training(fixture, case, model, images):
-    outputs = model.backbone(images, train=True)
+    outputs, state = _call_training(*nnx.split(model.backbone), images)
     stages = Comparison(fixture, f"{case}: stages", relative=NETWORK)
     for i, output in enumerate(outputs):
         stages.add_stored(f"{case}/stage{i + 1}", _nchw(output))
     statistics = Comparison(fixture, f"{case}: batch statistics", relative=1e-5)
-    for name, array in _upstream_arrays(model).items():
+    for name, array in _upstream_arrays(model, {"backbone": state}).items():
         key = f"{case}/after/{name.removeprefix('backbone.')}"
         if key in fixture:
             statistics.add_stored(key, array)
@@ -302,9 +310,7 @@ def _to_upstream_levels(values, shapes, per_anchor):
     values = np.asarray(values)
     ends = np.cumsum([3 * h * w for h, w in shapes])
     parts = np.split(values.reshape(*values.shape[:2], per_anchor), ends[:-1], axis=1)
-    return [
-        _nchw(part.reshape(len(values), h, w, 3 * per_anchor)) for part, (h, w) in zip(parts, shapes, strict=True)
-    ]
+    return [_nchw(part.reshape(len(values), h, w, 3 * per_anchor)) for part, (h, w) in zip(parts, shapes, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -443,9 +449,7 @@ def pipeline_rows(fixture, dtype=jnp.float32):
     return rows
 
 
-def _one_inference(
-    fixture, prefix, what, model, image, image_size, scale, dtype, *, limits=None, whole_only=False
-):
+def _one_inference(fixture, prefix, what, model, image, image_size, scale, dtype, *, limits=None, whole_only=False):
     """Rows for one image. Args: prefix of its arrays; what, of the rows' names; image [H, W, 3] uint8, padded."""
     graph, state = nnx.split(model)
     size = jnp.asarray([image_size], jnp.int32)
@@ -478,7 +482,9 @@ def _one_inference(
 
     recorded = fixture[f"{prefix}proposals"]
     valid = np.asarray(proposals.valid[0])
-    ours_proposed = Found(*(np.asarray(x[0])[valid] for x in (proposals.boxes, proposals.scores)), np.zeros(valid.sum()))
+    ours_proposed = Found(
+        *(np.asarray(x[0])[valid] for x in (proposals.boxes, proposals.scores)), np.zeros(valid.sum())
+    )
     theirs_proposed = Found(recorded[:, :5], recorded[:, 5], np.zeros(len(recorded)))
     found, differing = found_rows(
         fixture, f"{what}proposals", ours_proposed, theirs_proposed,
@@ -498,9 +504,7 @@ def _one_inference(
             np.asarray(x[0][: len(recorded)]) for x in _second_stage(graph, state, levels, fed.boxes, fed.valid)
         )
         rows.append(
-            equal_row(
-                fixture, f"{what}RoI levels", [(roi_levels(recorded[:, :5]), fixture[f"{prefix}roi_levels"])]
-            )
+            equal_row(fixture, f"{what}RoI levels", [(roi_levels(recorded[:, :5]), fixture[f"{prefix}roi_levels"])])
         )
         features, head = (
             Comparison(fixture, f"{what}{part}", relative=NETWORK) for part in ("RoI features", "RoI logits and deltas")
@@ -534,8 +538,6 @@ def _without_reasons(row, num_boxes):
 
 def _rounded_rows(fixture, what, ours, theirs):
     """Detections of a network of lower precision: those with a good score need a counterpart of any score near it."""
-    from haksnet_jax.parity.rows import match_boxes
-
     _, left_of_ours, left_of_theirs = match_boxes(ours, theirs, ROUNDED_LIMITS)
     rows = []
     for name, found, left in (("reference's", theirs, left_of_theirs), ("ours", ours, left_of_ours)):
@@ -715,9 +717,9 @@ def _train_case(fixture, case, model, images, compiled):
     rows.append(correct.row())
 
     rows += _gradient_rows(fixture, case, model, gradient)
-    if any(key.startswith(f"{case}/step/") for key in fixture.keys()):
+    if any(key.startswith(f"{case}/step/") for key in fixture):
         rows.append(_update_row(fixture, case, model, params, gradient))
-    after = {name: array for name, array in _upstream_arrays(model, new_stats).items()}
+    after = _upstream_arrays(model, new_stats)
     kept = [name for name in after if f"{case}/bn_after/{name}" in fixture]
     if kept:
         statistics = Comparison(fixture, f"{case}: batch statistics", relative=1e-5)
@@ -733,7 +735,7 @@ def _assignment_rows(fixture, case, anchors, truth, compiled):
     inside = np.flatnonzero(inside_image(anchors, np.asarray(truth.image_size[0])))
     rows = [equal_row(fixture, f"{case}: anchors inside", [(inside, fixture[f"{case}/rpn/inside_anchor_index"])])]
     proposals = [fixture[f"{case}/img{i}/proposals"] for i in range(num_images)]
-    num_proposals = max(len(fixture[key]) for key in fixture.keys() if key.endswith("/proposals"))
+    num_proposals = max(len(fixture[key]) for key in fixture if key.endswith("/proposals"))
     boxes = np.stack([np.pad(one[:, :5], ((0, num_proposals - len(one)), (0, 0))) for one in proposals])
     valid = np.stack([np.arange(num_proposals) < len(one) for one in proposals])
 
@@ -769,9 +771,7 @@ def _assignment_rows(fixture, case, anchors, truth, compiled):
         index, positive = roi_samples.index[i][drawn], roi_samples.positive[i][drawn]
         assigned = np.full(num_gts + num_proposals, -1)
         assigned[index] = np.where(positive, roi_index[i][drawn] + 1, 0)
-        proposal_pairs.append(
-            (assigned[num_gts : num_gts + len(proposals[i])], fixture[f"{case}/img{i}/roi/assigned"])
-        )
+        proposal_pairs.append((assigned[num_gts : num_gts + len(proposals[i])], fixture[f"{case}/img{i}/roi/assigned"]))
     rows.append(equal_row(fixture, f"{case}: anchors' objects", anchor_pairs))
     rows.append(equal_row(fixture, f"{case}: proposals' objects", proposal_pairs))
     return rows
@@ -816,13 +816,18 @@ def _update_row(fixture, case, model, params, gradient):
     tx = optimizer.make_optimizer(
         weight_decay=settings["weight_decay"], betas=tuple(settings["betas"]), epsilon=settings["eps"]
     )
-    updates, _ = tx.update(gradient, tx.init(params), params)
-    new = jax.tree.map(lambda p, u: p - settings["lr_used"] * u, params, updates)
+
+    @jax.jit
+    def update(params, gradient):
+        updates, _ = tx.update(gradient, tx.init(params), params)
+        return jax.tree.map(lambda p, u: p - settings["lr_used"] * u, params, updates)
+
+    changes = jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), update(params, gradient), params)
     gradients = _upstream_arrays(model, gradient)
     skipped = set(recorded["params_with_zero_gradient_in_exact_arithmetic"])
-    step = Comparison(fixture, f"{case}: updated weights", absolute=2e-6)
+    step = Comparison(fixture, f"{case}: changes of weights", absolute=2e-6)
     left_out = 0
-    for name, array in _upstream_arrays(model, new).items():
+    for name, array in _upstream_arrays(model, changes).items():
         key = f"{case}/step/{name}"
         if name in skipped or key not in fixture:
             continue
@@ -853,7 +858,7 @@ def init_rows(fixture, seed=0):
         arrays = _upstream_arrays(model, nnx.state(model, nnx.Param))
         constants = Comparison(fixture, f"{variant}: constants", absolute=1e-7)
         names = ("mean", "standard deviation", "kurtosis")
-        worst = {name: (0.0, "") for name in names}
+        worst = dict.fromkeys(names, (0.0, ""))
         missing = [name for name in recorded if name not in arrays and "running" not in name]
         num_random = 0
         for name, array in arrays.items():
@@ -909,7 +914,9 @@ def checkpoint_rows(fixture):
         back = {}
         for entry in entries(architecture):
             array = model.params[entry.ours]
-            back[entry.theirs] = entry.layout.to_torch(array if entry.block is None else array[entry.block], entry.scope)
+            back[entry.theirs] = entry.layout.to_torch(
+                array if entry.block is None else array[entry.block], entry.scope
+            )
         pairs = []
         for name, expected in recorded["state_dict"].items():
             plain = name.removeprefix("module.")

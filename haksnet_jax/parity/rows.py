@@ -57,9 +57,13 @@ class Fixture:
     def __contains__(self, key):
         return key in self._arrays
 
-    def keys(self):
+    def __iter__(self):
         """Names of the arrays."""
-        return list(self._arrays)
+        return iter(self._arrays)
+
+    def cases(self, prefix=""):
+        """What the arrays' names begin with, up to the first slash, sorted."""
+        return sorted({key.split("/")[0] for key in self if key.startswith(prefix)})
 
     def sampled(self, key, full):
         """The elements of `full` (reference layout, whole array) that are stored of `key`, flat."""

@@ -1,0 +1,91 @@
+"""The head on one canvas against the head level by level, and the choice of proposals by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from haksnet_jax.models.rpn import OrientedRPN, select_proposals
+from haksnet_jax.ops.anchors import anchor_grid
+from haksnet_jax.ops.box_coders import decode_midpoint_offset, encode_midpoint_offset
+
+SHAPE = (64, 96)
+ANCHORS = anchor_grid(SHAPE)
+FAR = -9.0  # a logit below all others
+
+
+@pytest.fixture(scope="module")
+def select():
+    return jax.jit(lambda logits, deltas: select_proposals(logits, deltas, ANCHORS, image_shape=SHAPE, max_proposals=8))
+
+
+def scene(*objects):
+    """Logits and deltas [1, A, ...] where anchor `index` stands for a box with a logit. Args: (index, box, logit)."""
+    logits, deltas = np.full((1, len(ANCHORS)), FAR, np.float32), np.zeros((1, len(ANCHORS), 6), np.float32)
+    for index, box, logit in objects:
+        logits[0, index] = logit
+        deltas[0, index] = encode_midpoint_offset(ANCHORS[index], np.array(box, np.float32))
+    return logits, deltas
+
+
+def test_one_canvas_gives_what_a_convolution_of_each_level_gives():
+    rpn = OrientedRPN(8, rngs=nnx.Rngs(0))
+    for part in (rpn.conv, rpn.logits, rpn.deltas):  # as they start, the outputs are nearly 0
+        part.kernel.set_value(part.kernel[...] * 30)
+        part.bias.set_value(jnp.linspace(-1, 1, part.bias.shape[0]))
+    shapes = ((13, 10), (7, 5), (4, 3), (2, 2), (1, 1))
+    levels = [jax.random.normal(jax.random.key(i), (2, *shape, 8)) for i, shape in enumerate(shapes)]
+    logits, deltas = rpn(levels)
+    hidden = [jax.nn.relu(rpn.conv(level)) for level in levels]
+    expected_logits = jnp.concatenate([rpn.logits(x).reshape(2, -1) for x in hidden], axis=1)
+    expected_deltas = jnp.concatenate([rpn.deltas(x).reshape(2, -1, 6) for x in hidden], axis=1)
+    # The same sums, perhaps in another order.
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(deltas, expected_deltas, rtol=1e-5, atol=1e-5)
+
+
+def test_the_best_boxes_come_first_with_their_scores(select):
+    boxes = [[40, 30, 30, 20, 0.3], [70, 40, 24, 18, -0.6]]
+    proposals = select(*scene((100, boxes[0], 1.0), (400, boxes[1], 2.0)))
+    np.testing.assert_allclose(proposals.scores[0, :2], jax.nn.sigmoid(np.array([2.0, 1.0])), rtol=1e-6)
+    np.testing.assert_allclose(proposals.boxes[0, :2], [boxes[1], boxes[0]], rtol=1e-4, atol=1e-3)
+    assert np.all(np.diff(proposals.scores[0]) <= 0) and proposals.valid.all()
+
+
+def test_equal_boxes_suppress_each_other_within_a_level_alone(select):
+    box, second_level = [40, 30, 30, 20, 0.3], 3 * 16 * 24
+    chosen = select(*scene((100, box, 1.0), (200, box, 2.0), (second_level + 9, box, 3.0)))
+    scores = np.asarray(chosen.scores[0])
+    # Of the two on the finest level the better one stays.
+    np.testing.assert_allclose(scores[:2], jax.nn.sigmoid(np.array([3.0, 2.0])), rtol=1e-6)
+    assert scores[2] < 0.01
+
+
+def test_a_box_folded_to_a_line_stays(select):
+    # The reference keeps such boxes: 8 of the recorded proposals have no height.
+    logits, deltas = scene((100, [40, 30, 30, 20, 0.3], 3.0))
+    deltas[0, 100, 4:] = [1, -1]
+    folded = decode_midpoint_offset(ANCHORS[100], deltas[0, 100])
+    assert folded[3] == 0
+    proposals = select(logits, deltas)
+    np.testing.assert_array_equal(proposals.boxes[0, 0], folded)
+    assert proposals.valid[0, 0]
+
+
+def test_more_proposals_than_anchors_leave_rows_that_are_not_valid():
+    anchors = anchor_grid((8, 8))
+    proposals = jax.jit(lambda *x: select_proposals(*x, anchors, image_shape=(8, 8), max_proposals=50))(
+        jnp.zeros((1, len(anchors))), jnp.zeros((1, len(anchors), 6))
+    )
+    assert proposals.boxes.shape == (1, 50, 5)
+    assert 0 < proposals.valid.sum() <= len(anchors)
+    assert not proposals.scores[0][~proposals.valid[0]].any()
+
+
+def test_no_gradient_flows_through_proposals():
+    logits, deltas = (jnp.asarray(x) for x in scene((100, [40, 30, 30, 20, 0.3], 1.0)))
+    gradient = jax.jit(
+        jax.grad(lambda d: select_proposals(logits, d, ANCHORS, image_shape=SHAPE, max_proposals=8).boxes.sum())
+    )(deltas)
+    assert not gradient.any()

@@ -45,6 +45,7 @@ CHECKS = {
     "image_split": data.split_rows,
 }
 _INPUTS = ("state_dict_", "weights_check", "model_summary")  # not outputs to compare with, but what others are made of
+_FIGURES = ("absolute", "relative")
 _ROUNDED = ("inference_pipeline", "inference")  # what is compared in bfloat16
 
 
@@ -87,16 +88,22 @@ def report(folder, *, only="*", dtype="float32", done=None):
             found = [
                 Row(name, "could not be compared", math.nan, math.nan, "", False, f"{type(error).__name__}: {reason}")
             ]
+        found = [row._replace(passed=bool(row.passed)) for row in found]  # of numpy's kind, which JSON does not know
         rows += found
         if done:
             done(found)
     return rows, [name for name in names if checks[name] is None]
 
 
+def _number(value):
+    """A figure as JSON can hold it."""
+    return float(value) if math.isfinite(value) else None
+
+
 def _figure(value):
     if math.isnan(value):
         return "-"
-    return f"{value:.0f}" if value == int(value) and abs(value) < 1e5 else f"{value:.1e}"
+    return f"{value:.0f}" if math.isfinite(value) and value == int(value) and abs(value) < 1e5 else f"{value:.1e}"
 
 
 def as_markdown(rows):
@@ -149,11 +156,7 @@ def run():
         if unread:
             print(f"nothing is compared with {', '.join(unread)}")
         if json_file.value:
-            records = [row._asdict() for row in rows]
-            for record in records:
-                for name in ("absolute", "relative"):
-                    if not math.isfinite(record[name]):
-                        record[name] = None
+            records = [row._asdict() | {name: _number(getattr(row, name)) for name in _FIGURES} for row in rows]
             write_whole(pathlib.Path(json_file.value), json.dumps({"rows": records, "unread": unread}, indent=1) + "\n")
         if markdown.value:
             write_whole(pathlib.Path(markdown.value), as_markdown(rows))

@@ -307,7 +307,7 @@ def found_rows(fixture, what, ours, theirs, *, limits=Limits(), share=0.005, **s
     counts = [len(indices) for indices in unmatched]
     note = f"{len(theirs.boxes)} boxes; without counterpart: {counts[1]} of the reference's, {counts[0]} of ours"
     if reasons:
-        kinds = {str(reason): reasons.count(reason) for reason in reasons}
+        kinds = {reason: reasons.count(reason) for reason in reasons}
         note += " (" + ", ".join(f"{reason or 'unexplained'}: {count}" for reason, count in kinds.items()) + ")"
     rows = [
         Row(

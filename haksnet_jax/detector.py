@@ -169,7 +169,7 @@ class Settings(NamedTuple):
       resize: "fit" (the whole image at the size of the network's input), "tile" (windows at the image's own scale), or
         "auto": fit where the image is no larger than the input, else tile.
       score: lowest score of a detection.
-      overlap: pixels that neighbouring windows share, at scale 1.
+      overlap: pixels that neighbouring windows share, at scale 1; None for 200, or a quarter of a small window.
       tile: side of a window in pixels, a multiple of 32; None for the network's input.
       scales: factors by which images (or the content of windows) are resized besides; more than one are merged.
       flip: looks at every image (or window) mirrored left to right too, and merges.
@@ -180,7 +180,7 @@ class Settings(NamedTuple):
 
     resize: str = "auto"
     score: float = 0.05
-    overlap: int = 200
+    overlap: int | None = None
     tile: int | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -375,7 +375,7 @@ class Detector:
         side = self.tile_side(settings)
         if side < 32 or side % 32:
             raise DetectionError(f"tile: expected a multiple of 32, got {side}")
-        if not 0 <= settings.overlap < side:
+        if not 0 <= self.overlap(settings) < side:
             raise DetectionError(
                 f"overlap: expected at least 0 and less than the tile of {side}, got {settings.overlap}"
             )
@@ -383,6 +383,10 @@ class Detector:
     def tile_side(self, settings):
         """Side of the windows in pixels of the network's input."""
         return settings.tile or max(32, min(self.input_size) // 32 * 32)
+
+    def overlap(self, settings):
+        """Pixels that neighbouring windows share, at scale 1."""
+        return min(200, self.tile_side(settings) // 4) if settings.overlap is None else settings.overlap
 
     def fits(self, height, width):
         """Whether an image is no larger than the network's input, lying or standing."""
@@ -593,7 +597,7 @@ class Detector:
         grids = []
         for scale in settings.scales:
             window = max(1, round(side / scale))
-            overlap = min(int(settings.overlap / scale), window - 1)
+            overlap = min(int(self.overlap(settings) / scale), window - 1)
             grids.append((window, tiles.windows(image.width, image.height, window, overlap, padding=False)))
         return grids
 

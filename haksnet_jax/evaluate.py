@@ -516,7 +516,7 @@ def _arguments(argv):
         default="auto",
         help="as in predict; auto: fit, but tile for images of --images that are larger than the network's input",
     )
-    add("--overlap", type=int, default=200, help="pixels that neighbouring windows share; default: %(default)s")
+    add("--overlap", type=int, help="pixels that neighbouring windows share; default: 200, or a quarter of small ones")
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
     add("--batch-size", type=int, help="images at a time on each device; default: 1, for windows on accelerators 8")
     add("--num-workers", type=int, default=0, help="processes that read; default: threads of this one")

@@ -276,7 +276,7 @@ def _arguments(argv):
         help="fit: the whole image at the size of the network's input; tile: overlapping windows at the image's own "
         "scale; auto: fit where the image is no larger than the input, else tile; default: %(default)s",
     )
-    add("--overlap", type=int, default=200, help="pixels that neighbouring windows share; default: %(default)s")
+    add("--overlap", type=int, help="pixels that neighbouring windows share; default: 200, or a quarter of small ones")
     add("--tile", type=int, help="side of the windows; default: the network's input")
     add("--scales", default="1", help="factors, separated by commas, at which images are looked at and merged")
     add("--flip", action="store_true", help="look at the mirror image too, and merge")

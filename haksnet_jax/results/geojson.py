@@ -110,10 +110,14 @@ def _to_wgs84(points, crs):
         return points
     import rasterio.warp
 
-    longitudes, latitudes = rasterio.warp.transform(crs, "EPSG:4326", *points.reshape(-1, 2).T)
+    outside = ValueError(f"a detection lies outside of what the image's coordinate system ({crs}) covers")
+    try:
+        longitudes, latitudes = rasterio.warp.transform(crs, "EPSG:4326", *points.reshape(-1, 2).T)
+    except Exception as error:  # the classes of GDAL's own errors are not public
+        raise outside from error
     converted = np.stack([longitudes, latitudes], axis=-1).reshape(points.shape)
     if not np.isfinite(converted).all():
-        raise ValueError(f"a detection lies outside of what the image's coordinate system ({crs}) covers")
+        raise outside
     # Around the antimeridian a ring stays in one piece, with longitudes beyond 180 degrees.
     wide = np.ptp(converted[..., 0], axis=1, keepdims=True) > 180
     converted[..., 0] += np.where(wide & (converted[..., 0] < 0), 360.0, 0.0)

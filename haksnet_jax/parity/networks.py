@@ -759,7 +759,7 @@ def _assignment_rows(fixture, case, anchors, truth, compiled):
     gt_index, anchor_samples, roi_index, roi_samples = jax.tree.map(
         np.asarray, compiled["assign"](truth, jnp.asarray(boxes), jnp.asarray(valid))
     )
-    anchor_pairs, proposal_pairs = [], []
+    anchor_pairs, proposal_pairs, num_at_threshold = [], [], 0
     num_gts = truth.boxes.shape[1]
     for i in range(num_images):
         drawn = anchor_samples.valid[i]
@@ -771,9 +771,14 @@ def _assignment_rows(fixture, case, anchors, truth, compiled):
         index, positive = roi_samples.index[i][drawn], roi_samples.positive[i][drawn]
         assigned = np.full(num_gts + num_proposals, -1)
         assigned[index] = np.where(positive, roi_index[i][drawn] + 1, 0)
-        proposal_pairs.append((assigned[num_gts : num_gts + len(proposals[i])], fixture[f"{case}/img{i}/roi/assigned"]))
+        # An overlap within rounding of the threshold may fall on either side of it.
+        clear = np.abs(fixture[f"{case}/img{i}/roi/max_overlaps"] - 0.5) > 1e-5
+        num_at_threshold += int((~clear).sum())
+        assigned = assigned[num_gts : num_gts + len(proposals[i])]
+        proposal_pairs.append((assigned[clear], fixture[f"{case}/img{i}/roi/assigned"][clear]))
     rows.append(equal_row(fixture, f"{case}: anchors' objects", anchor_pairs))
-    rows.append(equal_row(fixture, f"{case}: proposals' objects", proposal_pairs))
+    note = f"{num_at_threshold} with an overlap of the threshold left out" if num_at_threshold else ""
+    rows.append(equal_row(fixture, f"{case}: proposals' objects", proposal_pairs, note))
     return rows
 
 

@@ -31,8 +31,8 @@ def main():
     found = jax.jit(lambda images, size: model.detect(images, size))(image[None], np.array([SIZE], np.int32))
     valid = np.asarray(found.valid[0])
     record = {
-        "what": "Detections of this package (not of the reference) with the tiny reference weights on end_to_end.png, a "
-        "generated scene, recorded when every row of the parity report was green.",
+        "what": "Detections of this package, not of the reference, with the tiny reference weights on end_to_end.png, "
+        "a generated scene; recorded when every row of the parity report was green.",
         "versions": {
             "jax": jax.__version__,
             "flax": flax.__version__,

@@ -261,6 +261,31 @@ def load(directory, **options):
         raise checkpoint.CheckpointError(f"{directory}: {error}") from error
 
 
+def make_step(graph, mesh, *, max_candidates):
+    """Compiles (at its first call, and for each new shape) the detector.
+
+    Args:
+      graph: graph definition of the model.
+      mesh: the batch is split over its axis `data`.
+      max_candidates: as in `select_detections`.
+
+    Returns:
+      (variables, images [B, H, W, 3], image_size [B, 2], score) -> Detections. The lowest score comes from outside, so
+      that another one is not another program to compile.
+    """
+
+    def detect(variables, images, image_size, score):
+        model = nnx.merge(graph, variables["params"], variables["batch_stats"])
+        return model.detect(
+            images,
+            image_size,
+            proposal_caps={"max_proposals": _MAX_PROPOSALS},
+            detection_caps={"score_threshold": score, "max_candidates": max_candidates},
+        )
+
+    return jax.jit(detect, out_shardings=devices.replicated(mesh))
+
+
 class Detector:
     """Finds oriented objects in images of any size.
 
@@ -466,7 +491,7 @@ class Detector:
                 if cut:
                     fields, cut = self._without_caps(batch, row, settings)
                 if view.index in images:  # else it could not be read to its end
-                    parts[view.index].append((_to_image(view, *fields, settings.score), cut))
+                    parts[view.index].append((_to_image(view, *fields), cut))
             yield from (found for index in {view.index for view in batch.views} for found in complete(index))
 
         while True:
@@ -493,21 +518,17 @@ class Detector:
     def _detect(self, images, image_size, settings, *, spread, all_candidates=False):
         """Detections of a batch, on the devices and perhaps not there yet."""
         mesh = self._meshes[spread]
-        # Below the usual score another program is needed; above it the weak ones are left out afterwards.
-        score = min(settings.score, 0.05)
-        key = (mesh.devices.size, all_candidates, score)
+        key = (mesh.devices.size, all_candidates)
         with jax.set_mesh(mesh), self.arithmetic():
             if mesh.devices.size not in self._placed:
                 self._placed[mesh.devices.size] = jax.device_put(self.variables, devices.replicated(mesh))
             if key not in self._steps:
-                most = _MAX_PROPOSALS * len(self.class_names)
-                caps = {"score_threshold": score, "max_candidates": most if all_candidates else _MAX_CANDIDATES}
-                self._steps[key] = evaluate.make_detect_step(
-                    self.graph, mesh, proposal_caps={"max_proposals": _MAX_PROPOSALS}, detection_caps=caps
-                )
+                most = _MAX_PROPOSALS * len(self.class_names) if all_candidates else _MAX_CANDIDATES
+                self._steps[key] = make_step(self.graph, mesh, max_candidates=most)
             self._shapes.add((key, images.shape))
             batch = devices.place_batch(mesh, {"images": images, "image_size": image_size})
-            return self._steps[key](self._placed[mesh.devices.size], batch["images"], batch["image_size"])
+            variables, score = self._placed[mesh.devices.size], np.float32(settings.score)
+            return self._steps[key](variables, batch["images"], batch["image_size"], score)
 
     def _without_caps(self, batch, row, settings):
         """((boxes, scores, labels, valid), number cut) of a row in which candidates were left out: with all of them."""
@@ -631,10 +652,9 @@ def _concatenate(parts):
     return dict(zip(("boxes", "scores", "labels"), map(np.concatenate, fields), strict=True))
 
 
-def _to_image(view, boxes, scores, labels, valid, score):
+def _to_image(view, boxes, scores, labels, valid):
     """Detections of one view in pixels of its image; those that a window's edge cuts off are left to its neighbour."""
-    keep = valid & (scores > score) if score >= 0.05 else valid
-    boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+    boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
     if view.mirrored_width is not None:
         boxes = boxes * np.array([-1, 1, 1, 1, -1], np.float32)
         boxes[:, 0] += view.mirrored_width - 1  # pixel x becomes W - 1 - x, as in training

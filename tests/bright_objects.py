@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from reference_weights import make_state_dict
 
-from haksnet_jax import checkpoint, evaluate
+from haksnet_jax import checkpoint, detector, evaluate
 from haksnet_jax.models.torch_weights import from_torch, read_architecture
 from haksnet_jax.pipeline.labels import CLASSES, polygons_to_boxes
 from haksnet_jax.structures import Detections
@@ -36,14 +36,14 @@ def find_bright(image):
 
 
 class BrightObjects:
-    """Takes the place of `evaluate.make_detect_step`; counts the images that it was given."""
+    """Takes the place of `detector.make_step` and `evaluate.make_detect_step`; counts the images that it was given."""
 
     def __init__(self):
         self.num_images = 0
         self.shapes = set()
 
     def __call__(self, graph, mesh, **settings):
-        def step(variables, images, image_size):
+        def step(variables, images, image_size, score=0.05):
             images, image_size = np.asarray(images), np.asarray(image_size)
             self.shapes.add(images.shape)
             rows = []
@@ -51,9 +51,9 @@ class BrightObjects:
                 self.num_images += int(image.any())
                 found = find_bright(image[: size[0], : size[1]])[:MOST]
                 boxes, scores, labels = np.zeros((MOST, 5)), np.zeros(MOST), np.zeros(MOST)
-                for row, (box, score, label) in enumerate(found):
-                    boxes[row], scores[row], labels[row] = box, score, label
-                rows.append((boxes, scores, labels, np.arange(MOST) < len(found), 0))
+                for row, (box, certainty, label) in enumerate(found):
+                    boxes[row], scores[row], labels[row] = box, certainty, label
+                rows.append((boxes, scores, labels, scores > score, 0))
             boxes, scores, labels, valid, cut = map(np.stack, zip(*rows, strict=True))
             return Detections(
                 boxes.astype(np.float32),
@@ -70,6 +70,7 @@ def use_bright_objects(monkeypatch):
     """Replaces the compiled network. Returns: the BrightObjects."""
     stand_in = BrightObjects()
     monkeypatch.setattr(evaluate, "make_detect_step", stand_in)
+    monkeypatch.setattr(detector, "make_step", stand_in)
     return stand_in
 
 

@@ -55,7 +55,11 @@ def assert_finds(detections, boxes, tolerance=1.5):
 
 @pytest.mark.parametrize(
     ("fixture", "image", "prefix"),
-    [("inference_pipeline_tiny", "input_small.png", ""), ("inference_tiny", "input_image.png", "full/")],
+    [
+        ("inference_pipeline_tiny", "input_small.png", ""),
+        # Another shape, which takes as long to compile again.
+        pytest.param("inference_tiny", "input_image.png", "full/", marks=pytest.mark.slow),
+    ],
 )
 def test_detections_are_those_of_the_reference(golden, golden_file, tmp_path, fixture, image, prefix):
     recorded, path = golden(fixture), golden_file(image)

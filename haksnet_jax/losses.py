@@ -68,8 +68,8 @@ def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta
       beta: of the smooth L1 loss.
 
     Returns:
-      (classification, regression) scalars, each divided by the number of samples of the whole batch, of which each image
-      counts at least one positive and one negative.
+      (classification, regression) scalars, each divided by the number of samples of the whole batch, of which
+      each image counts at least one positive and one negative.
     """
 
     def one_image(logits, deltas, gt_index, samples, boxes):

@@ -472,7 +472,13 @@ def main(argv=None):
 
 def run():
     """Entry point of the command."""
-    sys.exit(main())
+    status = main()
+    if status == 130:
+        # At once: what still runs on a device crashes when the interpreter is taken apart under it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

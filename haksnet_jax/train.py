@@ -241,6 +241,16 @@ def model_info(config):
     }
 
 
+def with_class_names(config):
+    """The configuration itself, or a copy with the classes of `data.root`/classes.txt where it names none."""
+    if config.data.class_names:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.class_names = read_class_names(os.path.join(config.data.root, "classes.txt"))
+    return config
+
+
 def _check(config, mesh):
     """Finds before any time is spent what would end the run later."""
     for name in ("batch_size_per_device", "checkpoint_every", "eval_every", "log_every"):
@@ -269,10 +279,7 @@ def train_and_evaluate(config, workdir):
       TrainingError, checkpoint.CheckpointError, ValueError, FileNotFoundError: with one sentence that says what to do.
     """
     mesh = devices.data_mesh()
-    if not config.data.class_names:
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.data.class_names = read_class_names(os.path.join(config.data.root, "classes.txt"))
+    config = with_class_names(config)
     _check(config, mesh)
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)

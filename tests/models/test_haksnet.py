@@ -203,7 +203,7 @@ def test_unrolled_and_recomputed_blocks_give_the_same_gradients():
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
 
     def gradient(**options):
-        size = haksnet.BackboneSize((4, 8), (2, 2), (2, 2))
+        size = haksnet.BackboneSize((4,), (2,), (2,))
         model = haksnet.HAKSNet(size, rngs=nnx.Rngs(0), **options)
         graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         stats = nnx.as_pure(stats)
@@ -222,9 +222,14 @@ def test_unrolled_and_recomputed_blocks_give_the_same_gradients():
             np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-5 * largest, err_msg=f"{options} {name}")
 
 
-def test_bfloat16_stays_near_float32(run_backbone, golden_file):
+def test_bfloat16_stays_near_float32():
     images = _nhwc(make_input(3, (1, 3, 64, 64)))
-    exact = run_backbone("tiny", images)
-    for rounded, reference in zip(run_backbone("tiny", images, dtype=jnp.bfloat16), exact, strict=True):
-        error = np.linalg.norm(np.float32(rounded) - reference) / np.linalg.norm(reference)
-        assert error < 0.05  # 8 bits of mantissa through up to 5 blocks, each rounding by 2^-9 many times
+
+    def run(dtype):
+        model = haksnet.HAKSNet(haksnet.BackboneSize((8,), (1,), (4,)), dtype=dtype, rngs=nnx.Rngs(0))
+        graph, state = nnx.split(model)
+        return np.float32(jax.jit(lambda state, x: nnx.merge(graph, state)(x)[0])(state, images))
+
+    exact = run(jnp.float32)
+    # 8 bits of mantissa: each of about ten roundings on the way costs up to 2^-9
+    assert np.linalg.norm(run(jnp.bfloat16) - exact) < 0.02 * np.linalg.norm(exact)

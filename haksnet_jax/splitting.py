@@ -648,3 +648,7 @@ def main(argv=None):
         print(f"{len(lost)} problems by which something is missing: see {where}", file=sys.stderr)
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -384,3 +384,7 @@ def main(argv=None):
     for reason, count in shown.most_common():
         print(f"{count:7d}  {reason}{'' if reason in HARMLESS else '  (something would be lost)'}")
     return 1 if report.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

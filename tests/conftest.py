@@ -6,7 +6,15 @@ import pathlib
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        # Several devices share two cores here: one may arrive at a collective long after the first, and after 40 s, the
+        # default, the process is aborted.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    ]
+)
 
 import jax
 import numpy as np

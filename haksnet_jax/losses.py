@@ -175,19 +175,23 @@ def detection_loss(
     rpn_logits, rpn_deltas = model.rpn(features)
 
     anchors = jnp.asarray(model.anchors(images.shape[1:3]))
-    gt_index, anchor_samples = match_and_sample_anchors(anchor_key, anchors, ground_truth, **(rpn_sampling or {}))
-    rpn_classification, rpn_regression = rpn_losses(
-        rpn_logits, rpn_deltas, anchors, gt_index, anchor_samples, ground_truth
-    )
+    with jax.named_scope("match_anchors"):
+        gt_index, anchor_samples = match_and_sample_anchors(anchor_key, anchors, ground_truth, **(rpn_sampling or {}))
+    with jax.named_scope("rpn_losses"):
+        rpn_classification, rpn_regression = rpn_losses(
+            rpn_logits, rpn_deltas, anchors, gt_index, anchor_samples, ground_truth
+        )
 
     proposals = model.proposals(rpn_logits, rpn_deltas, images.shape[1:3], **(proposal_caps or {}))
-    boxes, gt_index, roi_samples = match_and_sample_proposals(
-        proposal_key, proposals, ground_truth, **(roi_sampling or {})
-    )
+    with jax.named_scope("match_proposals"):
+        boxes, gt_index, roi_samples = match_and_sample_proposals(
+            proposal_key, proposals, ground_truth, **(roi_sampling or {})
+        )
     roi_logits, roi_deltas = model.roi_head(features, boxes, roi_samples.valid)
-    roi_classification, roi_regression, accuracy = roi_losses(
-        roi_logits, roi_deltas, boxes, gt_index, roi_samples, ground_truth
-    )
+    with jax.named_scope("roi_losses"):
+        roi_classification, roi_regression, accuracy = roi_losses(
+            roi_logits, roi_deltas, boxes, gt_index, roi_samples, ground_truth
+        )
 
     loss = rpn_classification + rpn_regression + roi_classification + roi_regression
     num_images = images.shape[0]

@@ -66,6 +66,7 @@ class KernelSelection(nnx.Module):
         self.kernel_attention_1 = _pointwise(4 * channels, 4, dtype=jnp.float32, rngs=rngs)
         self.kernel_attention_2 = _pointwise(4, 4, dtype=jnp.float32, rngs=rngs)
 
+    @jax.named_scope("kernel_selection")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
         u1 = self.dw_conv3(x)
         u2 = self.dw_conv5(u1)
@@ -90,6 +91,7 @@ class ChannelMixing(nnx.Module):
         self.dw_conv_1 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
         self.dw_conv_2 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("channel_mixing")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
         means = x.mean((1, 2), dtype=jnp.float32)  # [B, C]
         gate = jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(means))))
@@ -129,6 +131,7 @@ class RedundancySuppression(nnx.Module):
         self.dw_conv = DepthwiseConv(hidden, 3, dtype=dtype, rngs=rngs)
         self.project = _pointwise(hidden, channels, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("mlp")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
         convolved, untouched = jnp.split(x, [self.num_convolved], axis=-1)
         x = jnp.concatenate([self.partial_conv(convolved), untouched], axis=-1)
@@ -263,8 +266,9 @@ class HAKSNet(nnx.Module):
         keys = [None] * len(self.depths) if key is None else jax.random.split(key, len(self.depths))
         outputs = []
         start = 0
-        for stage, depth, stage_key in zip(self.stages, self.depths, keys, strict=True):
-            x = stage(x, train=train, drop_rates=rates[start : start + depth], key=stage_key)
+        for i, (stage, depth, stage_key) in enumerate(zip(self.stages, self.depths, keys, strict=True)):
+            with jax.named_scope(f"stage_{i + 1}"):
+                x = stage(x, train=train, drop_rates=rates[start : start + depth], key=stage_key)
             outputs.append(x)
             start += depth
         return tuple(outputs)

@@ -69,7 +69,10 @@ class OrientedRCNN(nnx.Module):
 
     def features(self, images, image_size, *, train=False, key=None):
         """Args: images [B, H, W, 3], 0..255; image_size [B, 2]. Returns: p2..p6, five [B, H_l, W_l, C]."""
-        return self.fpn(self.backbone(self.normalize(images, image_size), train=train, key=key))
+        with jax.named_scope("backbone"):
+            maps = self.backbone(self.normalize(images, image_size), train=train, key=key)
+        with jax.named_scope("fpn"):
+            return self.fpn(maps)
 
     def anchors(self, image_shape):
         """Args: image_shape (H, W). Returns: [A, 4] axis-parallel anchors of all levels, pixels (a constant)."""
@@ -77,9 +80,10 @@ class OrientedRCNN(nnx.Module):
 
     def proposals(self, logits, deltas, image_shape, **caps):
         """Best boxes of the RPN; `caps` as in `rpn.select_proposals`. Returns: Proposals."""
-        return select_proposals(
-            logits, deltas, self.anchors(image_shape), image_shape=tuple(image_shape), strides=STRIDES, **caps
-        )
+        with jax.named_scope("proposals"):
+            return select_proposals(
+                logits, deltas, self.anchors(image_shape), image_shape=tuple(image_shape), strides=STRIDES, **caps
+            )
 
     def detect(self, images, image_size, *, proposal_caps=None, detection_caps=None):
         """Oriented objects in images.
@@ -97,7 +101,8 @@ class OrientedRCNN(nnx.Module):
         logits, deltas = self.rpn(features)
         proposals = self.proposals(logits, deltas, images.shape[1:3], **(proposal_caps or {}))
         logits, deltas = self.roi_head(features, proposals.boxes, proposals.valid)
-        return select_detections(logits, deltas, proposals, image_size, **(detection_caps or {}))
+        with jax.named_scope("detections"):
+            return select_detections(logits, deltas, proposals, image_size, **(detection_caps or {}))
 
 
 def num_parameters(module):

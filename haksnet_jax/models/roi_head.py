@@ -48,6 +48,7 @@ class RotatedRoIHead(nnx.Module):
         self.strides = strides
         self.finest_scale = finest_scale
 
+    @jax.named_scope("roi_align")
     def pool(self, features, boxes, valid):
         """Args: features p2..p5 [B, H_l, W_l, C]; boxes [B, R, 5]; valid [B, R]. Returns: [B, R, 7, 7, C]."""
 
@@ -59,6 +60,7 @@ class RotatedRoIHead(nnx.Module):
 
         return jax.vmap(one_image)(tuple(features[: len(self.strides)]), boxes, valid)
 
+    @jax.named_scope("roi_head")
     def __call__(self, features, boxes, valid):
         """Classifies and corrects boxes.
 

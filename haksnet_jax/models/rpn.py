@@ -29,6 +29,7 @@ class OrientedRPN(nnx.Module):
         self.logits = nnx.Linear(channels, num_anchors, kernel_init=init, dtype=dtype, rngs=rngs)
         self.deltas = nnx.Linear(channels, num_anchors * 6, kernel_init=init, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("rpn")
     def __call__(self, features):
         """Scores every anchor.
 

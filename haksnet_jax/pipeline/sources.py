@@ -308,7 +308,7 @@ class TfdsSource:
         Args:
           directory: a prepared folder (the one with `dataset_info.json`), or a name such as
             `dota/v1_tiles:1.0.0` to look up in data_dir.
-          split: name of the split, such as "train".
+          split: name of the split, such as "train", or of several: "train+val".
           class_names: the classes, in the order wanted; None takes the data set's own. Labels are matched by name.
           data_dir: folder of prepared data sets, for a name.
           filter_empty: leaves out images without an object (reads through the data set once).
@@ -331,7 +331,7 @@ class TfdsSource:
                     f"no prepared data set '{directory}': it is neither a folder with dataset_info.json nor "
                     f"a name known in {data_dir or 'the default data folder of TFDS'}"
                 ) from error
-        if split not in builder.info.splits:
+        if any(part.strip() not in builder.info.splits for part in split.split("+")):
             found = ", ".join(builder.info.splits) or "none; prepare the data set first"
             raise ValueError(f"{builder.data_dir} has no split '{split}'; its splits: {found}")
         try:

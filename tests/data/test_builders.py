@@ -73,6 +73,10 @@ def test_hrsc2016_boxes_are_turned_clockwise_by_their_angle(tmp_path):
     pixels = cv2.imread(str(tmp_path / "FullDataSet/AllImages/100000001.bmp"))
     np.testing.assert_array_equal(example["image"], pixels[..., ::-1])
     assert source.image_ids == ["100000001"]
+    both = sources.TfdsSource(next((tmp_path / "out").glob("hrsc2016/*")), "train+val")
+    assert both.image_ids == ["100000001", "100000002"]
+    with pytest.raises(ValueError, match=r"has no split 'train\+vali'; its splits: train, val, test"):
+        sources.TfdsSource(next((tmp_path / "out").glob("hrsc2016/*")), "train+vali")
 
 
 def test_dior_r_corners_and_spellings(tmp_path):

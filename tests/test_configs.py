@@ -1,0 +1,42 @@
+"""The configurations of the data sets: each builds, and speaks of the classes and splits that its builder makes."""
+
+import importlib
+
+import pytest
+from flax import nnx
+
+from data import dior_r, fair1m, hrsc2016, hrsid
+from data.dota import build
+from data.dota import builder as dota
+from haksnet_jax import train
+from haksnet_jax.pipeline import labels
+
+# The splits that the builders' documentation promises; FAIR1M's and DOTA's are named by folders.
+BUILDERS = {
+    "hrsc2016": (hrsc2016.Hrsc2016, {"train", "val", "test"}),
+    "dior_r": (dior_r.DiorR, {"train", "val", "test"}),
+    "fair1m": (fair1m.Fair1m, {"train", "validation", "test"}),
+    "hrsid": (hrsid.Hrsid, {"train", "test"}),
+}
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, "dota20_ss"])
+def test_a_data_sets_configuration_builds_and_agrees_with_its_builder(name, tmp_path):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    assert config.name == name and config.is_locked
+    assert f"--config=configs/{name}.py" in module.__doc__
+    assert set(config.augment.quarter_turn_classes) <= set(config.data.class_names)
+    assert not any(side % 32 for side in config.data.image_size)
+    splits = set(config.data.train.split.split("+")), set(config.data.val.split.split("+"))
+    if name == "dota20_ss":
+        made = dota.Dota(config=build.CONFIGS["dota20"], data_dir=tmp_path)
+        assert config.data.class_names == made.class_names == labels.CLASSES["dota20"]
+    else:
+        builder_class, published = BUILDERS[name]
+        assert config.data.class_names == builder_class.CLASSES == labels.CLASSES[name]
+        assert splits[0] | splits[1] <= published and not splits[0] & splits[1]
+    made = nnx.eval_shape(
+        lambda: train.build_model(config.model, len(config.data.class_names), rngs=nnx.Rngs(config.seed))
+    )
+    assert made.roi_head.logits.kernel.shape[-1] == len(config.data.class_names) + 1

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from haksnet_jax import checkpoint, devices, evaluate
+from haksnet_jax import checkpoint, devices
 from haksnet_jax.models.haksnet import BackboneSize
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.ops.boxes import boxes_to_corners, to_le90
@@ -223,6 +223,7 @@ class _View(NamedTuple):
 class _Batch(NamedTuple):
     images: np.ndarray  # [B, H, W, 3] uint8
     image_size: np.ndarray  # [B, 2] int32
+    scale: np.ndarray  # [B, 2] float32
     views: list  # of _View, at most B
     spread: bool  # over all devices
     num_seen: int  # views so far in all, those skipped too
@@ -270,15 +271,16 @@ def make_step(graph, mesh, *, max_candidates):
       max_candidates: as in `select_detections`.
 
     Returns:
-      (variables, images [B, H, W, 3], image_size [B, 2], score) -> Detections. The lowest score comes from outside, so
-      that another one is not another program to compile.
+      (variables, images [B, H, W, 3], image_size [B, 2], scale [B, 2], score) -> Detections. The lowest score comes
+      from outside, so that another one is not another program to compile.
     """
 
-    def detect(variables, images, image_size, score):
+    def detect(variables, images, image_size, scale, score):
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
         return model.detect(
             images,
             image_size,
+            scale,
             proposal_caps={"max_proposals": _MAX_PROPOSALS},
             detection_caps={"score_threshold": score, "max_candidates": max_candidates},
         )
@@ -499,7 +501,7 @@ class Detector:
             if isinstance(event, BaseException):
                 raise event
             if isinstance(event, _Batch):
-                output = self._detect(event.images, event.image_size, settings, spread=event.spread)
+                output = self._detect(event.images, event.image_size, event.scale, settings, spread=event.spread)
                 if pending is not None:
                     yield from collect(*pending)
                 pending = (event, output)
@@ -515,7 +517,7 @@ class Detector:
             if isinstance(event, _Batch) and on_progress is not None:
                 on_progress(event.num_seen, event.num_planned)
 
-    def _detect(self, images, image_size, settings, *, spread, all_candidates=False):
+    def _detect(self, images, image_size, scale, settings, *, spread, all_candidates=False):
         """Detections of a batch, on the devices and perhaps not there yet."""
         mesh = self._meshes[spread]
         key = (mesh.devices.size, all_candidates)
@@ -526,14 +528,15 @@ class Detector:
                 most = _MAX_PROPOSALS * len(self.class_names) if all_candidates else _MAX_CANDIDATES
                 self._steps[key] = make_step(self.graph, mesh, max_candidates=most)
             self._shapes.add((key, images.shape))
-            batch = devices.place_batch(mesh, {"images": images, "image_size": image_size})
+            batch = devices.place_batch(mesh, {"images": images, "image_size": image_size, "scale": scale})
             variables, score = self._placed[mesh.devices.size], np.float32(settings.score)
-            return self._steps[key](variables, batch["images"], batch["image_size"], score)
+            return self._steps[key](variables, batch["images"], batch["image_size"], batch["scale"], score)
 
     def _without_caps(self, batch, row, settings):
         """((boxes, scores, labels, valid), number cut) of a row in which candidates were left out: with all of them."""
         rows = slice(row, row + 1)
-        output = self._detect(batch.images[rows], batch.image_size[rows], settings, spread=False, all_candidates=True)
+        arrays = (batch.images[rows], batch.image_size[rows], batch.scale[rows])
+        output = self._detect(*arrays, settings, spread=False, all_candidates=True)
         output = jax.device_get(output)
         return (output.boxes[0], output.scores[0], output.labels[0], output.valid[0]), int(output.num_cut[0])
 
@@ -548,10 +551,12 @@ class Detector:
         def put_batch(contents, views, canvas, batch_size, *, spread):
             pixels = np.zeros((batch_size, *canvas, 3), np.uint8)
             image_size = np.tile(np.array(canvas, np.int32), (batch_size, 1))
-            for row, content in enumerate(contents):
+            scale = np.ones((batch_size, 2), np.float32)
+            for row, (content, view) in enumerate(zip(contents, views, strict=True)):
                 pixels[row, : content.shape[0], : content.shape[1]] = content
                 image_size[row] = content.shape[:2]
-            put(_Batch(pixels, image_size, list(views), spread, seen, planned))
+                scale[row] = view.factors
+            put(_Batch(pixels, image_size, scale, list(views), spread, seen, planned))
 
         def flush():
             if waiting:  # the batch keeps its shape: rows that are left show nothing
@@ -657,9 +662,10 @@ def _to_image(view, boxes, scores, labels, valid):
     boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
     if view.mirrored_width is not None:
         boxes = boxes * np.array([-1, 1, 1, 1, -1], np.float32)
-        boxes[:, 0] += view.mirrored_width - 1  # pixel x becomes W - 1 - x, as in training
+        boxes[:, 0] += (view.mirrored_width - 1) / view.factors[0]  # pixel x becomes W - 1 - x, as in training
         boxes = to_le90(boxes)
-    boxes = evaluate.to_image_pixels(boxes, view.factors)
+    upright = boxes[:, 3] > boxes[:, 2]  # factors of x and y that differ exchange the sides of what is almost square
+    boxes[upright] = to_le90(boxes[upright])
     boxes[:, :2] += np.array(view.offset, np.float32)
     if view.grid is not None:
         keep = ~_cut_off(boxes, view)

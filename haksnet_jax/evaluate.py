@@ -38,12 +38,13 @@ def make_detect_step(graph, mesh, *, proposal_caps=None, detection_caps=None):
       proposal_caps, detection_caps: see `OrientedRCNN.detect`.
 
     Returns:
-      (variables, images [B, H, W, 3], image_size [B, 2]) -> Detections, where variables is {"params", "batch_stats"}.
+      (variables, images [B, H, W, 3], image_size [B, 2], scale [B, 2] or None) -> Detections, where variables is
+      {"params", "batch_stats"}.
     """
 
-    def detect(variables, images, image_size):
+    def detect(variables, images, image_size, scale=None):
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
-        return model.detect(images, image_size, proposal_caps=proposal_caps, detection_caps=detection_caps)
+        return model.detect(images, image_size, scale, proposal_caps=proposal_caps, detection_caps=detection_caps)
 
     return jax.jit(detect, out_shardings=devices.replicated(mesh))
 
@@ -58,20 +59,6 @@ def detection_settings(config):
         },
         "detection_caps": dict(config.detection),
     }
-
-
-def to_image_pixels(boxes, scale):
-    """Boxes of the network's input to pixels of the image as it is on disk.
-
-    Args:
-      boxes: [n, 5] float32.
-      scale: (x, y) factors by which the image was resized.
-
-    Returns:
-      [n, 5]; width and height are divided by the factors of x and y, the angle stays, as upstream has it.
-    """
-    factors = np.array([scale[0], scale[1], scale[0], scale[1], 1.0], np.float32)
-    return (boxes / factors).astype(np.float32)
 
 
 class Picture(NamedTuple):
@@ -118,15 +105,15 @@ class Evaluator:
         found = [None] * len(self._source)
         self.num_cut = 0
 
-        def collect(batch, detections):
+        def collect(image_index, detections):
             detections = jax.device_get(detections)
-            for row, index in enumerate(jax.device_get(batch["image_index"])):
+            for row, index in enumerate(image_index):
                 if index < 0:  # fills up the last batch
                     continue
                 valid = detections.valid[row]
                 self.num_cut += int(detections.num_cut[row])
                 found[index] = {
-                    "boxes": to_image_pixels(detections.boxes[row][valid], batch["scale"][row]),
+                    "boxes": detections.boxes[row][valid],
                     "scores": detections.scores[row][valid],
                     "labels": detections.labels[row][valid],
                 }
@@ -138,12 +125,11 @@ class Evaluator:
             placed = devices.place_batch(
                 self._mesh, {k: batch[k] for k in ("image", "image_size", "image_index", "scale")}
             )
-            detections = self._detect(variables, placed["image"], placed["image_size"])
+            detections = self._detect(variables, placed["image"], placed["image_size"], placed["scale"])
             if pending is not None:
                 collect(*pending)
             # Rows of all hosts, since every host's rows have to reach every host's list.
-            rows = jax.device_get(replicate({k: placed[k] for k in ("image_index", "scale")}))
-            pending = (rows, detections)
+            pending = (jax.device_get(replicate(placed["image_index"])), detections)
         if pending is not None:
             collect(*pending)
         batches.close()

@@ -46,7 +46,8 @@ class Detections(NamedTuple):
     """Classified boxes, after suppression.
 
     Attributes:
-      boxes: [B, N, 5] float32 le90 boxes in pixels of the network's input, best first.
+      boxes: [B, N, 5] float32 boxes in pixels of the image, its resizing undone, best first; le90, but that factors of
+        x and y that differ can leave what is almost square a little higher than wide.
       scores: [B, N] float32 probabilities in 0..1; 0 where not valid.
       labels: [B, N] int32 classes, 0-based; 0 where not valid.
       valid: [B, N] bool.

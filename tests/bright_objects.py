@@ -43,8 +43,8 @@ class BrightObjects:
         self.shapes = set()
 
     def __call__(self, graph, mesh, **settings):
-        def step(variables, images, image_size, score=0.05):
-            images, image_size = np.asarray(images), np.asarray(image_size)
+        def step(variables, images, image_size, scale, score=0.05):
+            images, image_size, scale = np.asarray(images), np.asarray(image_size), np.asarray(scale)
             self.shapes.add(images.shape)
             rows = []
             for image, size in zip(images, image_size, strict=True):
@@ -55,6 +55,7 @@ class BrightObjects:
                     boxes[row], scores[row], labels[row] = box, certainty, label
                 rows.append((boxes, scores, labels, scores > score, 0))
             boxes, scores, labels, valid, cut = map(np.stack, zip(*rows, strict=True))
+            boxes = boxes / np.concatenate([scale, scale, np.ones((len(scale), 1))], axis=1)[:, None]
             return Detections(
                 boxes.astype(np.float32),
                 scores.astype(np.float32),

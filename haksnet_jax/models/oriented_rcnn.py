@@ -85,24 +85,25 @@ class OrientedRCNN(nnx.Module):
                 logits, deltas, self.anchors(image_shape), image_shape=tuple(image_shape), strides=STRIDES, **caps
             )
 
-    def detect(self, images, image_size, *, proposal_caps=None, detection_caps=None):
+    def detect(self, images, image_size, scale=None, *, proposal_caps=None, detection_caps=None):
         """Oriented objects in images.
 
         Args:
           images: [B, H, W, 3] RGB, 0..255, H and W multiples of 32, padded at right and bottom.
           image_size: [B, 2] rows and columns of content.
+          scale: [B, 2] factors of x and y by which the images were resized, or None where they were not.
           proposal_caps: keyword arguments of `rpn.select_proposals`.
           detection_caps: keyword arguments of `roi_head.select_detections`.
 
         Returns:
-          Detections in pixels of `images`.
+          Detections in pixels of the images before they were resized.
         """
         features = self.features(images, image_size)
         logits, deltas = self.rpn(features)
         proposals = self.proposals(logits, deltas, images.shape[1:3], **(proposal_caps or {}))
         logits, deltas = self.roi_head(features, proposals.boxes, proposals.valid)
         with jax.named_scope("detections"):
-            return select_detections(logits, deltas, proposals, image_size, **(detection_caps or {}))
+            return select_detections(logits, deltas, proposals, image_size, scale, **(detection_caps or {}))
 
 
 def num_parameters(module):

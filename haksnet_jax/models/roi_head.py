@@ -84,6 +84,7 @@ def select_detections(
     deltas,
     proposals,
     image_size,
+    scale=None,
     *,
     score_threshold=0.05,
     iou_threshold=0.1,
@@ -97,19 +98,24 @@ def select_detections(
       deltas: [B, R, 5] box corrections.
       proposals: Proposals [B, R, ...].
       image_size: [B, 2] rows and columns of content; centres are clipped to it.
+      scale: [B, 2] factors of x and y by which the images were resized, or None for 1. Boxes are divided by them before
+        the suppression, as in the reference: where the two differ, overlaps in the image are not those in its resized
+        copy.
       score_threshold: probability above which a (box, class) pair is a candidate.
       iou_threshold: rotated IoU above which the weaker of two candidates of one class goes.
       max_candidates: best pairs of an image that take part in the suppression.
       max_detections: detections of an image at most.
 
     Returns:
-      Detections [B, max_detections, ...], best first; `num_cut` counts what either cap left out.
+      Detections [B, max_detections, ...] in pixels of the image before its resizing, best first; `num_cut` counts what
+      either cap left out.
     """
 
-    def one_image(logits, deltas, boxes, valid, image_size):
+    def one_image(logits, deltas, boxes, valid, image_size, scale):
         num_classes = logits.shape[-1] - 1
         scores = jax.nn.softmax(logits)[:, :num_classes]  # [R, K]
         boxes = decode_delta_xywha(boxes, deltas, image_size=image_size)
+        boxes = boxes / jnp.concatenate([scale, scale, jnp.ones(1, scale.dtype)])
         candidates = jnp.where(valid[:, None] & (scores > score_threshold), scores, 0.0).reshape(-1)
         count = min(max_candidates, candidates.size)
         top, index = jax.lax.top_k(candidates, count)
@@ -138,4 +144,6 @@ def select_detections(
             num_cut=(cut_before + cut_after).astype(jnp.int32),
         )
 
-    return jax.vmap(one_image)(logits, deltas, proposals.boxes, proposals.valid, image_size)
+    if scale is None:
+        scale = jnp.ones((len(logits), 2), jnp.float32)
+    return jax.vmap(one_image)(logits, deltas, proposals.boxes, proposals.valid, image_size, scale)

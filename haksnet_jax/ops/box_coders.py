@@ -144,7 +144,8 @@ def decode_delta_xywha(proposals, deltas, stds=(0.1, 0.1, 0.2, 0.2, 0.1), image_
       max_ratio: sides change at most by this factor and its inverse.
 
     Returns:
-      [..., 5] le90 boxes (cx, cy, w, h, angle), pixels and radians.
+      [..., 5] le90 boxes (cx, cy, w, h, angle), pixels and radians. A square's first side is the one across the
+      proposal's width, as in the reference.
     """
     px, py, pw, ph, pa = jnp.moveaxis(proposals, -1, 0)
     dx, dy, dw, dh, da = jnp.moveaxis(deltas * jnp.asarray(stds, deltas.dtype), -1, 0)
@@ -155,7 +156,8 @@ def decode_delta_xywha(proposals, deltas, stds=(0.1, 0.1, 0.2, 0.2, 0.1), image_
         gx = jnp.clip(gx, 0, image_size[1] - 1)
         gy = jnp.clip(gy, 0, image_size[0] - 1)
     gw, gh = pw * _exp_limited(dw, max_ratio), ph * _exp_limited(dh, max_ratio)
-    return to_le90(jnp.stack([gx, gy, gw, gh, pa + da], axis=-1))
+    turned = jnp.where(gw == gh, pa + da + math.pi / 2, pa + da)
+    return to_le90(jnp.stack([gx, gy, gw, gh, turned], axis=-1))
 
 
 def _centre_and_size(hboxes):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from haksnet_jax import checkpoint, convert, evaluate, losses, optimizer
+from haksnet_jax import checkpoint, convert, losses, optimizer
 from haksnet_jax.models import haksnet, layers
 from haksnet_jax.models.oriented_rcnn import PIXEL_MEAN, PIXEL_STD, STRIDES, OrientedRCNN
 from haksnet_jax.models.roi_head import select_detections
@@ -370,13 +370,9 @@ def _second_stage(graph, state, levels, boxes, valid):
 _select = jax.jit(select_detections)
 
 
-def _found(detections, scale):
+def _found(detections):
     valid = np.asarray(detections.valid[0])
-    return Found(
-        evaluate.to_image_pixels(np.asarray(detections.boxes[0])[valid], scale),
-        np.asarray(detections.scores[0])[valid],
-        np.asarray(detections.labels[0])[valid],
-    )
+    return Found(*(np.asarray(part[0])[valid] for part in (detections.boxes, detections.scores, detections.labels)))
 
 
 def _enclosing_iou(boxes, others):
@@ -456,7 +452,8 @@ def _one_inference(fixture, prefix, what, model, image, image_size, scale, dtype
     normalized, levels, logits, deltas, proposals = _first_stage(graph, state, jnp.asarray(image[None]), size)
     rounded = dtype != jnp.float32
     pooled, roi_logits, roi_deltas = _second_stage(graph, state, levels, proposals.boxes, proposals.valid)
-    ours = _found(_select(roi_logits, roi_deltas, proposals, size), scale)
+    factors = jnp.asarray(scale, jnp.float32)[None]
+    ours = _found(_select(roi_logits, roi_deltas, proposals, size, factors))
     theirs = _recorded_found(fixture, prefix)
     settings = {"overlaps": _rotated_iou, "iou_threshold": 0.1, "score_threshold": 0.05}
     if rounded:
@@ -522,7 +519,7 @@ def _one_inference(fixture, prefix, what, model, image, image_size, scale, dtype
             jnp.asarray(np.pad(fixture[f"{prefix}{name}"][None], ((0, 0), (0, padding), (0, 0))))
             for name in ("roi_cls_logits", "roi_deltas")
         )
-        selected = _found(_select(recorded_logits, recorded_deltas, fed, size), scale)
+        selected = _found(_select(recorded_logits, recorded_deltas, fed, size, factors))
         found, _ = found_rows(
             fixture, f"{what}selection from recorded logits", selected, theirs, limits=Limits(score=1e-5), **settings
         )

@@ -65,6 +65,17 @@ def test_centres_are_clipped_to_the_content():
     np.testing.assert_allclose(found.boxes[0, 0, :2], [99, 0])
 
 
+def test_overlaps_count_in_the_image_and_not_in_its_resized_copy():
+    # Standing boxes, one above the other with 2 px between them in the resized copy. Undoing its factor of y brings the
+    # centres to 21 px of each other, and the reference divides the width, which stands, by the factor of x: 40 px.
+    upper, lower = [20, 30, 40, 10, -np.pi / 2], [20, 72, 40, 10, -np.pi / 2]
+    logits, proposals = scene((upper, {0: 0.6}), (lower, {0: 0.8}))
+    assert select(logits, proposals).valid[0].sum() == 2
+    found = select(logits, proposals, scale=np.array([[1, 2]], np.float32))
+    assert found.valid[0].sum() == 1
+    np.testing.assert_allclose(found.boxes[0, 0], [20, 36, 40, 5, -np.pi / 2], rtol=1e-6)
+
+
 def test_rows_that_are_not_valid_get_the_same_whatever_their_box():
     head = RotatedRoIHead(2, channels=4, hidden=8, rngs=nnx.Rngs(0))
     features = [jax.random.normal(jax.random.key(i), (1, 32 >> i, 32 >> i, 4)) for i in range(4)]

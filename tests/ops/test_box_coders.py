@@ -129,6 +129,10 @@ def test_decoding_undoes_encoding():
 def test_zero_deltas_give_the_proposal_and_the_anchor_midpoint_rhombus():
     proposals = np.array([[50, 60, 30, 10, 0.3]], np.float32)
     np.testing.assert_allclose(decode_delta(proposals, np.zeros((1, 5), np.float32)), proposals, rtol=1e-6)
+    # The reference's `gw > gh` names a square's sides the other way round.
+    square = np.array([[50, 60, 10, 10, 0.3]], np.float32)
+    decoded = decode_delta(square, np.zeros((1, 5), np.float32))
+    np.testing.assert_allclose(decoded, [[50, 60, 10, 10, 0.3 - math.pi / 2]], rtol=1e-6)
     # Midpoints of the sides of a 40 x 20 anchor: half diagonals of 20 and 10 px, both made 20: a square of side 28.28.
     decoded = decode_midpoint(np.array([[0, 0, 40, 20]], np.float32), np.zeros((1, 6), np.float32))
     np.testing.assert_allclose(decoded[0, :4], [20, 10, 20 * math.sqrt(2), 20 * math.sqrt(2)], rtol=1e-6)

@@ -11,6 +11,7 @@ Reasons by which nothing is lost, beside those of `pipeline.labels`:
   partly_outside       the object reaches beyond its image
   wrong_extension      the content is of another format than the name says
   blank_image          all pixels are equal
+  turned_image         the file says that it is to be turned (EXIF): labels have to be those of the turned image
   similar_classes      two classes differ only in case, blanks, hyphens or underscores (when no --classes are given)
 """
 
@@ -40,6 +41,7 @@ HARMLESS = frozenset(
         "partly_outside",
         "wrong_extension",
         "blank_image",
+        "turned_image",
         "similar_classes",
     }
 )
@@ -124,6 +126,9 @@ def _check_image(path, decode):
         if pathlib.Path(path).suffix.lower() not in image_files.EXTENSIONS_OF[header.format]:
             detail = f"the file is a {header.format}, whatever its name says; it is read as one"
             problems.append(labels.Problem(path, 0, "wrong_extension", detail))
+        if header.orientation != 1:
+            detail = f"by its orientation tag it is shown, read and labelled turned, as {size[0]} x {size[1]} pixels"
+            problems.append(labels.Problem(path, 0, "turned_image", detail))
         if header.channels not in (1, 3, 4) or header.bits not in (8, 16):
             detail = (
                 f"the image has {header.channels} channels of {header.bits} bits; folders of images are read as 1, 3 "

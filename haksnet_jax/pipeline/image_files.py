@@ -43,10 +43,11 @@ class Header(NamedTuple):
 
     Attributes:
       format: "PNG", "JPEG", "BMP" or "TIFF", from the content and not from the name.
-      width: columns.
-      height: rows.
+      width: columns, after turning.
+      height: rows, after turning.
       channels: values a pixel, as decoded (a palette counts as 3).
       bits: bits a value.
+      orientation: 1 to 8, how the stored pixels are turned to be the image, as EXIF and TIFF count; 1 is not at all.
     """
 
     format: str
@@ -54,6 +55,7 @@ class Header(NamedTuple):
     height: int
     channels: int
     bits: int
+    orientation: int = 1
 
 
 def read_header(path):
@@ -77,13 +79,13 @@ def read_header(path):
         file.seek(0)
         try:
             if start.startswith(b"\x89PNG\r\n\x1a\n"):
-                return _read_png(file, size)
+                return _turned(_read_png(file, size))
             if start.startswith(b"\xff\xd8\xff"):
-                return _read_jpeg(file, size)
+                return _turned(_read_jpeg(file, size))
             if start.startswith(b"BM"):
                 return _read_bmp(file, size)
             if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-                return _read_tiff(file, size)
+                return _turned(_read_tiff(file, size))
         except struct.error:
             raise ImageError("truncated_image", f"the file ends inside its header, after {size} bytes") from None
     raise ImageError("not_an_image", f"expected a PNG, JPEG, BMP or TIFF file; this one begins with {start[:8]!r}")
@@ -93,14 +95,36 @@ def _truncated(size):
     return ImageError("truncated_image", f"the file is truncated: its {size} bytes end before the image does")
 
 
+def _turned(header):
+    swapped = header.orientation > 4
+    return header._replace(width=header.height, height=header.width) if swapped else header
+
+
+def _exif_orientation(data):
+    """The orientation that EXIF data (a small TIFF structure) names, else 1."""
+    try:
+        order = {b"II": "<", b"MM": ">"}[data[:2]]
+        (position,) = struct.unpack(order + "I", data[4:8])
+        (count,) = struct.unpack(order + "H", data[position : position + 2])
+        for start in range(position + 2, position + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack(order + "HHIH", data[start : start + 10])
+            if tag == 274:
+                return value if 1 <= value <= 8 else 1
+    except (KeyError, struct.error):
+        pass
+    return 1
+
+
 def _read_png(file, size):
-    position, header = 8, None
+    position, header, orientation = 8, None, 1
     while position + 12 <= size:
         file.seek(position)
         length, kind = struct.unpack(">I4s", file.read(8))
         if kind == b"IHDR":
             width, height, bits, color = struct.unpack(">IIBB", file.read(10))
             header = Header("PNG", width, height, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(color, 0), max(bits, 8))
+        if kind == b"eXIf":
+            orientation = _exif_orientation(file.read(min(length, 65536)))
         position += 12 + length
         if kind == b"IEND":
             break
@@ -108,11 +132,11 @@ def _read_png(file, size):
         raise _truncated(size)
     if header is None or position > size:
         raise _truncated(size)
-    return header
+    return header._replace(orientation=orientation)
 
 
 def _read_jpeg(file, size):
-    position, header = 2, None
+    position, header, orientation = 2, None, 1
     while True:
         file.seek(position)
         marker, length = struct.unpack(">HH", file.read(4))
@@ -122,6 +146,10 @@ def _read_jpeg(file, size):
         if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
             bits, height, width, channels = struct.unpack(">BHHB", file.read(6))
             header = Header("JPEG", width, height, channels, bits)
+        if marker == 0xFFE1:
+            data = file.read(length - 2)
+            if data.startswith(b"Exif\0\0"):
+                orientation = _exif_orientation(data[6:])
         if marker == 0xFFDA:
             break
         if marker < 0xFF00:
@@ -132,7 +160,7 @@ def _read_jpeg(file, size):
     file.seek(tail)
     if header is None or b"\xff\xd9" not in file.read():
         raise _truncated(size)
-    return header
+    return header._replace(orientation=orientation)
 
 
 def _read_bmp(file, size):
@@ -150,7 +178,7 @@ def _read_bmp(file, size):
 
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # those of the tags that are read
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_TAGS = (256, 257, 258, 262, 273, 277, 279, 324, 325)
+_TIFF_TAGS = (256, 257, 258, 262, 273, 274, 277, 279, 324, 325)
 
 
 def _read_tiff(file, size):
@@ -195,14 +223,27 @@ def _read_tiff(file, size):
             raise _truncated(size)
     palette = tags.get(262, (1,))[0] == 3
     channels = 3 if palette else tags.get(277, (1,))[0]
-    return Header("TIFF", tags[256][0], tags[257][0], channels, max(tags.get(258, (1,))[0], 8))
+    orientation = tags.get(274, (1,))[0]
+    return Header(
+        "TIFF",
+        tags[256][0],
+        tags[257][0],
+        channels,
+        max(tags.get(258, (1,))[0], 8),
+        orientation if 1 <= orientation <= 8 else 1,
+    )
+
+
+# Orientations whose image is the stored pixels transposed; then with its columns, its rows in the opposite order.
+_TRANSPOSED, _FLIPPED_COLUMNS, _FLIPPED_ROWS = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 
 class Reader:
     """Pixels of one image file, window by window.
 
     Files are decoded once, as a whole; only TIFF files larger than `whole_up_to` bytes of pixels are read window by
-    window, so that memory does not grow with them. Use it as a context.
+    window, so that memory does not grow with them. What a file says about its orientation is applied, as in training
+    (`sources.decode_image`). Use it as a context.
 
     Attributes:
       header: the file's Header.
@@ -218,14 +259,27 @@ class Reader:
             with _gdal_errors():
                 self._dataset = rasterio.open(self.path)
             if num_bytes <= whole_up_to:
-                self._pixels = self._read_dataset(None)
+                self._pixels = self._oriented(self._read_dataset(None))
         elif self.header.format == "TIFF" and self.header.channels not in (1, 3, 4):
             raise ImageError(
                 "needs_rasterio",
                 f"a TIFF of {self.header.channels} channels needs rasterio: pip install 'haksnet_jax[geo]'",
             )
         else:
-            self._pixels = _decode(self.path)
+            pixels = _decode(self.path)
+            # OpenCV turns TIFF files whatever it is asked for, and PNG and JPEG not when it leaves them as they are.
+            self._pixels = pixels if self.header.format == "TIFF" else self._oriented(pixels)
+
+    def _oriented(self, pixels):
+        """Pixels as stored, [H, W, C], turned as the file's orientation says."""
+        orientation = self.header.orientation
+        if orientation == 1:
+            return pixels
+        if orientation in _TRANSPOSED:
+            pixels = pixels.transpose(1, 0, 2)
+        rows = slice(None, None, -1 if orientation in _FLIPPED_ROWS else 1)
+        columns = slice(None, None, -1 if orientation in _FLIPPED_COLUMNS else 1)
+        return np.ascontiguousarray(pixels[rows, columns])
 
     def _read_dataset(self, window):
         """[H, W, C] of a rasterio window; colour images as BGR(A), like OpenCV's."""
@@ -245,7 +299,14 @@ class Reader:
         """[y2 - y1, x2 - x1, C] pixels of a window that lies inside the image; colours in the order B, G, R."""
         if self._pixels is not None:
             return self._pixels[y1:y2, x1:x2]
-        return self._read_dataset(rasterio.windows.Window(x1, y1, x2 - x1, y2 - y1))
+        orientation = self.header.orientation
+        if orientation in _FLIPPED_COLUMNS:
+            x1, x2 = self.header.width - x2, self.header.width - x1
+        if orientation in _FLIPPED_ROWS:
+            y1, y2 = self.header.height - y2, self.header.height - y1
+        if orientation in _TRANSPOSED:
+            x1, y1, x2, y2 = y1, x1, y2, x2
+        return self._oriented(self._read_dataset(rasterio.windows.Window(x1, y1, x2 - x1, y2 - y1)))
 
     @property
     def shape(self):
@@ -271,7 +332,7 @@ def _gdal_errors():
 
 
 def _decode(path):
-    """[H, W, C] as stored, colours in the order B, G, R; orientation tags are not applied, labels do not know them."""
+    """[H, W, C] as stored, colours in the order B, G, R."""
     try:
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from haksnet_jax.ops.boxes import boxes_to_corners
+from haksnet_jax.pipeline import image_files
 
 
 class Georeference(NamedTuple):
@@ -36,6 +37,14 @@ def read_georeference(path):
         import rasterio
     except ImportError:
         return None, "GeoJSON needs rasterio: pip install 'haksnet_jax[geo]'"
+    try:
+        if image_files.read_header(path).orientation != 1:
+            return (
+                None,
+                "its orientation tag turns it, and where its pixels lie on the ground is told for the stored rows",
+            )
+    except (image_files.ImageError, OSError):
+        pass  # not one of the formats that can be turned
     try:
         with rasterio.open(path) as dataset:
             if not dataset.transform.is_identity:

@@ -4,16 +4,19 @@ import json
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 import shapely
 
-from haksnet_jax import splitting
+from haksnet_jax import splitting, validation
+from haksnet_jax.detector import ImageFile
 from haksnet_jax.pipeline import image_files, sources
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -159,6 +162,66 @@ def test_a_large_tiff_is_read_window_by_window(tmp_path):
         assert reader.header == image_files.Header("TIFF", 200, 300, 3, 8)
         assert reader.shape == (300, 200)
         np.testing.assert_array_equal(reader.read(30, 40, 150, 260), scene[40:260, 30:150, ::-1])
+
+
+# What EXIF's definitions of 1 to 8 say of the stored rows, in words of numpy.
+TURNS = (
+    lambda a: a,
+    np.fliplr,
+    lambda a: np.rot90(a, 2),
+    np.flipud,
+    lambda a: a.swapaxes(0, 1),
+    lambda a: np.rot90(a, -1),
+    lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    np.rot90,
+)
+
+
+def oriented_file(path, pixels, orientation):
+    """Writes BGR pixels, as stored, with an orientation tag."""
+    tag = struct.pack("<HHIHH", 274, 3, 1, orientation, 0)
+    exif = b"II*\0" + struct.pack("<IH", 8, 1) + tag + struct.pack("<I", 0)
+    if path.suffix == ".tif":
+        rows, columns = pixels.shape[:2]
+        tags = [(256, columns), (257, rows), (258, 8), (259, 1), (262, 2), (273, 8), (274, orientation), (277, 3)]
+        tags += [(278, rows), (279, pixels.size)]
+        directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        data = b"II*\0" + struct.pack("<I", 8 + pixels.size) + pixels[..., ::-1].tobytes()
+        path.write_bytes(data + struct.pack("<H", len(tags)) + directory + struct.pack("<I", 0))
+        return
+    data = cv2.imencode(path.suffix, pixels)[1].tobytes()
+    if path.suffix == ".jpg":
+        exif = b"Exif\0\0" + exif
+        path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
+    else:
+        chunk = b"eXIf" + exif
+        chunk = struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(data[:33] + chunk + data[33:])  # after the header
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".tif"])
+def test_orientation_tags_mean_the_same_when_cutting_training_and_predicting(tmp_path, extension):
+    stored = cv2.resize(noise(5, 7, seed=3), (70, 50))  # smooth: JPEG changes it little
+    (tmp_path / "images").mkdir()
+    for orientation, turn in enumerate(TURNS, start=1):
+        path = tmp_path / "images" / f"{orientation}{extension}"
+        oriented_file(path, stored, orientation)
+        turned = turn(stored)
+        header = image_files.read_header(path)
+        assert (header.height, header.width, header.orientation) == (*turned.shape[:2], orientation)
+        training = sources.decode_image(path.read_bytes(), path.name)[..., ::-1]
+        np.testing.assert_allclose(training, turned, atol=40 if extension == ".jpg" else 0)  # a wrong turn: 200
+        for whole_up_to in (2**31, 0):
+            with image_files.Reader(path, whole_up_to) as reader:
+                np.testing.assert_array_equal(reader.read(3, 5, 23, 31), training[5:31, 3:23])
+        with ImageFile(path) as image:
+            np.testing.assert_array_equal(image.read(3, 5, 23, 31)[..., ::-1], training[5:31, 3:23])
+    split(tmp_path, tmp_path / "out", with_labels=False)
+    tile = cv2.imread(str(tmp_path / "out/images/6__64__0___6.png"))
+    rotated = sources.decode_image((tmp_path / f"images/6{extension}").read_bytes(), "6")[..., ::-1]
+    np.testing.assert_array_equal(tile[:, :50], rotated[6:])
+    report = validation.validate(tmp_path / "images")
+    assert [problem.reason for problem in report.problems] == ["turned_image"] * 7 and not report.lost
 
 
 def test_class_names_with_blanks_labels_without_difficulty_and_extra_columns_pass(tmp_path):

@@ -24,7 +24,7 @@ from flax import nnx
 
 from haksnet_jax import checkpoint, devices
 from haksnet_jax.pipeline import image_files, loader, sources
-from haksnet_jax.pipeline.labels import CLASSES, LEFT_OUT, read_labels
+from haksnet_jax.pipeline.labels import CLASSES, LEFT_OUT, read_class_names, read_labels
 from haksnet_jax.results import dota, mean_ap, visualize
 from haksnet_jax.results.mean_ap import mean_average_precision
 
@@ -225,13 +225,12 @@ def class_names_of(predictions):
     Raises:
       EvaluationError: neither is there.
     """
-    from haksnet_jax import submit
 
     path = pathlib.Path(predictions)
     folder = path if path.is_dir() else path.parent
     for beside in (folder / "classes.txt", folder.parent / "classes.txt"):
         if beside.is_file():
-            return submit.class_list(str(beside))
+            return read_class_names(str(beside))
     names = {file.name for file in folder.glob("Task1_*.txt")} if path.is_dir() else set()
     if names:
         for published in CLASSES.values():
@@ -521,9 +520,7 @@ def _run(arguments):
         if target:  # before any work is done
             pathlib.Path(target).absolute().parent.mkdir(parents=True, exist_ok=True)
     if arguments.predictions:
-        from haksnet_jax import submit
-
-        names = submit.class_list(arguments.classes) if arguments.classes else class_names_of(arguments.predictions)
+        names = read_class_names(arguments.classes) if arguments.classes else class_names_of(arguments.predictions)
         detections, labels_by_image, problems = evaluate_files(arguments.predictions, arguments.labels, names)
         _report_problems(problems)
         picture = _pictures_of(arguments.images)

@@ -3,8 +3,8 @@
     python -m haksnet_jax.submit --predictions=DIR_OR_DETECTIONS_JSON --output=FILE.zip --classes=dota10 --images=DIR
 
 Predictions are a folder of Task1_<class>.txt files, a `detections.json`, or a folder that holds one. Predictions for
-tiles (P0706__1024__0___824) are merged into predictions for images first. The exit status is 1, and no file is
-written, if the server would refuse the zip.
+tiles (P0706__1024__0___824, resized or not) are merged into predictions for images first. Detections without area are
+left out and counted. The exit status is 1, and no file is written, if the server would refuse the zip.
 """
 
 import collections
@@ -13,28 +13,10 @@ import sys
 
 from absl import app, flags
 
-from haksnet_jax.pipeline.labels import CLASSES, polygons_to_boxes
+from haksnet_jax.pipeline.labels import CLASSES, polygons_to_boxes, read_class_names
 from haksnet_jax.results import dota, tiles
 
 _SHOWN = 20
-
-
-def class_list(name):
-    """Classes by the name of a published list, or from a text file with one class a line.
-
-    Raises:
-      ValueError: it is neither, or the file lists a class twice or none.
-    """
-    if name in CLASSES:
-        return CLASSES[name]
-    path = pathlib.Path(name)
-    if not path.is_file():
-        raise ValueError(f"--classes={name} is neither a file nor one of {', '.join(CLASSES)}.")
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
-    if not names or twice:
-        raise ValueError(f"{path} lists {f'{twice[0]} twice' if twice else 'no class'}.")
-    return names
 
 
 def image_names(source):
@@ -66,7 +48,12 @@ def read_predictions(source, class_names):
     """
     path = pathlib.Path(source)
     if path.is_dir() and any(path.glob("Task1_*.txt")):
-        return dota.read_task1(path, class_names)
+        detections, problems = dota.read_task1(path, class_names)
+        beside = next((p for p in (path / "detections.json", path.parent / "detections.json") if p.is_file()), None)
+        if beside is not None and any(map(tiles.is_tile_name, detections)):  # it knows to what tiles were resized
+            sizes = {name: one["size"] for name, one in dota.read_detections_json(beside, class_names).items()}
+            detections = {name: {**one, "size": sizes.get(name)} for name, one in detections.items()}
+        return detections, problems
     if path.is_dir() and (path / "detections.json").is_file():
         path = path / "detections.json"
     if not path.is_file():
@@ -92,7 +79,7 @@ def merge_if_tiles(detections_by_image, iou_threshold):
     return tiles.merge_tiles(boxed, iou_threshold=iou_threshold), len(boxed)
 
 
-def submit(predictions, output, class_names, *, test_images=None, train_images=(), iou_threshold=0.1):
+def submit(predictions, output, class_names, *, test_images=None, train_images=None, iou_threshold=0.1):
     """Reads predictions, merges tiles, writes the zip and says on the terminal what it did and found.
 
     Args:
@@ -100,7 +87,7 @@ def submit(predictions, output, class_names, *, test_images=None, train_images=(
       output: the zip to write.
       class_names: all classes of the data set's version, in the order of the label numbers.
       test_images: names of the test images without extension; None leaves names unchecked.
-      train_images: names of the images, or their tiles, that were trained on.
+      train_images: names of the images, or their tiles, that were trained on; None where that is not known.
       iou_threshold: at which predictions for tiles are merged.
 
     Returns:
@@ -122,7 +109,11 @@ def submit(predictions, output, class_names, *, test_images=None, train_images=(
             print(f"merged {num_tiles} tiles into {len(detections)} images at IoU {iou_threshold}")
     if test_images is None:
         print("warning: image names are not checked; give --images or --image-list", file=sys.stderr)
-    both = sorted(original_images(train_images) & original_images(detections if test_images is None else test_images))
+    tested = original_images(detections if test_images is None else test_images)
+    trained = original_images(train_images or ())
+    known = f"trained on {len(trained)} images" if train_images else "what was trained on is not named (--train-images)"
+    print(f"protocol: {len(class_names)} classes, tested on {len(tested)} images, {known}")
+    both = sorted(trained & tested)
     if both:
         print(
             f"warning: {len(both)} images are in training and test ({', '.join(both[:3])}"
@@ -130,6 +121,13 @@ def submit(predictions, output, class_names, *, test_images=None, train_images=(
             file=sys.stderr,
         )
 
+    detections, slivers = dota.leave_out_slivers(detections)
+    if slivers:
+        print(
+            f"warning: {sum(slivers.values())} detections in {len(slivers)} images are left out: written with two "
+            f"decimals they enclose no area ({', '.join(list(slivers)[:3])}{', ...' if len(slivers) > 3 else ''})",
+            file=sys.stderr,
+        )
     problems = dota.write_submission(output, detections, class_names, image_names=test_images)
     _report(problems, warnings=dota.WARNINGS)
     if any(problem.reason not in dota.WARNINGS for problem in problems):
@@ -179,9 +177,9 @@ def run():
             written = submit(
                 predictions.value,
                 output.value,
-                class_list(classes.value),
+                read_class_names(classes.value),
                 test_images=image_names(test_source) if test_source else None,
-                train_images=image_names(train_images.value) if train_images.value else (),
+                train_images=image_names(train_images.value) if train_images.value else None,
                 iou_threshold=iou.value,
             )
         except (ValueError, OSError) as error:

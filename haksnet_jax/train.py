@@ -20,11 +20,11 @@ from haksnet_jax import checkpoint, devices, evaluate, losses, optimizer
 from haksnet_jax.models.haksnet import BackboneSize
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline.labels import read_class_names
 from haksnet_jax.pipeline.sources import open_source
 from haksnet_jax.results import visualize
 from haksnet_jax.results.card import code_version, write_result_card, write_whole
 from haksnet_jax.structures import GroundTruth
-from haksnet_jax.validation import read_class_names
 
 
 class TrainState(NamedTuple):

@@ -91,32 +91,6 @@ class Report(NamedTuple):
         return [problem for problem in self.problems if problem.reason not in HARMLESS]
 
 
-def read_class_names(text):
-    """Class names from a preset's name or a file with one class a line.
-
-    Args:
-      text: a key of labels.CLASSES ("dota10", "hrsc2016", ...), or the path of a text file.
-
-    Returns:
-      tuple of names, in the order of their labels.
-
-    Raises:
-      ValidationError: neither is the case, or the file names a class twice or none at all.
-    """
-    if text in labels.CLASSES:
-        return labels.CLASSES[text]
-    path = pathlib.Path(text)
-    if not path.is_file():
-        raise ValidationError(
-            f"Expected --classes to be one of {', '.join(labels.CLASSES)}, or a text file with one class a line; "
-            f"got '{text}'."
-        )
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    if not names or len(set(names)) < len(names):
-        raise ValidationError(f"Expected {path} to name each class once, one a line; found {len(names)} lines.")
-    return names
-
-
 def _check_image(path, decode):
     """((columns, rows) or None, problems) of an image file."""
     problems = []
@@ -360,7 +334,7 @@ def main(argv=None):
     parser.add_argument("--show", type=int, default=20, help="problems printed of each reason; default: %(default)s")
     args = parser.parse_args(argv)
     try:
-        class_names = read_class_names(args.classes) if args.classes else None
+        class_names = labels.read_class_names(args.classes) if args.classes else None
         report = validate(args.images, args.labels, class_names, decode=not args.fast, min_side=args.min_side)
         print(describe(report))
         if args.sheet:
@@ -370,7 +344,7 @@ def main(argv=None):
             temporary.write_bytes(data)
             os.replace(temporary, args.sheet)
             print(f"\ndrawn samples: {args.sheet}")
-    except ValidationError as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:

@@ -172,7 +172,7 @@ def test_what_is_wrong_with_files_is_told_in_a_sentence(data, capsys):
     assert "no label file" in error(f"--predictions={data / 'task1'}", f"--labels={data / 'images'}")
     assert "neither" in error(f"--predictions={data / 'nowhere'}", labels, "--classes=dota10")
     assert "cannot be read" in error(f"--predictions={data / 'nowhere'}", labels)
-    assert "neither a file nor one of" in error(f"--predictions={data / 'task1'}", labels, "--classes=dota99")
+    assert "to be one of dota10" in error(f"--predictions={data / 'task1'}", labels, "--classes=dota99")
     assert "not one of the 1 classes" in error(f"--predictions={data / 'task1'}", labels, "--classes=ssdd")
     (data / "labels" / "small.txt").unlink()
     assert "small first" in error(f"--predictions={data / 'task1'}", labels)

@@ -12,7 +12,7 @@ import sys
 
 from data import builder
 from data.dota import builder as dota
-from haksnet_jax import validation
+from haksnet_jax.pipeline import labels
 
 CONFIGS = {"dota10": "v1.0", "dota15": "v1.5", "dota20": "v2.0"}
 
@@ -51,9 +51,9 @@ def main(argv=None):
         if args.classes in CONFIGS:
             make_builder = functools.partial(dota.Dota, config=CONFIGS[args.classes], **common)
         else:
-            class_names = validation.read_class_names(args.classes)
+            class_names = labels.read_class_names(args.classes)
             make_builder = functools.partial(dota.Folder, class_names=class_names, **common)
-    except validation.ValidationError as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     return builder.report(make_builder, args.source or args.images[0], args.output, args.overwrite)

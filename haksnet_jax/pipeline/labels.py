@@ -16,6 +16,7 @@ Lines with these reasons are kept:
   duplicate         same points and class as an earlier line
 """
 
+import collections
 import functools
 import math
 import pathlib
@@ -117,6 +118,34 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "hrsid": ("ship",),
     "ucas_aod": ("car", "plane"),
 }
+
+
+def read_class_names(text):
+    """Class names from a published list or a file with one class a line.
+
+    Args:
+      text: a key of CLASSES ("dota10", "hrsc2016", ...), or the path of a text file.
+
+    Returns:
+      tuple of names, in the order of their labels.
+
+    Raises:
+      ValueError: neither is the case, or the file names a class twice or none at all.
+    """
+    if text in CLASSES:
+        return CLASSES[text]
+    path = pathlib.Path(text)
+    if not path.is_file():
+        raise ValueError(
+            f"expected --classes to be one of {', '.join(CLASSES)}, or a text file with one class a line; found no "
+            f"file {text}"
+        )
+    names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if not names or twice:
+        found = f"{twice[0]} is there twice" if twice else "it names none"
+        raise ValueError(f"{path}: expected each class once, one a line; {found}")
+    return names
 
 
 class Objects(NamedTuple):

@@ -47,10 +47,7 @@ def format_task1(detections_by_image, class_names):
             raise ValueError(
                 f"Image {image!r} has labels {labels.min()} to {labels.max()}; there are {len(class_names)} classes."
             )
-        if "polygons" in detections:
-            polygons = np.asarray(detections["polygons"], np.float64).reshape(-1, 4, 2)
-        else:
-            polygons = boxes_to_corners(np.asarray(detections["boxes"], np.float64).reshape(-1, 5))
+        polygons = _polygons(detections)
         if not (np.isfinite(polygons).all() and np.isfinite(scores).all()):
             raise ValueError(f"Image {image!r} has boxes or scores that are not finite.")
         polygons = _from_top_left(polygons).reshape(-1, 8)
@@ -59,6 +56,38 @@ def format_task1(detections_by_image, class_names):
         for label, score, corners in rows:
             lines[label].append(f"{image} {score:.9f} {' '.join(f'{value:.2f}' for value in corners)}\n")
     return {task1_file_name(name): "".join(lines[label]) for label, name in enumerate(class_names)}
+
+
+def _polygons(detections):
+    if "polygons" in detections:
+        return np.asarray(detections["polygons"], np.float64).reshape(-1, 4, 2)
+    return boxes_to_corners(np.asarray(detections["boxes"], np.float64).reshape(-1, 5))
+
+
+def _without_area(polygons):
+    """[n] bool, quadrilaterals that enclose nothing when their corners are written with two decimals."""
+    # Half of the smallest area that such corners can enclose.
+    return np.abs(polygon_iou.polygon_area(polygon_iou.uncross(np.round(polygons, 2)))) < 0.25e-4
+
+
+def leave_out_slivers(detections_by_image):
+    """Leaves out detections that enclose no area once they are written with two decimals, which the server refuses.
+
+    Args:
+      detections_by_image: as in `format_task1`.
+
+    Returns:
+      (the others, dict from image name to the number left out, without those of which none was).
+    """
+    kept, counts = {}, {}
+    for image, detections in detections_by_image.items():
+        keep = ~_without_area(_polygons(detections))
+        if not keep.all():
+            counts[image] = int((~keep).sum())
+            rows = {name: np.asarray(values)[keep] for name, values in detections.items() if name != "size"}
+            detections = {**detections, **rows}
+        kept[image] = detections
+    return kept, counts
 
 
 def _from_top_left(polygons):
@@ -176,8 +205,8 @@ def read_detections_json(path, class_names):
       class_names: the classes, in the order of the label numbers to give.
 
     Returns:
-      A dict from image name, without folder and extension, to {"boxes": [n, 5] float32, "scores": [n], "labels": [n]}.
-      Images without detections are in it.
+      A dict from image name, without folder and extension, to {"boxes": [n, 5] float32, "scores": [n], "labels": [n],
+      "size": (columns, rows) of the image, or None}. Images without detections are in it.
 
     Raises:
       ValueError: the file has another form, two images have one name, or there are detections of other classes.
@@ -200,6 +229,7 @@ def read_detections_json(path, class_names):
                 "boxes": np.array([one["box"] for one in kept], np.float32).reshape(-1, 5),
                 "scores": np.array([one["score"] for one in kept], np.float32),
                 "labels": np.array([label_of[one["label"]] for one in kept], np.int32),
+                "size": (int(entry["width"]), int(entry["height"])) if {"width", "height"} <= entry.keys() else None,
             }
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a detections.json as `predict` writes it: {error!r}.") from error
@@ -297,10 +327,9 @@ def check_submission(path, class_names, *, image_names=None):
             for row in np.flatnonzero((numbers[:, 0] < 0) | (numbers[:, 0] > 1)):
                 detail = f"expected a score in 0..1, found {numbers[row, 0]}"
                 problems.append(Problem(where, rows[row][0], "bad_score", detail))
-            corners = polygon_iou.uncross(numbers[:, 1:].reshape(-1, 4, 2))
             problems += [
                 Problem(where, rows[row][0], "zero_area", "the four corners enclose no area")
-                for row in np.flatnonzero(polygon_iou.polygon_area(corners) == 0)
+                for row in np.flatnonzero(_without_area(numbers[:, 1:].reshape(-1, 4, 2)))
             ]
             first_lines = {}
             for line, image, _ in rows:

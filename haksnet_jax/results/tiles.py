@@ -131,7 +131,8 @@ def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
 
     Args:
       detections_by_tile: a dict from the name of a tile (see `parse_tile_name`) to its detections: {"boxes": [n, 5],
-        "scores": [n], "labels": [n]} in pixels of the tile.
+        "scores": [n], "labels": [n]} in pixels of the tile, and where it is known "size": (columns, rows) of the tile,
+        by which resized tiles are told from others.
       iou_threshold: as in `merge_detections`.
 
     Returns:
@@ -139,12 +140,21 @@ def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
       descending score. An image of which no tile has a detection has empty arrays.
 
     Raises:
-      ValueError: a name is not that of a tile.
+      ValueError: a name is not that of a tile, or a tile is larger than the window that its name gives.
     """
     parts = {}
+    resized = _resized_side(detections_by_tile)
     for name, detections in detections_by_tile.items():
         tile = parse_tile_name(name)
         boxes = np.array(detections["boxes"], np.float32).reshape(-1, 5)
+        if _names_window(tile):
+            if resized:
+                boxes[:, :4] *= tile.scale / resized
+            elif len(boxes) and (boxes[:, :2] > tile.scale).any():  # centres lie inside the pixels that were looked at
+                raise ValueError(
+                    f"{name} has a detection beyond its window of {tile.scale} pixels, so its tile was resized, and "
+                    "Task-1 files do not say to what: give the detections.json, which does."
+                )
         boxes[:, :2] += (tile.x, tile.y)
         boxes[:, :4] /= tile.rate
         scores = np.asarray(detections["scores"], np.float32).reshape(-1)
@@ -156,6 +166,35 @@ def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
         kept = merge_detections(boxes, scores, labels, iou_threshold=iou_threshold)
         merged[image] = {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
     return merged
+
+
+def _names_window(tile):
+    return isinstance(tile.scale, int) and tile.scale >= 16
+
+
+def _resized_side(detections_by_tile):
+    """The side in pixels that all tiles were resized to, or None where they have the scale of their windows.
+
+    Tiles are squares: those that were resized have one side whatever their windows, and the others that of their
+    window, unless somebody cut them off at the edge of the image, where they are smaller.
+    """
+    sizes = {
+        name: tuple(detections["size"])
+        for name, detections in detections_by_tile.items()
+        if detections.get("size") is not None and _names_window(parse_tile_name(name))
+    }
+    if not sizes:
+        return None
+    (width, height), *others = set(sizes.values())
+    if not others and width == height:
+        return width
+    for name, (width, height) in sizes.items():
+        if max(width, height) > parse_tile_name(name).scale:
+            raise ValueError(
+                f"{name} is {width} x {height} pixels, more than its window, and not all tiles are of one size: "
+                "expected tiles of their windows' sizes, or all resized to one"
+            )
+    return None
 
 
 def merge_detections(boxes, scores, labels, *, iou_threshold=0.1):

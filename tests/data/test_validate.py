@@ -142,7 +142,7 @@ def test_problems_are_counted_per_reason_and_loss_gives_exit_status_1(tmp_path, 
     assert "3  too_few_numbers  (something would be lost)" in output
     assert "1  similar_classes\n" in output
     assert validation.main([*arguments, "--classes=nothing"]) == 1
-    assert "Expected --classes to be one of dota10" in capsys.readouterr().err
+    assert "expected --classes to be one of dota10" in capsys.readouterr().err
 
 
 def test_images_alone_can_be_checked_and_missing_folders_are_one_sentence(tmp_path, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from haksnet_jax import submit
+from haksnet_jax.pipeline import labels
 from haksnet_jax.results import dota
 
 CLASSES = ("plane", "ship", "storage-tank")
@@ -193,7 +194,7 @@ def write_json(path, images):
 
 def entry(image, *rows):
     objects = [{"label": name, "score": 0.5, "box": [x, 50, 20, 10, 0.3], "polygon": [0] * 8} for name, x in rows]
-    return {"image": image, "width": 100, "height": 100, "detections": objects}
+    return {"image": image, "width": 1024, "height": 1024, "detections": objects}
 
 
 def test_detections_json_is_read(tmp_path):
@@ -230,6 +231,36 @@ def test_submit_merges_tiles_and_warns_of_training_images(tmp_path, capsys):
     assert "warning: 1 images are in training and test (P2)" in said.err
 
 
+def test_submit_leaves_out_and_counts_what_encloses_no_area(tmp_path, capsys):
+    objects = [{"label": "ship", "score": 0.9, "box": box} for box in ([50, 50, 20, 10, 0.3], [9, 9, 20, 0.004, 0])]
+    objects.append({"label": "plane", "score": 0.9, "box": [9, 9, 0, 0, 0]})
+    write_json(tmp_path / "detections.json", [{"image": "P1.png", "detections": objects}])
+    assert submit.submit(tmp_path, tmp_path / "s.zip", CLASSES, test_images=["P1"], train_images=["P3"])
+    assert reasons(dota.check_submission(tmp_path / "s.zip", CLASSES)) == []
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        lines = {name: archive.read(name).splitlines() for name in archive.namelist()}
+    assert len(lines["Task1_ship.txt"]) == 1 and not lines["Task1_plane.txt"]
+    said = capsys.readouterr()
+    assert "2 detections in 1 images are left out" in said.err
+    assert "tested on 1 images, trained on 1 images" in said.out
+
+
+def test_submit_places_resized_tiles_by_the_detections_json_beside(tmp_path):
+    box = [(700 - 333) * 1024 / 682, 650 * 1024 / 682, 40 * 1024 / 682, 12 * 1024 / 682, 0.0]
+    detections = [{"label": "ship", "score": 0.9, "box": box}]
+    tile = {"image": "P1__682__333___0.png", "width": 1024, "height": 1024, "detections": detections}
+    write_json(tmp_path / "detections.json", [tile])
+    found = dota.read_detections_json(tmp_path / "detections.json", CLASSES)
+    dota.write_task1(tmp_path / "task1", found, CLASSES)
+    for source in (tmp_path, tmp_path / "task1"):
+        assert submit.submit(source, tmp_path / "s.zip", CLASSES)
+        with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+            (line,) = archive.read("Task1_ship.txt").decode().splitlines()
+        corners = [float(word) for word in line.split()[2:]]
+        # Two decimals in the Task-1 file, and the smallest rectangle around its corners.
+        np.testing.assert_allclose(corners, [680, 644, 720, 644, 720, 656, 680, 656], atol=0.05)
+
+
 def test_submit_takes_task1_files_and_fills_in_missing_classes(tmp_path, capsys, two_images):
     dota.write_task1(tmp_path / "in", two_images, CLASSES[:2])
     assert submit.submit(tmp_path / "in", tmp_path / "s.zip", CLASSES)
@@ -247,14 +278,14 @@ def test_submit_refuses_predictions_it_cannot_read_completely(tmp_path, capsys):
 
 
 def test_classes_and_images_may_be_named_in_files(tmp_path):
-    assert len(submit.class_list("dota15")) == 16
+    assert len(labels.read_class_names("dota15")) == 16
     (tmp_path / "classes.txt").write_text("\ufeffplane\r\n\nlarge ship\n")
-    assert submit.class_list(str(tmp_path / "classes.txt")) == ("plane", "large ship")
+    assert labels.read_class_names(str(tmp_path / "classes.txt")) == ("plane", "large ship")
     (tmp_path / "classes.txt").write_text("plane\nplane\n")
-    with pytest.raises(ValueError, match="lists plane twice"):
-        submit.class_list(str(tmp_path / "classes.txt"))
-    with pytest.raises(ValueError, match="neither a file nor one of"):
-        submit.class_list("dota99")
+    with pytest.raises(ValueError, match="plane is there twice"):
+        labels.read_class_names(str(tmp_path / "classes.txt"))
+    with pytest.raises(ValueError, match="to be one of dota10"):
+        labels.read_class_names("dota99")
     (tmp_path / "b.PNG").write_bytes(b"")
     (tmp_path / "list.txt").write_text("x/a.png\nb\n")
     assert submit.image_names(tmp_path) == ["b"]

@@ -194,6 +194,27 @@ def test_tiles_merge_into_the_recorded_images(golden):
         np.testing.assert_allclose(*by_class, rtol=0, atol=1e-3)
 
 
+def test_resized_tiles_merge_to_where_their_windows_are():
+    # One ship, 40 x 12 at (700, 650), seen in windows of 1024 at (0, 0) and of 682 at (333, 0), both resized to 1024.
+    def seen(x, y, factor, side=1024):
+        box = [[(700 - x) * factor, (650 - y) * factor, 40 * factor, 12 * factor, 0.4]]
+        return {"boxes": box, "scores": [0.9], "labels": [0], "size": (side, side)}
+
+    found = {"P1__1024__0___0": seen(0, 0, 1), "P1__682__333___0": seen(333, 0, 1024 / 682)}
+    merged = tiles.merge_tiles(found)["P1"]
+    # 1e-3: float32 coordinates of some hundred pixels
+    np.testing.assert_allclose(merged["boxes"], [[700, 650, 40, 12, 0.4]], atol=1e-3)
+    native = {"P1__1024__0___0": seen(0, 0, 1), "P1__682__333___0": seen(333, 0, 1, 682)}
+    np.testing.assert_allclose(tiles.merge_tiles(native)["P1"]["boxes"], merged["boxes"], atol=1e-3)
+    cut = {"P1__1024__0___0": seen(0, 0, 1), "P1__1024__512___512": seen(512, 512, 1) | {"size": (600, 300)}}
+    np.testing.assert_allclose(tiles.merge_tiles(cut)["P1"]["boxes"], merged["boxes"], atol=1e-3)
+    with pytest.raises(ValueError, match="P1__682__333___0 is 1024 x 1024 pixels, more than its window"):
+        tiles.merge_tiles(found | {"P1__512__400___400": seen(400, 400, 1, 512)})
+    without = {name: {key: one[key] for key in ("boxes", "scores", "labels")} for name, one in found.items()}
+    with pytest.raises(ValueError, match="P1__682__333___0 has a detection beyond its window of 682"):
+        tiles.merge_tiles(without)
+
+
 def test_tiles_of_a_resized_image_are_scaled_back():
     half = {"boxes": [[10, 20, 8, 4, 0.3]], "scores": [0.9], "labels": [0]}
     none = {"boxes": [], "scores": [], "labels": []}

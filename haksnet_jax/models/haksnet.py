@@ -13,6 +13,7 @@ from flax import nnx
 
 from haksnet_jax.models.initializers import kaiming_fan_out
 from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path
+from haksnet_jax.ops.gated_mlp import GatedMLPWeights, gated_mlp
 
 
 class BackboneSize(NamedTuple):
@@ -135,8 +136,15 @@ class RedundancySuppression(nnx.Module):
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
         convolved, untouched = jnp.split(x, [self.num_convolved], axis=-1)
         x = jnp.concatenate([self.partial_conv(convolved), untouched], axis=-1)
-        filtered, gate = jnp.split(self.expand(x), 2, axis=-1)  # [B, H, W, hidden] each
-        return self.project(self.dw_conv(filtered) * gate)
+        weights = GatedMLPWeights(
+            self.expand.kernel[...],
+            self.expand.bias[...],
+            self.dw_conv.kernel[...],
+            self.dw_conv.bias[...],
+            self.project.kernel[...],
+            self.project.bias[...],
+        )
+        return gated_mlp(x, weights)
 
 
 class Block(nnx.Module):

@@ -92,7 +92,14 @@ class Evaluator:
         self.num_cut = 0
 
     def detections(self, variables):
-        """Runs over the split. Args: variables {"params", "batch_stats"}. Returns: detections, a list by image."""
+        """Runs over the split.
+
+        Args:
+          variables: {"params", "batch_stats"}.
+
+        Returns:
+          A list by image of {"boxes", "scores", "labels", "size": (columns, rows) of the image}.
+        """
         per_host = self._config.evaluation.batch_size_per_device * self._mesh.devices.size // jax.process_count()
         batches = loader.evaluation_batches(
             self._source,
@@ -105,9 +112,10 @@ class Evaluator:
         found = [None] * len(self._source)
         self.num_cut = 0
 
-        def collect(image_index, detections):
+        def collect(rows, detections):
             detections = jax.device_get(detections)
-            for row, index in enumerate(image_index):
+            sizes = np.rint(rows["image_size"][:, ::-1] / rows["scale"]).astype(int)
+            for row, index in enumerate(rows["image_index"]):
                 if index < 0:  # fills up the last batch
                     continue
                 valid = detections.valid[row]
@@ -116,6 +124,7 @@ class Evaluator:
                     "boxes": detections.boxes[row][valid],
                     "scores": detections.scores[row][valid],
                     "labels": detections.labels[row][valid],
+                    "size": tuple(sizes[row].tolist()),
                 }
 
         # One batch ahead: the device works while the host unpacks the batch before.
@@ -129,7 +138,8 @@ class Evaluator:
             if pending is not None:
                 collect(*pending)
             # Rows of all hosts, since every host's rows have to reach every host's list.
-            pending = (jax.device_get(replicate(placed["image_index"])), detections)
+            rows = jax.device_get(replicate({k: placed[k] for k in ("image_index", "image_size", "scale")}))
+            pending = (rows, detections)
         if pending is not None:
             collect(*pending)
         batches.close()
@@ -374,6 +384,11 @@ def evaluate_checkpoint(arguments):
     print(source.summary(), file=sys.stderr)
     names = list(source.image_ids)
     labels_by_image = {name: source.labels(index) for index, name in enumerate(names)}
+    if not _has_objects(labels_by_image) and not arguments.output:  # before any work is done
+        raise EvaluationError(
+            "no object is labelled, so there is nothing to score: add --output=DIR for the predictions, which "
+            "`python -m haksnet_jax.submit` packs"
+        )
     resize = arguments.resize
     if resize == "auto":
         resize = "auto" if arguments.images and not _all_fit(arguments.images, detector) else "fit"
@@ -401,7 +416,8 @@ def evaluate_checkpoint(arguments):
         for one in detector.stream((source[index]["image"] for index in range(len(source))), options):
             if one.error is not None:
                 raise one.error
-            found[one.index] = detectors.merge(one, options)
+            found[one.index] = detectors.merge(one, options) | {"size": (one.image.width, one.image.height)}
+            one.image.close()
             num_cut += one.num_cut
     if num_cut:
         print(f"{num_cut} detections beyond the model's caps were left out", file=sys.stderr)
@@ -492,7 +508,7 @@ def _arguments(argv):
     add("--classes", help="of --predictions: a published list's name, or a text file with one class a line, in order")
     add("--ignore-truncated", action="store_true", help="ignore objects of difficulty 2, truncated by tiling")
     add("--json", help="file for the figures")
-    add("--output", help="folder for curves, confusion matrix, errors by size, worst images, and Task-1 files")
+    add("--output", help="folder for curves, confusion matrix, errors by size, worst images, a checkpoint's detections")
     add("--worst", type=int, default=8, help="images with most errors that are drawn; default: %(default)s")
     add("--score", type=float, default=0.3, help="lowest score in drawings and error counts; default: %(default)s")
     add(
@@ -526,11 +542,19 @@ def _run(arguments):
         picture = _pictures_of(arguments.images)
     else:
         detections, labels_by_image, names, picture = evaluate_checkpoint(arguments)
-    if not any(len(one["labels"]) for one in labels_by_image.values()):
-        raise EvaluationError(
-            "there is no labelled object, so there is nothing to score; results on unlabelled images are for "
-            "`python -m haksnet_jax.submit`"
+    if not _has_objects(labels_by_image):
+        if not arguments.checkpoint:
+            raise EvaluationError(
+                "no object is labelled, so there is nothing to score; predictions on unlabelled images are for "
+                "`python -m haksnet_jax.submit`"
+            )
+        write_predictions(arguments.output, detections, names)
+        print(
+            f"No object is labelled, so there is no score. The predictions are in {arguments.output}:\n"
+            f"  python -m haksnet_jax.submit --predictions={arguments.output} --classes={arguments.output}/classes.txt "
+            "--output=submission.zip"
         )
+        return 0
     result = mean_average_precision(detections, labels_by_image, names, ignore_truncated=arguments.ignore_truncated)
     print(result.table())
     if arguments.json:
@@ -558,9 +582,25 @@ def _run(arguments):
         if missing:
             print(f"{len(missing)} of the worst images are not drawn: give their folder with --images", file=sys.stderr)
         if arguments.checkpoint:
-            dota.write_task1(pathlib.Path(arguments.output) / "task1", detections, names)
+            write_predictions(arguments.output, detections, names)
         print(arguments.output)
     return 0
+
+
+def _has_objects(labels_by_image):
+    return any(len(one["labels"]) for one in labels_by_image.values())
+
+
+def write_predictions(folder, detections, class_names):
+    """Writes detections.json, classes.txt and task1/ as `predict` does. Args: folder; detections by image; classes."""
+    from haksnet_jax.predict import write_detections_json
+
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+    dota.write_task1(folder / "task1", detections, class_names)
+    entries = ((name, *one["size"], one) for name, one in detections.items())
+    write_detections_json(folder / "detections.json", entries, class_names)
 
 
 def _report_problems(problems):

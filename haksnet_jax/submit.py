@@ -76,6 +76,13 @@ def merge_if_tiles(detections_by_image, iou_threshold):
     for name, detections in detections_by_image.items():
         boxes = detections["boxes"] if "boxes" in detections else polygons_to_boxes(detections["polygons"])[0]
         boxed[name] = {**detections, "boxes": boxes}
+    windows = {tiles.parse_tile_name(name).scale for name in boxed}
+    if len(windows) > 1 and not any(one.get("size") for one in boxed.values()):
+        print(
+            f"warning: tiles have windows of several sizes ({', '.join(map(str, sorted(windows)))}) and are taken as "
+            "not resized; a detections.json beside Task-1 files would tell",
+            file=sys.stderr,
+        )
     return tiles.merge_tiles(boxed, iou_threshold=iou_threshold), len(boxed)
 
 

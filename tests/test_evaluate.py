@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from bright_objects import CLASS_NAMES, save_tiny, scene, use_bright_objects
 
-from haksnet_jax import checkpoint, evaluate
+from data.dota import build
+from haksnet_jax import checkpoint, evaluate, submit
 from haksnet_jax.ops.boxes import boxes_to_corners
 from haksnet_jax.pipeline.labels import CLASSES, format_label_line
 from haksnet_jax.results import dota
@@ -276,6 +277,24 @@ def test_a_checkpoint_without_labels_leads_to_a_submission(data, tiny, capsys):
     assert status == 1 and "--images and --labels" in err
     status, _, err = run(capsys, f"--checkpoint={data / 'nowhere'}")
     assert status == 1 and "no such checkpoint" in err
+
+
+def test_a_split_without_labels_gives_predictions_and_never_a_score_of_0(data, tiny, capsys, tmp_path):
+    for path in (data / "labels").glob("*.txt"):
+        path.write_text("")
+    images = data / "images"
+    records = tmp_path / "records"
+    assert build.main([f"--images={images}", "--split=test", "--classes=dota10", f"--output={records}"]) == 0
+    split = (f"--checkpoint={tiny}", f"--dataset={records}", "--split=test")
+    status, out, err = run(capsys, *split)
+    assert status == 1 and "add --output=DIR" in err and "AP" not in out
+    status, out, _ = run(capsys, *split, f"--output={tmp_path / 'out'}")
+    assert status == 0 and "there is no score" in out and "AP" not in out
+    zipped = tmp_path / "submission.zip"
+    assert submit.submit(tmp_path / "out", zipped, CLASS_NAMES, test_images=[path.stem for path in images.iterdir()])
+    entries = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    sizes = {one["image"]: (one["width"], one["height"]) for one in entries}
+    assert sizes == {path.stem: cv2.imread(str(path)).shape[1::-1] for path in images.iterdir()}
 
 
 def test_an_image_that_cannot_be_read_stops_the_evaluation(data, tiny, capsys):

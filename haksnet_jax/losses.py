@@ -60,7 +60,7 @@ def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta
     """Objectness and box losses of the RPN.
 
     Args:
-      logits: [B, A]; deltas: [B, A, 6].
+      logits: [B, S] of the sampled anchors; deltas: [B, S, 6].
       anchors: [A, 4].
       gt_index: [B, A] the object that each anchor is matched with.
       samples: Samples [B, S].
@@ -75,9 +75,9 @@ def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta
     def one_image(logits, deltas, gt_index, samples, boxes):
         index = samples.index
         targets = encode_midpoint_offset(anchors[index], boxes[gt_index[index]])
-        classification = sigmoid_cross_entropy(logits[index], samples.positive.astype(jnp.float32))
+        classification = sigmoid_cross_entropy(logits, samples.positive.astype(jnp.float32))
         # where before the sum: the rows that do not count may hold a target that is far off
-        difference = jnp.where(samples.positive[:, None], deltas[index] - targets, 0.0)
+        difference = jnp.where(samples.positive[:, None], deltas - targets, 0.0)
         return jnp.where(samples.valid, classification, 0.0).sum(), smooth_l1(difference, beta).sum()
 
     classification, regression = jax.vmap(one_image)(logits, deltas, gt_index, samples, ground_truth.boxes)
@@ -172,14 +172,15 @@ def detection_loss(
     """
     drop_key, anchor_key, proposal_key = jax.random.split(key, 3)
     features = model.features(images, ground_truth.image_size, train=True, key=drop_key)
-    rpn_logits, rpn_deltas = model.rpn(features)
+    # All anchors, to propose; no gradient flows through proposals, so this is the forward pass alone.
+    rpn_logits, rpn_deltas = jax.lax.stop_gradient(model.rpn(features))
 
     anchors = jnp.asarray(model.anchors(images.shape[1:3]))
     with jax.named_scope("match_anchors"):
         gt_index, anchor_samples = match_and_sample_anchors(anchor_key, anchors, ground_truth, **(rpn_sampling or {}))
     with jax.named_scope("rpn_losses"):
         rpn_classification, rpn_regression = rpn_losses(
-            rpn_logits, rpn_deltas, anchors, gt_index, anchor_samples, ground_truth
+            *model.rpn.at(features, anchor_samples.index), anchors, gt_index, anchor_samples, ground_truth
         )
 
     proposals = model.proposals(rpn_logits, rpn_deltas, images.shape[1:3], **(proposal_caps or {}))

@@ -28,6 +28,8 @@ class OrientedRPN(nnx.Module):
         self.conv = nnx.Conv(channels, channels, (3, 3), padding=1, kernel_init=init, dtype=dtype, rngs=rngs)
         self.logits = nnx.Linear(channels, num_anchors, kernel_init=init, dtype=dtype, rngs=rngs)
         self.deltas = nnx.Linear(channels, num_anchors * 6, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.num_anchors = num_anchors
+        self.dtype = dtype
 
     @jax.named_scope("rpn")
     def __call__(self, features):
@@ -42,9 +44,7 @@ class OrientedRPN(nnx.Module):
         """
         batch = features[0].shape[0]
         canvas, corners = _pack(features)
-        hidden = jax.nn.relu(self.conv(canvas))
-        logits = self.logits(hidden).astype(jnp.float32)
-        deltas = self.deltas(hidden).astype(jnp.float32)
+        logits, deltas = self._outputs(jax.nn.relu(self.conv(canvas)))
 
         def unpack(x, values):
             cut = [
@@ -54,6 +54,64 @@ class OrientedRPN(nnx.Module):
             return jnp.concatenate(cut, axis=1)
 
         return unpack(logits, ()), unpack(deltas, (6,))
+
+    @jax.named_scope("rpn_samples")
+    def at(self, features, index):
+        """Scores chosen anchors alone, each from the 3 x 3 features around it: what they have in `__call__`.
+
+        The losses look at a few hundred anchors of hundreds of thousands. Through this, the gradient does too, where
+        the gradient of the convolutions over all maps would cost twice the forward pass.
+
+        Args:
+          features: p2..p6, five [B, H_l, W_l, C].
+          index: [B, S] int32 anchors, as `__call__` lists them.
+
+        Returns:
+          logits [B, S] and deltas [B, S, 6], float32.
+        """
+        patches = _patches(features, index // self.num_anchors)  # [B, S, 9 C]
+        kernel = self.conv.kernel[...].astype(self.dtype)
+        hidden = patches.astype(self.dtype) @ kernel.reshape(-1, kernel.shape[-1]) + self.conv.bias[...].astype(
+            self.dtype
+        )
+        logits, deltas = self._outputs(jax.nn.relu(hidden))
+        which = (index % self.num_anchors)[..., None]
+        deltas = deltas.reshape(*index.shape, self.num_anchors, 6)
+        return (
+            jnp.take_along_axis(logits, which, axis=-1)[..., 0],
+            jnp.take_along_axis(deltas, which[..., None], axis=-2)[..., 0, :],
+        )
+
+    def _outputs(self, hidden):
+        return self.logits(hidden).astype(jnp.float32), self.deltas(hidden).astype(jnp.float32)
+
+
+def _patches(levels, cell):
+    """The 3 x 3 features around positions of the pyramid, zeros beyond a level's border.
+
+    Args:
+      levels: [B, H_l, W_l, C], finest first.
+      cell: [B, S] int32 positions, counted by level, row, column.
+
+    Returns:
+      [B, S, 9 C]; rows of the patch, columns, channels.
+    """
+    down, right = (offset.reshape(-1) for offset in np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"))
+
+    def one_image(levels, cell):
+        total, start = 0, 0
+        for level in levels:
+            height, width, _ = level.shape
+            place = cell - start
+            row, column = (place // width)[:, None] + down, (place % width)[:, None] + right  # [S, 9]
+            here = (place >= 0) & (place < height * width)
+            inside = here[:, None] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            # Beyond the last row: read as zeros, and left out when the gradient is added.
+            total += level.at[jnp.where(inside, row, height), column].get(mode="fill", fill_value=0)
+            start += height * width
+        return total.reshape(len(cell), -1)
+
+    return jax.vmap(one_image)(tuple(levels), cell)
 
 
 def _pack(levels):

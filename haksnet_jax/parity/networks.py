@@ -628,8 +628,9 @@ def _make_injected_step(graph, stats, anchors):
         def total(params):
             model = nnx.merge(graph, params, stats)
             levels = model.features(images, truth.image_size, train=True)
-            logits, deltas = model.rpn(levels)
-            rpn = losses.rpn_losses(logits, deltas, anchors, rpn_index, rpn_samples, truth)
+            logits, deltas = jax.lax.stop_gradient(model.rpn(levels))
+            at_samples = model.rpn.at(levels, rpn_samples.index)
+            rpn = losses.rpn_losses(*at_samples, anchors, rpn_index, rpn_samples, truth)
             roi_logits, roi_deltas = model.roi_head(levels, boxes, roi_samples.valid)
             *roi, accuracy = losses.roi_losses(roi_logits, roi_deltas, boxes, roi_index, roi_samples, truth)
             outputs = (*rpn, *roi, accuracy, logits, deltas, roi_logits, roi_deltas)

@@ -29,13 +29,17 @@ def scene(*objects):
     return logits, deltas
 
 
-def test_one_canvas_gives_what_a_convolution_of_each_level_gives():
+def head_and_levels():
     rpn = OrientedRPN(8, rngs=nnx.Rngs(0))
     for part in (rpn.conv, rpn.logits, rpn.deltas):  # as they start, the outputs are nearly 0
         part.kernel.set_value(part.kernel[...] * 30)
         part.bias.set_value(jnp.linspace(-1, 1, part.bias.shape[0]))
     shapes = ((13, 10), (7, 5), (4, 3), (2, 2), (1, 1))
-    levels = [jax.random.normal(jax.random.key(i), (2, *shape, 8)) for i, shape in enumerate(shapes)]
+    return rpn, tuple(jax.random.normal(jax.random.key(i), (2, *shape, 8)) for i, shape in enumerate(shapes))
+
+
+def test_one_canvas_gives_what_a_convolution_of_each_level_gives():
+    rpn, levels = head_and_levels()
     logits, deltas = rpn(levels)
     hidden = [jax.nn.relu(rpn.conv(level)) for level in levels]
     expected_logits = jnp.concatenate([rpn.logits(x).reshape(2, -1) for x in hidden], axis=1)
@@ -43,6 +47,32 @@ def test_one_canvas_gives_what_a_convolution_of_each_level_gives():
     # The same sums, perhaps in another order.
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(deltas, expected_deltas, rtol=1e-5, atol=1e-5)
+
+
+def test_chosen_anchors_have_the_outputs_and_gradients_that_all_anchors_have():
+    rpn, levels = head_and_levels()
+    graph, state = nnx.split(rpn)
+    # All anchors in any order, some twice: each position, each border, neighbours that share features.
+    total = 3 * sum(level.shape[1] * level.shape[2] for level in levels)
+    index = jnp.asarray(np.random.default_rng(0).integers(0, total, (2, 800)))
+    weight = jax.random.normal(jax.random.key(9), (2, 800, 7))
+
+    def chosen(state, levels):
+        logits, deltas = nnx.merge(graph, state).at(levels, index)
+        return jnp.concatenate([logits[..., None], deltas], axis=-1)
+
+    def of_all(state, levels):
+        logits, deltas = nnx.merge(graph, state)(levels)
+        rows = jnp.concatenate([logits[..., None], deltas], axis=-1)
+        return jnp.take_along_axis(rows, index[..., None], axis=1)
+
+    found, pull_back = jax.vjp(chosen, state, levels)
+    expected, pull_back_expected = jax.vjp(of_all, state, levels)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    pairs = zip(jax.tree.leaves(pull_back(weight)), jax.tree.leaves(pull_back_expected(weight)), strict=True)
+    for gradient, expected in pairs:
+        # Sums of up to 1600 float32 terms in another order.
+        np.testing.assert_allclose(gradient, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_the_best_boxes_come_first_with_their_scores(select):

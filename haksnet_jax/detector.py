@@ -38,7 +38,9 @@ _BAND = 2**24  # pixels of an image that are looked at in one piece, where all o
 _EDGE = 2.0  # pixels from a window's edge within which a box counts as cut off there
 # Candidates of an image in the first attempt. Where there are more, that image is done again with all of them.
 _MAX_CANDIDATES = 4096
-_MAX_PROPOSALS = 2000
+# Upstream's, for models that do not say.
+_PROPOSALS = {"candidates_per_level": 2000, "max_proposals": 2000, "iou_threshold": 0.8}
+_DETECTIONS = {"iou_threshold": 0.1, "max_detections": 2000}
 _QUEUED = 3  # batches that wait for the device
 
 
@@ -197,7 +199,7 @@ class Found(NamedTuple):
       detections: {"boxes": [n, 5] float32, "scores": [n] float32, "labels": [n] int32} in pixels of the image.
       num_views: how many windows (or whole images) went through the network.
       num_skipped: windows of a single colour, such as those without data, that did not.
-      num_cut: detections beyond the most that a view can have (2000), which are not here.
+      num_cut: detections beyond the most that a view can have (`Detector.max_detections`), which are not here.
       error: None, or why the image cannot be read.
     """
 
@@ -262,13 +264,13 @@ def load(directory, **options):
         raise checkpoint.CheckpointError(f"{directory}: {error}") from error
 
 
-def make_step(graph, mesh, *, max_candidates):
+def make_step(graph, mesh, *, proposal_caps, detection_caps):
     """Compiles (at its first call, and for each new shape) the detector.
 
     Args:
       graph: graph definition of the model.
       mesh: the batch is split over its axis `data`.
-      max_candidates: as in `select_detections`.
+      proposal_caps, detection_caps: see `OrientedRCNN.detect`.
 
     Returns:
       (variables, images [B, H, W, 3], image_size [B, 2], scale [B, 2], score) -> Detections. The lowest score comes
@@ -281,8 +283,8 @@ def make_step(graph, mesh, *, max_candidates):
             images,
             image_size,
             scale,
-            proposal_caps={"max_proposals": _MAX_PROPOSALS},
-            detection_caps={"score_threshold": score, "max_candidates": max_candidates},
+            proposal_caps=proposal_caps,
+            detection_caps={**detection_caps, "score_threshold": score},
         )
 
     return jax.jit(detect, out_shardings=devices.replicated(mesh))
@@ -301,6 +303,8 @@ class Detector:
     Attributes:
       class_names: names of the classes, by label.
       input_size: (rows, columns) of the network's input.
+      proposal_caps, detection_caps: how many proposals and detections a view has at most, and above which overlap the
+        network leaves them out; those of the model, else upstream's.
       model_info: as given.
       graph, variables: graph definition, and {"params", "batch_stats"} of numpy arrays.
       num_shapes: how many shapes of input were compiled so far.
@@ -316,6 +320,13 @@ class Detector:
             self.input_size = tuple(int(side) for side in model_info["input_size"])
             self._divisor = math.lcm(32, int(model_info["padding_divisor"]))
             self._keep_ratio = bool(model_info["keep_ratio"])
+            self.proposal_caps = _PROPOSALS | model_info.get("proposals", {})
+            self.detection_caps = _DETECTIONS | model_info.get("detections", {})
+            unknown = [*(self.proposal_caps.keys() - _PROPOSALS), *(self.detection_caps.keys() - _DETECTIONS)]
+            if unknown:
+                raise checkpoint.CheckpointError(
+                    f"model.json has settings that this version does not know: {', '.join(sorted(unknown))}"
+                )
             if not architecture["num_classes"] or architecture["fpn_channels"] is None:
                 raise checkpoint.CheckpointError(
                     "it holds a backbone without a detector's heads; convert or train a whole detector"
@@ -357,6 +368,10 @@ class Detector:
     @property
     def num_shapes(self):
         return len(self._shapes)
+
+    @property
+    def max_detections(self):
+        return self.detection_caps["max_detections"]
 
     def arrays(self):
         """{"a.b.c": numpy array} parameters and batch statistics, as given."""
@@ -525,8 +540,14 @@ class Detector:
             if mesh.devices.size not in self._placed:
                 self._placed[mesh.devices.size] = jax.device_put(self.variables, devices.replicated(mesh))
             if key not in self._steps:
-                most = _MAX_PROPOSALS * len(self.class_names) if all_candidates else _MAX_CANDIDATES
-                self._steps[key] = make_step(self.graph, mesh, max_candidates=most)
+                every = self.proposal_caps["max_proposals"] * len(self.class_names)
+                candidates = {"max_candidates": every if all_candidates else _MAX_CANDIDATES}
+                self._steps[key] = make_step(
+                    self.graph,
+                    mesh,
+                    proposal_caps=self.proposal_caps,
+                    detection_caps={**self.detection_caps, **candidates},
+                )
             self._shapes.add((key, images.shape))
             batch = devices.place_batch(mesh, {"images": images, "image_size": image_size, "scale": scale})
             variables, score = self._placed[mesh.devices.size], np.float32(settings.score)

@@ -398,8 +398,8 @@ def evaluate_checkpoint(arguments):
             {
                 "data": {"image_size": rounded, "num_workers": arguments.num_workers},
                 "evaluation": {"batch_size_per_device": arguments.batch_size or 1},
-                "rpn": {"candidates_per_level": 2000, "max_proposals": 2000, "iou_threshold": 0.8},
-                "detection": {},
+                "rpn": detector.proposal_caps,
+                "detection": detector.detection_caps,
             }
         )
         if settings is not None:  # so that a run's figures come out again

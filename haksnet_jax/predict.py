@@ -415,7 +415,10 @@ def predict(arguments):
         + f", {num_detections} detections in {time.monotonic() - started:.1f} s"
     )
     if counts["cut"]:
-        print(f"{counts['cut']} detections beyond the best 2000 of a view were left out", file=sys.stderr)
+        print(
+            f"{counts['cut']} detections beyond the best {detector.max_detections} of a view were left out",
+            file=sys.stderr,
+        )
     for reason, count in results.without_geojson.items():
         print(f"no GeoJSON for {count} images: {reason}", file=sys.stderr)
     print(folder / "detections.json")

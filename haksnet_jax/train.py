@@ -238,16 +238,33 @@ def model_info(config):
         "input_size": list(config.data.image_size),
         "keep_ratio": True,
         "padding_divisor": 32,
+        "proposals": evaluate.detection_settings(config)["proposal_caps"],
+        "detections": {name: config.detection[name] for name in ("iou_threshold", "max_detections")},
     }
 
 
 def with_class_names(config):
-    """The configuration itself, or a copy with the classes of `data.root`/classes.txt where it names none."""
+    """The configuration itself, or a copy with the classes of a classes.txt where it names none.
+
+    The file is looked for in `data.root`, then beside the training images, where the tile splitter puts it.
+
+    Raises:
+      TrainingError: no such file.
+      ValueError: it does not name each class once.
+    """
     if config.data.class_names:
         return config
+    beside_images = os.path.dirname(config.data.train.get("images_dir", ""))
+    files = [os.path.join(config.data.root, *folder, "classes.txt") for folder in ((), (beside_images,))]
+    found = next(filter(os.path.isfile, files), None)
+    if found is None:
+        raise TrainingError(
+            f"data.class_names is empty, and there is no {files[0]} and no {files[1]}: write the names of the classes "
+            "into one of them, one a line, or set --config.data.class_names"
+        )
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.class_names = read_class_names(os.path.join(config.data.root, "classes.txt"))
+        config.data.class_names = read_class_names(found)
     return config
 
 

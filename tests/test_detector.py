@@ -114,6 +114,16 @@ def test_a_higher_score_leaves_out_the_weak_ones_without_compiling_again(real):
     assert real.num_shapes == shapes == 1
 
 
+def test_the_caps_of_a_model_bind_its_detector(tiny):
+    arrays, info = checkpoint.load_model(tiny)
+    proposals = {"candidates_per_level": 100, "max_proposals": 40, "iou_threshold": 0.8}
+    info |= {"proposals": proposals, "detections": {"iou_threshold": 0.1, "max_detections": 2}}
+    detector = Detector(arrays, info, accelerators=jax.local_devices()[:1])
+    image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+    (found,) = detector.stream([image], Settings(score=0.01))
+    assert len(found.detections["scores"]) == 2 and found.num_cut > 0
+
+
 def test_one_window_of_the_size_of_the_image_gives_the_same_as_fitting(real):
     image = np.random.default_rng(1).integers(0, 255, (128, 128, 3), np.uint8)
     fitted, tiled = real(image, resize="fit"), real(image, resize="tile")
@@ -128,6 +138,9 @@ def test_a_backbone_alone_and_odd_settings_are_refused(tiny):
         Detector(arrays, backbone)
     with pytest.raises(checkpoint.CheckpointError, match=r"3 classes.*15"):
         Detector(arrays, info | {"class_names": ["a", "b", "c"]})
+    with pytest.raises(checkpoint.CheckpointError, match="does not know: most"):
+        Detector(arrays, info | {"proposals": {"most": 3}})
+    assert Detector(arrays, info).max_detections == 2000  # upstream's, for a model that does not say
     with pytest.raises(checkpoint.CheckpointError, match="input_size"):
         Detector(arrays, {name: value for name, value in info.items() if name != "input_size"})
     with pytest.raises(checkpoint.CheckpointError, match=r"fc_1.*missing"):

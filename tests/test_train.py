@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import haksnet_jax
 from configs import demo
 from haksnet_jax import checkpoint, devices, optimizer, train
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
@@ -202,6 +203,7 @@ def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path, mo
     arrays, info = checkpoint.load_model(tmp_path / "run")
     assert info["class_names"] == list(demo.get_config().data.class_names)
     assert info["architecture"]["channels"] == [4, 4, 8, 8]
+    assert haksnet_jax.load(tmp_path / "run").proposal_caps["max_proposals"] == _tiny_config().rpn.max_proposals
     assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]  # nothing half-written
     # the same weights start another run
     config = _tiny_config(init=str(tmp_path / "run"), num_steps=2)
@@ -250,6 +252,13 @@ def test_classes_of_an_own_folder_come_from_its_file(tmp_path):
     config = folder.get_config()
     config.data.root = str(tmp_path)
     assert train.with_class_names(config).data.class_names == ("ship", "plane")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "classes.txt").rename(tmp_path / "train" / "classes.txt")  # where tiles have it
+    assert train.with_class_names(config).data.class_names == ("ship", "plane")
+    (tmp_path / "train" / "classes.txt").unlink()
+    with pytest.raises(train.TrainingError, match=r"no .*classes.txt and no .*train/classes.txt: write the names"):
+        train.with_class_names(config)
+    (tmp_path / "classes.txt").write_text("ship\nplane\n")
     assert not config.data.class_names  # the caller's configuration stays as it was
     assert train.with_class_names(_tiny_config()).data.class_names == demo.get_config().data.class_names
 

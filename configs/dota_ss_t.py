@@ -42,7 +42,6 @@ def get_config():
     config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     config.model.pixel_std = (58.395, 57.12, 57.375)
     config.model.dtype = "bfloat16"  # of the arithmetic; parameters, statistics and boxes are float32
-    config.model.unroll = False  # blocks of a stage: one scanned body (compiles fast) or written out
     config.model.remat = False  # recompute blocks in the backward pass instead of storing what is inside them
 
     config.data = ml_collections.ConfigDict()

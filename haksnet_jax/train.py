@@ -65,7 +65,6 @@ def build_model(model, num_classes, *, rngs):
         pixel_mean=tuple(model.pixel_mean),
         pixel_std=tuple(model.pixel_std),
         dtype=jnp.dtype(model.dtype),
-        unroll=model.unroll,
         remat=model.remat,
         rngs=rngs,
     )

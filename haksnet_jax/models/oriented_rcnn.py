@@ -41,7 +41,7 @@ class OrientedRCNN(nnx.Module):
         pixel_mean=PIXEL_MEAN,
         pixel_std=PIXEL_STD,
         dtype=jnp.float32,
-        unroll=False,
+        unroll=None,
         remat=False,
         rngs,
     ):

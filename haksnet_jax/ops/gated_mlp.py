@@ -4,7 +4,7 @@
 
 The hidden maps are 4 to 8 times as wide as x, at full resolution: writing and reading them is what this costs, and
 keeping them for the gradient is most of a network's memory. So the gradient keeps x alone and computes them again.
-There are two forms with equal results, chosen by platform and width:
+There are three forms with equal results, chosen by platform, width and type:
 
   plain     as it is written above: CPU, and wide inputs, where products cost more than memory.
   composed  a product followed by a depthwise convolution is one ordinary convolution, whose kernel is the product of
@@ -12,6 +12,8 @@ There are two forms with equal results, chosen by platform and width:
             to write and read, and no gradient of a wide depthwise convolution. The biases are the weights of a further
             channel of ones: the zeros around the image are then right at the borders too (the reference pads after it
             added the bias), and their gradients come with the others.
+  triton    the composed form in one kernel of gated_mlp_triton.py, without any wide map in memory: NVIDIA GPUs from
+            Ampere on, bfloat16, widths that are powers of two up to 128.
 """
 
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from haksnet_jax.ops import depthwise_triton, gated_mlp_triton
 from haksnet_jax.ops.depthwise import depthwise_conv
 
 # Widest input of the composed form: 16 C operations at a matrix unit's rate against 4 bytes moved and a depthwise
@@ -58,12 +61,23 @@ def gated_mlp(x, weights):
     Returns:
       [B, H, W, C] in the type of x.
     """
-    composed = gated_mlp_composed if _suits_composed(x) else gated_mlp_plain
-    return jax.lax.platform_dependent(x, weights, cpu=gated_mlp_plain, default=composed)
+    return jax.lax.platform_dependent(
+        x, weights, **{name: forward for name, (forward, _) in _forms(x, weights).items()}
+    )
 
 
-def _suits_composed(x):
-    return x.shape[-1] <= _WIDEST_COMPOSED
+def _forms(x, weights):
+    """(function, its gradients) for each platform of `jax.lax.platform_dependent`."""
+    plain, composed = ((form, _gradients_of(form)) for form in (gated_mlp_plain, gated_mlp_composed))
+    library = composed if x.shape[-1] <= _WIDEST_COMPOSED else plain
+    cuda = library
+    if depthwise_triton.usable() and gated_mlp_triton.suits(x, weights):
+        cuda = gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients
+    return {"cpu": plain, "cuda": cuda, "default": library}
+
+
+def _gradients_of(form):
+    return lambda x, weights, gradient: jax.vjp(form, x, weights)[1](gradient)
 
 
 def _gated_mlp_forward(x, weights):
@@ -71,12 +85,9 @@ def _gated_mlp_forward(x, weights):
 
 
 def _gated_mlp_backward(saved, gradient):
-    def pull_back(form):
-        return lambda x, weights, gradient: jax.vjp(form, x, weights)[1](gradient)
-
     x, weights = saved
-    composed = gated_mlp_composed if _suits_composed(x) else gated_mlp_plain
-    return jax.lax.platform_dependent(x, weights, gradient, cpu=pull_back(gated_mlp_plain), default=pull_back(composed))
+    gradients = {name: backward for name, (_, backward) in _forms(x, weights).items()}
+    return jax.lax.platform_dependent(x, weights, gradient, **gradients)
 
 
 gated_mlp.defvjp(_gated_mlp_forward, _gated_mlp_backward)

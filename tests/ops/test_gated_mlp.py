@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from haksnet_jax.ops import depthwise_triton, gated_mlp_triton
 from haksnet_jax.ops.gated_mlp import GatedMLPWeights, gated_mlp, gated_mlp_composed, gated_mlp_plain
 
 FORMS = {"plain": gated_mlp_plain, "composed": gated_mlp_composed, "chosen": gated_mlp}
@@ -69,3 +70,20 @@ def test_in_bfloat16_the_forms_differ_by_rounding_alone():
         found = np.asarray(jax.jit(FORMS[form])(jnp.asarray(x, jnp.bfloat16), weights), np.float64)
         # Three roundings to 8 bits one after another, in sums of hundreds of terms that partly cancel.
         assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max(), form
+
+
+@pytest.mark.skipif(depthwise_triton.plgpu is None, reason="this JAX has no Triton backend of Pallas")
+def test_the_kernels_do_what_the_plain_form_does():
+    # 63 positions an image in tiles of 32: tiles end in the middle of rows and of images; two chunks of hidden channels
+    x, weights, gradient = arrays(channels=16, hidden=64, shape=(2, 7, 9))
+    x, gradient = (jnp.asarray(array, jnp.bfloat16) for array in (x, gradient))
+    assert gated_mlp_triton.suits(x, weights)
+    options = {"tile": gated_mlp_triton.Tile(32, 32, 4, 1), "interpret": True}
+    found = gated_mlp_triton.gated_mlp_triton(x, weights, **options)
+    expected = defined(x.astype(jnp.float32), weights)
+    # Factors and the gated hidden values are rounded to 8 bits, sums are float32.
+    assert np.abs(np.asarray(found, np.float64) - expected).max() < 0.01 * np.abs(expected).max()
+    found = jax.tree.leaves(gated_mlp_triton.gated_mlp_triton_gradients(x, weights, gradient, **options))
+    exact = jax.vjp(gated_mlp_plain, x.astype(jnp.float32), weights)[1](gradient.astype(jnp.float32))
+    for which, (got, want) in enumerate(zip(found, jax.tree.leaves(exact), strict=True)):
+        assert np.linalg.norm(np.float64(got) - want) < 0.01 * np.linalg.norm(want), which

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from reference_weights import make_input
 
+from haksnet_jax.ops import roi_align_triton
 from haksnet_jax.ops.roi_align import _looped_sum, _unrolled_sum, roi_levels, rotated_roi_align
 
 STATIC = ("strides", "output_size", "samples_per_bin")
@@ -246,13 +247,16 @@ def test_vmap_over_images_gives_each_image_its_own_result():
             np.testing.assert_allclose(gradient[i], expected, rtol=0, atol=1e-5)
 
 
-def test_both_forms_of_the_sum_agree():
+def test_all_forms_of_the_sum_agree():
     rng = np.random.default_rng(9)
     table = rng.normal(size=(30, 5)).astype(np.float32)
     index, weight = rng.integers(0, 31, (16, 40)).astype(np.int32), rng.uniform(size=(16, 40)).astype(np.float32)
     weight[index == 30] = 0  # one row too many: samples outside
     expected = np.einsum("kp,kpc->pc", weight, np.concatenate([table, table[:1]])[index])
-    for form in (_unrolled_sum, _looped_sum):
+    forms = [_unrolled_sum, _looped_sum]
+    if roi_align_triton.plgpu is not None:  # else this JAX has no Triton backend of Pallas
+        forms.append(functools.partial(roi_align_triton.weighted_rows, interpret=True))
+    for form in forms:
         np.testing.assert_allclose(jax.jit(form)(table, index, weight), expected, rtol=0, atol=ATOL)
 
 

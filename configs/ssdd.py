@@ -20,7 +20,7 @@ def get_config():
     config = dota_ss_t.get_config()
     with config.unlocked():
         config.name = "ssdd"
-        config.num_epochs = 60
+        config.num_epochs = 76
         config.batch_size_per_device = 16
         config.checkpoint_every = 10_000_000  # a run is minutes long; the best evaluation's weights are kept
         config.eval_every = 600

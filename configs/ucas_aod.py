@@ -1,0 +1,33 @@
+"""HAKSNet-T from random weights on UCAS-AOD: cars and planes in optical images, a second data set for SSDD's recipe.
+
+The same schedule, optimiser and averaging as `ssdd.py`; what differs is the size of the images (1280 x 659 to
+1372 x 941 in the release, fitted into 704 x 1024), and the number of epochs, since there are few images. What was
+measured with it stands in docs/results.md.
+
+Data: folders in DOTA's format, `SPLIT/images` and `SPLIT/labelTxt` below --config.data.root. The release labels one
+class in an image (cars beside an airport are background), which costs cars precision.
+
+    python -m haksnet_jax.main --config=configs/ucas_aod.py --config.data.root=DIR
+"""
+
+from configs import ssdd
+from haksnet_jax.pipeline.labels import CLASSES
+
+
+def get_config():
+    """All values of the experiment: those of `ssdd`, but for the lines here."""
+    config = ssdd.get_config()
+    with config.unlocked():
+        config.name = "ucas_aod"
+        config.num_epochs = 250
+        config.batch_size_per_device = 8
+        config.eval_every = 500
+
+        config.data.class_names = CLASSES["ucas_aod"]
+        config.data.root = "data/ucas_aod"
+        config.data.image_size = (704, 1024)
+        config.data.max_boxes = 128
+
+        config.evaluation.protocol = "UCAS-AOD val"
+        config.evaluation.batch_size_per_device = 8
+    return config

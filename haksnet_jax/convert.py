@@ -131,6 +131,8 @@ def read_torch_model(
         report.missing = [name for name in report.missing if name not in CLASSIFIER]
         report.left_out = [name for name in report.left_out if name not in params]
         notes.append(f"the classifier starts anew with {architecture['num_classes']} classes: train it before use")
+    if re.findall(r"to_rgb\s*=\s*(True|False)", _config_text(meta))[-1:] == ["False"]:
+        notes.append("its configuration feeds images as B, G, R; here they are R, G, B: expect other results")
     if checkpoint.placeholders:
         shown = ", ".join(name[:60] for name in checkpoint.placeholders[:10])
         notes.append(f"objects of these classes were not built, only their plain data read: {shown}")
@@ -328,9 +330,14 @@ def _class_names(wanted, in_file, num_classes, reinitialize):
     return names, [f"the file has no class names: they are called class-0 to {names[-1]}; name them with --classes"]
 
 
+def _config_text(meta):
+    """The configuration that a file carries as text, or nothing."""
+    return meta["config"] if isinstance(meta.get("config"), str) else ""
+
+
 def _image_settings(meta):
     """Normalisation and size of images, out of the configuration text in a file, else upstream's."""
-    text = meta.get("config") if isinstance(meta.get("config"), str) else ""
+    text = _config_text(meta)
     number = r"\s*(-?[\d.]+(?:e-?\d+)?)\s*"
     three = rf"[\[(]{number},{number},{number},?\s*[\])]"
 
@@ -342,12 +349,14 @@ def _image_settings(meta):
             return list(default)
         return values if all(math.isfinite(value) and value > 0 for value in values) else list(default)
 
+    kept = re.findall(r"keep_ratio\s*=\s*(True|False)", text)
     width, height = last(r"img_scale\s*=\s*\(\s*(\d{2,5})\s*,\s*(\d{2,5})\s*\)", INPUT_SIZE[::-1])
     return {
         "pixel_mean": last(rf"\bmean\s*=\s*{three}", PIXEL_MEAN),
         "pixel_std": last(rf"\bstd\s*=\s*{three}", PIXEL_STD),
         "input_size": [height, width],
-        "keep_ratio": True,
+        # The framework's resizing of oriented boxes always keeps the ratio, and does not name it then.
+        "keep_ratio": "RResize" in text or not kept or kept[-1] == "True",
         "padding_divisor": last(r"size_divisor\s*=\s*(\d{1,4})\b", (PADDING_DIVISOR,))[0],
     }
 
@@ -429,6 +438,7 @@ def _printable(text):
 def main(argv=None):
     """Runs the command. Args: argv, without the program's name. Returns: exit status."""
     arguments = _arguments(argv)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only bytes are moved; an accelerator may be in use
     options = {
         "ema": arguments.ema,
         "allow_missing": arguments.allow_missing,

@@ -478,9 +478,10 @@ def write_report(folder, result, detections, labels_by_image, class_names, pictu
         factor = min(1.0, _PICTURE_SIDE / max(pixels.shape[:2]))
         one = detections.get(name, {"boxes": np.zeros((0, 5)), "scores": np.zeros(0), "labels": np.zeros(0, int)})
         truth = labels_by_image[name]
+        # (a checkpoint's detections also hold their image's size)
+        one = {key: one[key] for key in ("boxes", "polygons", "scores", "labels") if key in one}
         if factor < 1:
             pixels = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-            one = dict(one)
             for key, factors in (("boxes", np.array([factor] * 4 + [1])), ("polygons", factor)):
                 if key in one:
                     one[key] = one[key] * factors

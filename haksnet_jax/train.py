@@ -199,7 +199,7 @@ def load_initial_weights(config, state, mesh):
         )
         return state
     directory = config.pretrained or config.init
-    arrays, _ = checkpoint.load_model(directory)
+    arrays, info = checkpoint.load_model(directory)
     start = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
     if config.pretrained:
         kept = {name for name in start if not name.startswith("backbone.")}
@@ -207,6 +207,11 @@ def load_initial_weights(config, state, mesh):
         kept = {"roi_head.logits.kernel", "roi_head.logits.bias"}
     else:
         kept = set()
+        _check_classes(directory, info, config.data.class_names)
+    without_value = sorted(name for name in info.get("without_value", ()) if name in start and name not in kept)
+    if without_value:  # left out on purpose, when the checkpoint was converted
+        logging.warning("%s has no value for %s: random start", directory, ", ".join(without_value))
+        kept |= set(without_value)
     arrays = {name: value for name, value in arrays.items() if name in start and name not in kept}
     logging.info("%s: %d arrays loaded, %d keep their random start", directory, len(arrays), len(kept))
     arrays |= {name: start[name] for name in kept}
@@ -218,6 +223,26 @@ def load_initial_weights(config, state, mesh):
     params, stats = fill(state.params), fill(state.batch_stats)
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if state.ema else {}
     return state._replace(params=params, batch_stats=stats, ema=ema)
+
+
+def _check_classes(directory, info, class_names):
+    """Whether a detector's classifier can go on with these classes, before a list of shapes would say that it cannot."""
+    if info["architecture"]["fpn_channels"] is None:
+        raise TrainingError(f"init: {directory} holds a backbone alone; name it with pretrained instead")
+    if not info["class_names"]:  # its classifier has no value, and starts anew
+        return
+    if len(info["class_names"]) != len(class_names):
+        raise TrainingError(
+            f"init: {directory} knows {len(info['class_names'])} classes and data.class_names has {len(class_names)}; "
+            "init_new_classes=True starts the classifier anew"
+        )
+    if list(info["class_names"]) != list(class_names):
+        logging.warning(
+            "%s: the classifier of %s goes on as one of %s; init_new_classes=True would start it anew",
+            directory,
+            ", ".join(info["class_names"]),
+            ", ".join(class_names),
+        )
 
 
 def model_info(config):

@@ -153,6 +153,23 @@ def test_curves_and_worst_images_are_drawn(data, capsys):
     assert cv2.imread(str(worst)).shape[1] == 110
 
 
+def test_a_checkpoints_worst_images_are_drawn(data):
+    """What a checkpoint finds holds more than what files hold."""
+    from haksnet_jax.results.mean_ap import mean_average_precision
+
+    boxes = np.array(OBJECTS["large"], np.float64) + [60, 0, 0, 0, 0]
+    found = {"boxes": boxes, "scores": np.full(3, 0.9), "labels": np.zeros(3, int), "size": (240, 200)}
+    truth = {"polygons": polygons(OBJECTS["large"]), "labels": np.zeros(3, int), "difficulty": np.zeros(3, int)}
+    detections, labels = {"large": found}, {"large": truth}
+    result = mean_average_precision(detections, labels, CLASS_NAMES)
+    picture = {"large": scene(*SIZES["large"], OBJECTS["large"])}.get
+    assert not evaluate.write_report(
+        data / "report", result, detections, labels, CLASS_NAMES, picture, score=0.3, num_worst=4
+    )
+    (drawn,) = (data / "report" / "worst").iterdir()
+    assert drawn.name == "01_large_6_errors.jpg"  # three missed, three where nothing is
+
+
 def test_large_worst_images_are_drawn_reduced(data, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "_PICTURE_SIDE", 64)
     write_predictions(data / "task1", {"small": [(60, 60, 30, 10, 0)]})

@@ -79,6 +79,12 @@ def test_every_bad_line_is_named(tmp_path):
     assert len(report.images[0].objects.labels) == 6  # what training would see
 
 
+def test_objects_that_tiling_cut_and_marked_are_no_problem(tmp_path):
+    make(tmp_path, "a.png", ["-9 1 31 1 31 20 -9 20 ship 2", "-9 22 31 22 31 29 -9 29 ship 0"])
+    report, found = check(tmp_path)
+    assert found == {("a.txt", 2, "partly_outside")} and len(report.images[0].boxes) == 2
+
+
 def test_every_bad_file_is_named(tmp_path):
     good = make(tmp_path, "good.png")
     images, annotations = tmp_path / "images", tmp_path / "labelTxt"

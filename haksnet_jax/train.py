@@ -226,7 +226,7 @@ def load_initial_weights(config, state, mesh):
 
 
 def _check_classes(directory, info, class_names):
-    """Whether a detector's classifier can go on with these classes, before a list of shapes would say that it cannot."""
+    """Says in a sentence why a detector's classifier cannot go on with these classes, or goes on under other names."""
     if info["architecture"]["fpn_channels"] is None:
         raise TrainingError(f"init: {directory} holds a backbone alone; name it with pretrained instead")
     if not info["class_names"]:  # its classifier has no value, and starts anew

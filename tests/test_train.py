@@ -257,7 +257,7 @@ def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go
         np.testing.assert_array_equal(value, fresh[name] if name == wanting else arrays[name], err_msg=name)
     # A name that is wanting without having been left out is damage.
     checkpoint.save_model(tmp_path / "model", some, info)
-    with pytest.raises(checkpoint.CheckpointError, match="roi_head.fc_1.kernel is missing"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"roi_head\.fc_1\.kernel is missing"):
         start()
 
     others = {"class_names": ["a", "b", "c", "d", "e"]}
@@ -269,7 +269,7 @@ def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go
     np.testing.assert_array_equal(loaded["roi_head.logits.kernel"], fresh["roi_head.logits.kernel"])
 
     checkpoint.save_model(tmp_path / "model", arrays, info | {"class_names": ["a", "b"]})
-    with pytest.raises(train.TrainingError, match="knows 2 classes and data.class_names has 5; init_new_classes=True"):
+    with pytest.raises(train.TrainingError, match=r"knows 2 classes and data\.class_names has 5; init_new_"):
         start()
     backbone = info["architecture"] | {"fpn_channels": None}
     checkpoint.save_model(tmp_path / "model", arrays, info | {"class_names": [], "architecture": backbone})

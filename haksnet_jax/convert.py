@@ -9,7 +9,9 @@ or of another shape. Exit status: 0 done; 1 refused, and nothing is left at the 
 
 import argparse
 import ast
+import contextlib
 import dataclasses
+import errno
 import fnmatch
 import hashlib
 import importlib.util
@@ -18,10 +20,13 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import sys
 import uuid
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from haksnet_jax.models.torch_reader import MAX_BYTES, CheckpointError, Inert, read_checkpoint
 from haksnet_jax.models.torch_weights import (
@@ -196,8 +201,24 @@ def convert(source, output, **options):
 
     from haksnet_jax import checkpoint
 
-    checkpoint.save_model(output, model.params, model.info)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Asked before, because the library that writes arrays fills pages when it runs out of space.
+        needed, free = sum(array.nbytes for array in model.params.values()), shutil.disk_usage(output.parent).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed and {free >> 20} MiB free on its disk")
+        checkpoint.save_model(output, model.params, model.info)
+    except (OSError, ValueError) as error:  # the latter from the library that writes arrays
+        raise ConversionError(f"cannot write {output}: {_system_reason(error)}") from error
     return model
+
+
+def _system_reason(error):
+    """Why writing failed: the system's words, also where a library wraps them in its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"os[ _]error(?:_code=')? ?(\d+)", str(error))
+    return os.strerror(int(number[1])) if number else str(error).splitlines()[0][:300]
 
 
 def export(source, target, **options):
@@ -229,12 +250,10 @@ def export(source, target, **options):
         backbone_prefix=is_detector or origin.get("backbone_prefix", False),
     )
     names = model.info["class_names"]
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".safetensors":
-            from safetensors.numpy import save_file
-
             save_file(weights, temporary, metadata={"format": "pt", "classes": json.dumps(names)})
         else:
             import torch
@@ -242,8 +261,11 @@ def export(source, target, **options):
             tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
             torch.save({"meta": {"CLASSES": tuple(names)}, "state_dict": tensors}, temporary)
         os.replace(temporary, target)
+    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's and safetensors' own beside the system's
+        raise ConversionError(f"cannot write {target}: {_system_reason(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is none, there is nothing to remove
+            temporary.unlink(missing_ok=True)
     return model
 
 

@@ -535,7 +535,10 @@ def _arguments(argv):
 def _run(arguments):
     for target in (arguments.json, arguments.output):
         if target:  # before any work is done
-            pathlib.Path(target).absolute().parent.mkdir(parents=True, exist_ok=True)
+            try:
+                pathlib.Path(target).absolute().parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise EvaluationError(f"cannot write {target}: {error.strerror}") from error
     if arguments.predictions:
         names = read_class_names(arguments.classes) if arguments.classes else class_names_of(arguments.predictions)
         detections, labels_by_image, problems = evaluate_files(arguments.predictions, arguments.labels, names)
@@ -626,6 +629,10 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         if os.environ.get("HAKSNET_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.strerror:
+            # Without a name it came while writing: a full disk.
+            targets = " or ".join(filter(None, (arguments.json, arguments.output)))
+            error = f"{error.filename or f'cannot write {targets}'}: {error.strerror}"
         print(f"error: {error}", file=sys.stderr)
         return 1
 

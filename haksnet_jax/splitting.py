@@ -654,6 +654,8 @@ def main(argv=None):
     print(f"{summary.num_images} images, {summary.num_tiles} tiles in {summary.seconds:.1f} s")
     print(
         f"{summary.num_objects} objects, {summary.num_written} label lines, {summary.num_truncated} of them truncated"
+        if args.labels
+        else "no labels"
     )
     print(f"{summary.num_blank} windows without content; {summary.coding_share:.0%} of the work was image coding")
     nowhere = sum(problem.reason == "in_no_tile" for problem in summary.problems)

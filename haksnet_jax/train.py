@@ -201,13 +201,14 @@ def load_initial_weights(config, state, mesh):
     directory = config.pretrained or config.init
     arrays, info = checkpoint.load_model(directory)
     start = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
+    if config.init:
+        _check_init(directory, info, config)
     if config.pretrained:
         kept = {name for name in start if not name.startswith("backbone.")}
     elif config.init_new_classes:
         kept = {"roi_head.logits.kernel", "roi_head.logits.bias"}
     else:
         kept = set()
-        _check_classes(directory, info, config.data.class_names)
     without_value = sorted(name for name in info.get("without_value", ()) if name in start and name not in kept)
     if without_value:  # left out on purpose, when the checkpoint was converted
         logging.warning("%s has no value for %s: random start", directory, ", ".join(without_value))
@@ -225,11 +226,12 @@ def load_initial_weights(config, state, mesh):
     return state._replace(params=params, batch_stats=stats, ema=ema)
 
 
-def _check_classes(directory, info, class_names):
-    """Says in a sentence why a detector's classifier cannot go on with these classes, or goes on under other names."""
+def _check_init(directory, info, config):
+    """Says in a sentence why a detector cannot go on with these classes, or that it does so under other names."""
+    class_names = config.data.class_names
     if info["architecture"]["fpn_channels"] is None:
         raise TrainingError(f"init: {directory} holds a backbone alone; name it with pretrained instead")
-    if not info["class_names"]:  # its classifier has no value, and starts anew
+    if config.init_new_classes or not info["class_names"]:  # (without names it has no classifier either)
         return
     if len(info["class_names"]) != len(class_names):
         raise TrainingError(

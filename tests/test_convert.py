@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -118,6 +119,23 @@ def test_a_counter_that_is_no_whole_number_is_unexpected(weights, tmp_path):
     name = "backbone.patch_embed1.norm.num_batches_tracked"
     path = write_zip(tmp_path / "a.pth", {"state_dict": weights | {name: np.array(np.nan, np.float32)}})
     assert list(convert.read_torch_model(path).report.unexpected) == [name]
+
+
+def test_outputs_that_cannot_be_written_are_one_sentence_and_leave_nothing(detector, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for target in (f"--output={tmp_path / 'file' / 'out'}", f"--to={tmp_path / 'file' / 'a.safetensors'}"):
+        assert run(f"--input={detector}", target) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: cannot write") and error.count("\n") == 1 and "Errno" not in error
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert run(f"--input={detector}", f"--output={tmp_path / 'out'}") == 1
+    assert "0 MiB free on its disk" in capsys.readouterr().err
+    # Files of more than 64 blocks fail to be written, as on a full disk.
+    command = [sys.executable, "-m", "haksnet_jax.convert", f"--input={detector}", f"--to={tmp_path / 'a.safetensors'}"]
+    done = subprocess.run(["sh", "-c", 'ulimit -f 64; exec "$@"', "sh", *command], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith("a.safetensors: File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_report_that_cannot_be_written_is_said(detector, tmp_path, capsys):

@@ -153,6 +153,16 @@ def test_curves_and_worst_images_are_drawn(data, capsys):
     assert cv2.imread(str(worst)).shape[1] == 110
 
 
+def test_outputs_that_cannot_be_written_are_one_sentence(data, capsys):
+    write_predictions(data / "task1", OBJECTS)
+    (data / "file").write_text("")
+    for flag in ("--json", "--output"):
+        status, _, err = run(
+            capsys, f"--predictions={data / 'task1'}", f"--labels={data / 'labels'}", f"{flag}={data / 'file' / 'x'}"
+        )
+        assert status == 1 and err == f"error: cannot write {data / 'file' / 'x'}: File exists\n"
+
+
 def test_a_checkpoints_worst_images_are_drawn(data):
     """What a checkpoint finds holds more than what files hold."""
     from haksnet_jax.results.mean_ap import mean_average_precision

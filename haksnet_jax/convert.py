@@ -4,7 +4,7 @@
     python -m haksnet_jax.convert --input=DIR --to=FILE.safetensors    upstream's names again (FILE.pth needs PyTorch)
 
 Files are read without PyTorch, and nothing that they name is run. Prints which names were loaded, missing, unexpected
-or of another shape. Exit status: 0 done; 1 refused, and nothing is left at the output; 2 wrong use.
+or of another shape. Exit status: 0 done; 1 refused, 130 stopped, and nothing is left at the output; 2 wrong use.
 """
 
 import argparse
@@ -475,6 +475,9 @@ def main(argv=None):
             model = export(arguments.input, arguments.to, **options)
         text = model.text() + f"\nwritten: {arguments.output or arguments.to}\n"
         print(_printable(text), end="")
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        return 130
     except (CheckpointError, ConversionError, OSError) as error:
         status = 1
         report = getattr(error, "report", None)

@@ -182,6 +182,7 @@ def run():
             raise app.UsageError(f"Unexpected argument: {argv[1]}")
         if images.value and image_list.value:
             raise app.UsageError("Give --images or --image-list, not both.")
+        written = False
         try:
             test_source = images.value or image_list.value
             written = submit(
@@ -196,7 +197,9 @@ def run():
             if isinstance(error, OSError) and error.strerror:
                 error = f"{error.filename}: {error.strerror}"
             print(f"error: {error}", file=sys.stderr)
-            written = False
+        except KeyboardInterrupt:
+            print("\nStopped; nothing was written.", file=sys.stderr)
+            sys.exit(130)
         sys.exit(0 if written else 1)
 
     app.run(main)

@@ -325,7 +325,7 @@ def contact_sheet(report, num_images=12, seed=0, side=512):
 
 
 def main(argv=None):
-    """The command; returns its exit status: 0, or 1 when something would be lost or nothing can be checked."""
+    """The command; returns its exit status: 0, 1 if something would be lost or nothing can be checked, 130 if stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m data.validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -350,6 +350,9 @@ def main(argv=None):
             temporary.write_bytes(data)
             os.replace(temporary, args.sheet)
             print(f"\ndrawn samples: {args.sheet}")
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -138,6 +138,20 @@ def test_outputs_that_cannot_be_written_are_one_sentence_and_leave_nothing(detec
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_ctrl_c_is_a_sentence_and_leaves_what_was_there(detector, tmp_path, monkeypatch, capsys):
+    assert run(f"--input={detector}", f"--output={tmp_path / 'out'}") == 0
+    before = (tmp_path / "out" / "model.json").read_bytes()
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.json, "dumps", stop)  # when the arrays are written
+    assert run(f"--input={detector}", f"--output={tmp_path / 'out'}", "--classes=dota10") == 130
+    assert "Stopped; nothing was written." in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_report_that_cannot_be_written_is_said(detector, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(f"--input={detector}", f"--output={tmp_path / 'out'}", f"--report={tmp_path / 'file' / 'x'}") == 1

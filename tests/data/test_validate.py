@@ -151,6 +151,17 @@ def test_problems_are_counted_per_reason_and_loss_gives_exit_status_1(tmp_path, 
     assert "expected --classes to be one of dota10" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_a_sentence(tmp_path, monkeypatch, capsys):
+    make(tmp_path)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(validation, "check_one", stop)  # in a thread, as it comes up from there
+    assert validation.main(["--images", str(tmp_path / "images")]) == 130
+    assert capsys.readouterr().err == "\nStopped.\n"
+
+
 def test_images_alone_can_be_checked_and_missing_folders_are_one_sentence(tmp_path, capsys):
     make(tmp_path)
     assert validation.main(["--images", str(tmp_path / "images")]) == 0

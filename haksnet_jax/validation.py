@@ -325,7 +325,7 @@ def contact_sheet(report, num_images=12, seed=0, side=512):
 
 
 def main(argv=None):
-    """The command; returns its exit status: 0, 1 if something would be lost or nothing can be checked, 130 if stopped."""
+    """The command; returns its exit status: 0, 1 if something would be lost or cannot be checked, 130 if stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m data.validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -392,7 +392,8 @@ def evaluate_checkpoint(arguments):
     resize = arguments.resize
     if resize == "auto":
         resize = "auto" if arguments.images and not _all_fit(arguments.images, detector) else "fit"
-    if resize == "fit":
+    is_square = len(set(detector.input_size)) == 1  # else it lies as the image does, which the batches cannot
+    if resize == "fit" and arguments.pad == "full" and (is_square or settings is not None):
         rounded = [-(-side // 32) * 32 for side in detector.input_size]
         config = ml_collections.ConfigDict(
             {
@@ -411,7 +412,7 @@ def evaluate_checkpoint(arguments):
             found = evaluator.detections(jax.device_put(detector.variables, devices.replicated(mesh)))
         num_cut = evaluator.num_cut
     else:
-        options = detectors.Settings(resize=resize, overlap=arguments.overlap, pad="full")
+        options = detectors.Settings(resize=resize, overlap=arguments.overlap, pad=arguments.pad)
         found, num_cut = [None] * len(source), 0
         for one in detector.stream((source[index]["image"] for index in range(len(source))), options):
             if one.error is not None:
@@ -517,6 +518,12 @@ def _arguments(argv):
         choices=("auto", "fit", "tile"),
         default="auto",
         help="as in predict; auto: fit, but tile for images of --images that are larger than the network's input",
+    )
+    add(
+        "--pad",
+        choices=("full", "least"),
+        default="full",
+        help="as in predict: fitted images are padded to the input, or as upstream does; default: %(default)s",
     )
     add("--overlap", type=int, help="pixels that neighbouring windows share; default: 200, or a quarter of small ones")
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")

@@ -209,6 +209,9 @@ def load_initial_weights(config, state, mesh):
         kept = {"roi_head.logits.kernel", "roi_head.logits.bias"}
     else:
         kept = set()
+    for name in ("pixel_mean", "pixel_std"):
+        if list(info.get(name, ())) != list(config.model[name]):
+            logging.warning("%s has %s %s, model.%s is %s", directory, name, info.get(name), name, config.model[name])
     without_value = sorted(name for name in info.get("without_value", ()) if name in start and name not in kept)
     if without_value:  # left out on purpose, when the checkpoint was converted
         logging.warning("%s has no value for %s: random start", directory, ", ".join(without_value))

@@ -268,6 +268,24 @@ def test_images_are_fitted_on_request(data, tiny, capsys):
     assert "mean" in out
 
 
+def test_fitted_images_are_padded_to_the_input_or_as_upstream_does(data, tmp_path, monkeypatch, capsys, golden_file):
+    stand_in = use_bright_objects(monkeypatch)
+    save_tiny(tmp_path / "square", golden_file("state_dict_tiny.json"), input_size=(128, 128))
+    save_tiny(tmp_path / "oblong", golden_file("state_dict_tiny.json"), input_size=(64, 128))
+    command = (f"--images={data / 'images'}", f"--labels={data / 'labels'}", "--resize=fit")
+    # Images of 128 x 110 and 200 x 240: fitted into 128 x 128 they have 128 x 110 and 107 x 128 pixels, into an input
+    # of 64 x 128, which stands where the image does, 74 x 64 and 64 x 77.
+    for model, more, shapes in (
+        ("square", (), {(128, 128)}),
+        ("square", ("--pad=least",), {(128, 128)}),
+        ("oblong", (), {(128, 64), (64, 128)}),
+        ("oblong", ("--pad=least",), {(96, 64), (64, 96)}),
+    ):
+        stand_in.shapes.clear()
+        assert run(capsys, f"--checkpoint={tmp_path / model}", *command, *more)[0] == 0
+        assert {shape[1:3] for shape in stand_in.shapes} == shapes, (model, more)
+
+
 def test_a_run_is_evaluated_on_its_own_split(data, tiny, capsys, tmp_path):
     workdir = tmp_path / "run"
     config = ml_collections.ConfigDict(

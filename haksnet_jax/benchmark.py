@@ -166,8 +166,9 @@ def time_calls(function, arguments, *, state=False, seconds=0.6):
     result, arguments = call(arguments)
     jax.block_until_ready(result)
     once = time.perf_counter() - start
-    # Short calls are timed several at a time, or waiting for the device would count as their work.
-    group = max(1, min(50, int(0.005 / once)))
+    # Short calls are timed several at a time, or waiting for the device would count as their work; so are steps of
+    # training, which follow one another without waiting.
+    group = max(5 if state else 1, min(50, int(0.005 / once)))
     samples = []
     until = time.perf_counter() + seconds
     while len(samples) < 5 or (time.perf_counter() < until and len(samples) < 200):

@@ -111,7 +111,7 @@ def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5
 
     Args:
       image: uint8 [H, W, 3] RGB or [H, W].
-      detections: {"boxes" or "polygons", "scores", "labels"} of this image.
+      detections: {"boxes" or "polygons", "scores", "labels"} of this image; its "size", as files give it, may be there.
       labels: {"polygons", "labels", "difficulty"} of this image. Objects of difficulty 1 are left out, as are the
         detections that match them.
       class_names: the classes' names.
@@ -124,7 +124,7 @@ def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5
     scores = np.asarray(detections["scores"], np.float64).reshape(-1)
     order = np.argsort(-scores, kind="stable")  # the order of the analysis
     order = order[scores[order] >= score_threshold]
-    kept = {name: np.asarray(values)[order] for name, values in detections.items()}
+    kept = {name: np.asarray(values)[order] for name, values in detections.items() if name != "size"}
     errors = mean_ap.analyse_errors(
         [kept], [labels], class_names, iou_threshold=iou_threshold, score_threshold=score_threshold
     )

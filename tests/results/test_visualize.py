@@ -86,6 +86,7 @@ def test_comparison_draws_each_outcome_in_its_colour():
     boxes = np.array([[40, 40, 40, 20, 0.0], [120, 40, 40, 20, 0.0], [40, 120, 40, 20, 0.0]])
     labels = {"polygons": boxes_to_corners(boxes[:2]), "labels": np.array([0, 0]), "difficulty": np.array([0, 0])}
     detections = {"boxes": boxes[[2, 0]], "scores": np.array([0.5, 0.9]), "labels": np.array([1, 0])}
+    detections["size"] = (160, 160)  # as detections.json has it
     drawn = visualize.draw_comparison(np.zeros((160, 160, 3), np.uint8), detections, labels, CLASSES)
     np.testing.assert_array_equal(drawn[40, 20], visualize._CORRECT)
     np.testing.assert_array_equal(drawn[120, 20], visualize._FALSE)

@@ -99,7 +99,29 @@ def rotate(image, boxes, degrees):
         codes = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
         return cv2.rotate(image, codes[degrees % 360]), boxes
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR), boxes
+    return _warp(image, matrix), boxes
+
+
+def _warp(image, matrix):
+    """The image moved by a matrix [2, 3] on a canvas of the same size, bilinearly, black from outside.
+
+    Samples are placed on 1/32 of a pixel, reckoned in 1/1024, as `cv2.warpAffine` does up to OpenCV 4, with which the
+    reference's images were made. OpenCV 5 places them exactly, and a tenth of the values then differ. These maps give
+    the same image under both; 1024 x 1024 pixels take about 10 ms of one core instead of 5.
+    """
+    height, width = image.shape[:2]
+    back = cv2.invertAffineTransform(matrix)
+    by_column = np.rint(back[:, :1] * np.arange(width) * 1024).astype(np.int32)  # [2, W]
+    by_row = np.rint((back[:, 1:2] * np.arange(height) + back[:, 2:]) * 1024).astype(np.int32) + 16  # [2, H]
+    whole = np.empty((height, width, 2), np.int16)
+    parts = np.zeros((height, width), np.uint16)  # of both axes, y in the upper bits
+    for axis, shift in ((0, 0), (1, 5)):
+        place = (by_row[axis, :, None] + by_column[axis]) >> 5
+        whole[..., axis] = place >> 5
+        place &= 31
+        place <<= shift
+        parts |= place.astype(np.uint16)
+    return cv2.remap(image, whole, parts, cv2.INTER_LINEAR)
 
 
 def usable(boxes, image_size, *, min_side=5.0, drop_outside=True):

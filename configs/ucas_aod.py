@@ -1,8 +1,8 @@
 """HAKSNet-T from random weights on UCAS-AOD: cars and planes in optical images, a second data set for SSDD's recipe.
 
-The same optimiser, schedule and averaging as `ssdd.py`. What differs is the size of the images (1280 x 659 to 1372 x 941
-in the release, fitted into 1024 x 704), and that there are few: more epochs, and sizes and exposures drawn more widely.
-What was measured with it stands in docs/results.md.
+The same optimiser, schedule and averaging as `ssdd.py`. What differs is the size of the images (1280 x 659 to
+1372 x 941 in the release, fitted into 1024 x 704), and that there are few: more epochs, and sizes and exposures drawn
+more widely. What was measured with it stands in docs/results.md.
 
 Data: folders in DOTA's format, `SPLIT/images` and `SPLIT/labelTxt` below --config.data.root. The release labels one
 class in an image (cars beside an airport are background), which costs cars precision.

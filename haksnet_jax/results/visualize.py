@@ -106,7 +106,7 @@ def draw_labels(image, polygons, labels, class_names, *, difficulty=None, text=T
     return _with_legend(canvas, _class_entries(labels, class_names)) if legend else canvas
 
 
-def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5, score_threshold=0.3):
+def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5, score_threshold=0.3, side=None):
     """Draws what is right and wrong in an image, with a legend: found objects, false detections, missed objects.
 
     Args:
@@ -117,10 +117,18 @@ def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5
       class_names: the classes' names.
       iou_threshold: overlap above which a detection and an object match.
       score_threshold: detections below it are left out.
+      side: pixels of the longer side to which the image is resized before anything is drawn; None leaves it as it is.
 
     Returns:
       uint8 [H + strip, W, 3] RGB.
     """
+    factor = 1.0 if side is None else side / max(image.shape[:2])
+    if factor != 1:
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=method)
+        factors = {"boxes": np.array([factor] * 4 + [1]), "polygons": factor}
+        detections = {name: values * factors.get(name, 1) for name, values in detections.items() if name != "size"}
+        labels = {**labels, "polygons": np.asarray(labels["polygons"]) * factor}
     scores = np.asarray(detections["scores"], np.float64).reshape(-1)
     order = np.argsort(-scores, kind="stable")  # the order of the analysis
     order = order[scores[order] >= score_threshold]

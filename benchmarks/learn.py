@@ -19,7 +19,9 @@ Exit status: 0 done; 1 a command failed, or the AP50 of the files is not that of
 import argparse
 import json
 import math
+import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,9 @@ import time
 
 import cv2
 import numpy as np
+
+CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))  # the package of this checkout, installed or not, here and in the commands
 
 from haksnet_jax.evaluate import evaluate_files
 from haksnet_jax.parity.rows import Found, Limits, match_boxes
@@ -44,7 +49,8 @@ def run(command):
     """Runs a command of the package; ends this program with its status if it fails. Returns: seconds."""
     print("+ python -m " + " ".join(command), flush=True)
     start = time.perf_counter()
-    status = subprocess.run([sys.executable, "-m", *command]).returncode
+    search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    status = subprocess.run([sys.executable, "-m", *command], env={**os.environ, "PYTHONPATH": search}).returncode
     if status:
         sys.exit(f"error: {command[0]} ended with status {status}")
     return round(time.perf_counter() - start, 1)
@@ -171,7 +177,7 @@ def main(argv=None):
     arguments, overrides = parser.parse_known_args(argv)
     out, workdir = arguments.out, arguments.workdir or pathlib.Path("runs") / arguments.out.resolve().name
     out.mkdir(parents=True, exist_ok=True)
-    report = {"command": f"--config={arguments.config} " + " ".join(overrides), "seconds": {}}
+    report = {"arguments": shlex.join([f"--config={arguments.config}", *overrides]), "seconds": {}}
     seconds = report["seconds"]
 
     seconds["train"] = run(

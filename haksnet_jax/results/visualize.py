@@ -427,13 +427,27 @@ def errors_by_size_figure(counts):
     return figure
 
 
+# What the lines are called that a run's records name otherwise.
+_LINE_NAMES = {
+    "loss": "sum",
+    "loss_rpn_cls": "RPN, object or not",
+    "loss_rpn_box": "RPN, boxes",
+    "loss_roi_cls": "RoI, classes",
+    "loss_roi_box": "RoI, boxes",
+    "AP50_voc07": "AP50 (VOC07)",
+    "AP50_voc12": "AP50 (VOC12)",
+    "AP75_voc12": "AP75 (VOC12)",
+}
+
+
 def training_figure(losses, scores=None):
     """Curves of a training run.
 
     Args:
       losses: a dict from name to (steps, values); drawn on a logarithmic axis, with a running median over the raw line.
         Values that are not finite are left out of the lines.
-      scores: a dict from name to (steps, values in 0..1), such as AP; drawn below in percent. None for none.
+      scores: a dict from name to (steps, values in 0..1), such as AP; drawn below in percent, from 0 to 100, the last
+        value beside the name. None for none.
 
     Returns:
       A matplotlib figure.
@@ -450,7 +464,7 @@ def training_figure(losses, scores=None):
             above.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
             values = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
-        above.plot(steps, values, color=colour, linewidth=1.6, label=name)
+        above.plot(steps, values, color=colour, linewidth=1.6, label=_LINE_NAMES.get(name, name))
     if any((np.asarray(values, np.float64) > 0).any() for _, values in losses.values()):
         above.set_yscale("log")
     above.set(ylabel="loss")
@@ -458,8 +472,10 @@ def training_figure(losses, scores=None):
     if scores:
         for number, (name, (steps, values)) in enumerate(scores.items()):
             percent = 100 * np.asarray(values, np.float64)
-            axes[1].plot(steps, percent, color=_line_colour(number), marker="o", markersize=4, label=name)
-        axes[1].set(ylabel="AP in %", ylim=(0, None))
+            label = f"{_LINE_NAMES.get(name, name)}  {percent[-1]:.1f}" if len(percent) else name
+            axes[1].plot(steps, percent, color=_line_colour(number), marker="o", markersize=4, label=label)
+        axes[1].set(ylabel="AP in %", ylim=(0, 102))
+        axes[1].set_yticks(range(0, 101, 10))
         axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         axes[1].sharex(above)
     (axes[1] if scores else above).set(xlabel="step")

@@ -30,8 +30,7 @@ import time
 import cv2
 import numpy as np
 
-CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT))  # the package of this checkout, installed or not, here and in the commands
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
 from haksnet_jax.evaluate import evaluate_files
 from haksnet_jax.parity.rows import Found, Limits, match_boxes
@@ -49,7 +48,7 @@ def run(command):
     """Runs a command of the package; ends this program with its status if it fails. Returns: seconds."""
     print("+ python -m " + " ".join(command), flush=True)
     start = time.perf_counter()
-    search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    search = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
     status = subprocess.run([sys.executable, "-m", *command], env={**os.environ, "PYTHONPATH": search}).returncode
     if status:
         sys.exit(f"error: {command[0]} ended with status {status}")

@@ -17,7 +17,6 @@ import pathlib
 import sys
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import numpy as np
 from flax import nnx
@@ -476,18 +475,10 @@ def write_report(folder, result, detections, labels_by_image, class_names, pictu
             missing.append(name)
             continue
         (folder / "worst").mkdir(exist_ok=True)
-        factor = min(1.0, _PICTURE_SIDE / max(pixels.shape[:2]))
         one = detections.get(name, {"boxes": np.zeros((0, 5)), "scores": np.zeros(0), "labels": np.zeros(0, int)})
+        side = min(_PICTURE_SIDE, max(pixels.shape[:2]))
         truth = labels_by_image[name]
-        # (a checkpoint's detections also hold their image's size)
-        one = {key: one[key] for key in ("boxes", "polygons", "scores", "labels") if key in one}
-        if factor < 1:
-            pixels = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-            for key, factors in (("boxes", np.array([factor] * 4 + [1])), ("polygons", factor)):
-                if key in one:
-                    one[key] = one[key] * factors
-            truth = {**truth, "polygons": truth["polygons"] * factor}
-        drawing = visualize.draw_comparison(pixels, one, truth, class_names, score_threshold=score)
+        drawing = visualize.draw_comparison(pixels, one, truth, class_names, score_threshold=score, side=side)
         visualize.write_image(folder / "worst" / f"{rank:02d}_{name.replace('/', '_')}_{count}_errors.jpg", drawing)
     return missing
 

@@ -433,6 +433,8 @@ def _run(config, workdir, mesh):
         flip_probabilities=tuple(config.augment.flip_probabilities),
         rotation_probability=config.augment.rotation_probability,
         quarter_turn_classes=tuple(class_names.index(name) for name in config.augment.quarter_turn_classes),
+        scale_range=tuple(config.augment.scale_range),
+        gain_range=tuple(config.augment.gain_range),
         min_side=config.augment.min_side,
     )
 

@@ -51,6 +51,43 @@ def resize_keep_ratio(image, boxes, canvas):
     return image, boxes * factors, scale
 
 
+def random_resize(image, boxes, rng, *, canvas, scale_range):
+    """Resizes an image to fit a canvas, times a random factor, and cuts a random part out where it is then too large.
+
+    Args:
+      image: [H, W, 3] uint8.
+      boxes: [N, 5] boxes.
+      rng: np.random.Generator. Three values are drawn, whatever they decide.
+      canvas: (rows, columns): at a factor of 1 the image fits it as in `resize_keep_ratio`.
+      scale_range: (least, largest) factor; its logarithm is drawn evenly, so that halving is as likely as doubling.
+
+    Returns:
+      (image [h, w, 3] with h and w no larger than the canvas, boxes [N, 5] with those that lie in what was cut off).
+    """
+    size, top, left = rng.random(3)
+    factor = math.exp(math.log(scale_range[0]) + size * math.log(scale_range[1] / scale_range[0]))
+    image, boxes, _ = resize_keep_ratio(image, boxes, (canvas[0] * factor, canvas[1] * factor))
+    rows, columns = min(image.shape[0], canvas[0]), min(image.shape[1], canvas[1])
+    top, left = int(top * (image.shape[0] - rows + 1)), int(left * (image.shape[1] - columns + 1))
+    boxes = boxes - np.array([left, top, 0, 0, 0], boxes.dtype)
+    return image[top : top + rows, left : left + columns], boxes
+
+
+def random_gain(image, rng, gain_range):
+    """Multiplies all pixels by a random factor: another exposure, or another calibration of a radar.
+
+    Args:
+      image: [H, W, 3] uint8.
+      rng: np.random.Generator. One value is drawn.
+      gain_range: (least, largest) factor; its logarithm is drawn evenly. Values above 255 become 255.
+
+    Returns:
+      [H, W, 3] uint8, rounded half up.
+    """
+    gain = math.exp(math.log(gain_range[0]) + rng.random() * math.log(gain_range[1] / gain_range[0]))
+    return cv2.LUT(image, np.minimum(np.arange(256) * gain + 0.5, 255).astype(np.uint8))
+
+
 def flip(image, boxes, direction):
     """Mirrors an image and its boxes.
 

@@ -37,9 +37,6 @@ def get_config():
         config.data.val = ml_collections.ConfigDict({"images_dir": "val/images", "labels_dir": "val/labelTxt"})
 
         config.augment.quarter_turn_classes = ()
-        # 814 images are few: other sizes and exposures make more of them, as other satellites and resolutions would.
-        config.augment.scale_range = (0.75, 1.35)
-        config.augment.gain_range = (0.8, 1.25)
         config.augment.min_side = 0.0  # the smallest ships are 4 pixels wide
 
         # From random weights a larger step is needed and, with a decay to zero, survives.

@@ -28,6 +28,7 @@ def get_config():
         config.data.image_size = (704, 1024)  # cars are then 22 pixels wide in the median, and never less than 14
         config.data.max_boxes = 128
 
+        # 60 images are few: other sizes and exposures make more of them.
         config.augment.scale_range = (0.6, 1.5)
         config.augment.gain_range = (0.7, 1.4)
 

@@ -101,7 +101,7 @@ def _forms(k):
 def over_mesh(function, *arrays, split):
     """Runs `function` on every device of the ambient mesh with its share of the batch.
 
-    Without a mesh, inside shard_map, or where the devices do not divide the batch, this is `function(*arrays)`.
+    `arrays` may be pytrees, the first an array. Without a mesh, inside shard_map, or where the devices do not divide the batch, this is `function(*arrays)`.
 
     Args:
       function: of the arrays; its result has a batch axis, or (if all arrays have one) is a sum over the batch.

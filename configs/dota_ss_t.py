@@ -22,6 +22,7 @@ def get_config():
     config.num_epochs = 12  # upstream: max_epochs
     config.num_steps = 0  # if not 0, the length of the run instead of num_epochs
     config.batch_size_per_device = 2  # upstream: samples_per_gpu
+    config.accumulate_steps = 1  # micro-batches of that size whose gradients are averaged for one update
     config.checkpoint_every = 1000  # steps
     config.checkpoints_kept = 3
     config.eval_every = 5000  # steps; larger than the run: never, the end included
@@ -31,6 +32,9 @@ def get_config():
     config.init_new_classes = False  # whether a classifier of other classes may start anew with `init`
     config.ema_decay = 0.0  # 0: no average of the weights, as upstream
     config.max_skipped_steps = 20  # steps in a row without finite gradients after which the run stops
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
 
     config.model = ml_collections.ConfigDict()
     config.model.channels = (32, 64, 160, 256)  # upstream: embed_dims

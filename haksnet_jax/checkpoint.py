@@ -70,6 +70,16 @@ def fill(state, flat, *, what):
     return jax.tree_util.tree_unflatten(structure, [np.asarray(flat[name]) for name in names])
 
 
+def _alone():
+    """Options for Orbax where one host of several writes a model: it waits for no other."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    host = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host_{host}"
+    )
+
+
 def save_model(directory, arrays, model_info):
     """Writes a model alone, whole or not at all.
 
@@ -82,7 +92,7 @@ def save_model(directory, arrays, model_info):
     temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}"
     try:
         temporary.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             checkpointer.save(temporary / "state", unflatten({k: np.asarray(v) for k, v in arrays.items()}))
         (temporary / MODEL_FILE).write_text(json.dumps(model_info, indent=2) + "\n")
         if directory.exists():

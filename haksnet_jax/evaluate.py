@@ -33,7 +33,7 @@ def make_detect_step(graph, mesh, *, proposal_caps=None, detection_caps=None):
 
     Args:
       graph: graph definition of the model.
-      mesh: the batch is split over its axis `data`.
+      mesh: the batch is split over all its devices.
       proposal_caps, detection_caps: see `OrientedRCNN.detect`.
 
     Returns:
@@ -108,6 +108,7 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        variables = devices.gather(self._mesh, variables)  # once, not for every batch
         found = [None] * len(self._source)
         self.num_cut = 0
 
@@ -117,6 +118,8 @@ class Evaluator:
             for row, index in enumerate(rows["image_index"]):
                 if index < 0:  # fills up the last batch
                     continue
+                if found[index] is not None:
+                    raise RuntimeError(f"image {self._source.image_ids[index]} was evaluated twice")
                 valid = detections.valid[row]
                 self.num_cut += int(detections.num_cut[row])
                 found[index] = {
@@ -142,6 +145,7 @@ class Evaluator:
         if pending is not None:
             collect(*pending)
         batches.close()
+        # Every host has the whole list now, and with it the same figures.
         missing = [self._source.image_ids[i] for i, entry in enumerate(found) if entry is None]
         if missing:
             raise RuntimeError(f"{len(missing)} images were not evaluated, {missing[0]} first")

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from haksnet_jax.ops.anchors import inside_image
 from haksnet_jax.ops.box_coders import encode_delta_xywha, encode_midpoint_offset
 from haksnet_jax.ops.boxes import boxes_to_hboxes
+from haksnet_jax.ops.depthwise import over_mesh
 from haksnet_jax.ops.matching import match_anchors, match_proposals, sample
 from haksnet_jax.ops.rotated_iou import rotated_iou_matrix
 
@@ -45,7 +46,7 @@ def match_and_sample_anchors(key, anchors, ground_truth, *, num_samples=256, pos
       gt_index [B, A] int32 and Samples [B, num_samples].
     """
 
-    def one_image(key, boxes, valid, image_size):
+    def one_image(boxes, valid, image_size, key):
         matches = match_anchors(anchors, boxes_to_hboxes(boxes), valid, inside_image(anchors, image_size), **thresholds)
         samples = sample(
             key, matches.positive, matches.negative, num_samples=num_samples, positive_fraction=positive_fraction
@@ -53,7 +54,9 @@ def match_and_sample_anchors(key, anchors, ground_truth, *, num_samples=256, pos
         return matches.gt_index, samples
 
     keys = jax.random.split(key, ground_truth.boxes.shape[0])
-    return jax.vmap(one_image)(keys, ground_truth.boxes, ground_truth.valid, ground_truth.image_size)
+    return over_mesh(
+        jax.vmap(one_image), ground_truth.boxes, ground_truth.valid, ground_truth.image_size, keys, split=4
+    )
 
 
 def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta=1 / 9):
@@ -105,7 +108,7 @@ def match_and_sample_proposals(
       boxes [B, R, 5], gt_index [B, R] int32 and Samples [B, R] (its index counts objects first, then proposals).
     """
 
-    def one_image(key, boxes, valid, gt_boxes, gt_valid):
+    def one_image(boxes, valid, gt_boxes, gt_valid, key):
         matches = match_proposals(rotated_iou_matrix(boxes, gt_boxes), valid, gt_valid, positive_iou=positive_iou)
         # An object is its own match, whatever rounding says of the IoU with itself.
         candidates = jnp.concatenate([gt_boxes, boxes])
@@ -116,7 +119,9 @@ def match_and_sample_proposals(
         return candidates[samples.index], gt_index[samples.index], samples
 
     keys = jax.random.split(key, ground_truth.boxes.shape[0])
-    return jax.vmap(one_image)(keys, proposals.boxes, proposals.valid, ground_truth.boxes, ground_truth.valid)
+    return over_mesh(
+        jax.vmap(one_image), proposals.boxes, proposals.valid, ground_truth.boxes, ground_truth.valid, keys, split=5
+    )
 
 
 def roi_losses(logits, deltas, boxes, gt_index, samples, ground_truth, *, beta=1.0):

@@ -1,5 +1,9 @@
-"""The command that trains: python -m haksnet_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]"""
+"""The command that trains: python -m haksnet_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]
 
+On several hosts the same command is started on each; see docs/many_hosts.md.
+"""
+
+import logging as python_logging
 import os
 import sys
 
@@ -9,6 +13,16 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, see configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; a run that it holds is resumed. Default: runs/NAME_OF_THE_CONFIG."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "ADDRESS:PORT of host 0, for a run of several hosts that no cluster describes (and see docs)."
+)
+_NUM_HOSTS = flags.DEFINE_integer(
+    "num_hosts", None, "Processes of the run; 1 trains with this one alone, whatever the cluster says.", lower_bound=1
+)
+_HOST = flags.DEFINE_integer("host", None, "Number of this process, from 0.", lower_bound=0)
+_JOIN_TIMEOUT = flags.DEFINE_float(
+    "join_timeout", 300.0, "Seconds that hosts wait for each other at the start.", lower_bound=1.0
 )
 
 
@@ -21,19 +35,42 @@ def main(argv):
     # Orbax tells its whole inner life at this level.
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname or record.levelname != "INFO")
 
-    from haksnet_jax import checkpoint, devices  # (flags are checked before JAX is loaded)
+    from haksnet_jax import checkpoint, devices, files, hosts  # (flags are checked before JAX is loaded)
     from haksnet_jax.train import TrainingError, train_and_evaluate
 
     devices.enable_compilation_cache()
     config = _CONFIG.value
     workdir = _WORKDIR.value or os.path.join("runs", config.name)
+    membership = None
     try:
+        membership = hosts.find_membership(
+            _COORDINATOR.value, _NUM_HOSTS.value, _HOST.value, timeout=_JOIN_TIMEOUT.value
+        )
+        if membership is not None and membership.host:
+            # One host tells how it goes; of the others, what goes wrong there.
+            logging.set_verbosity(logging.WARNING)
+            logging.get_absl_handler().setFormatter(python_logging.Formatter(f"host {membership.host}: %(message)s"))
+        hosts.join(membership, hosts.facts_of(config, workdir), timeout=_JOIN_TIMEOUT.value)
         card = train_and_evaluate(config, workdir)
-    except (TrainingError, checkpoint.CheckpointError, ValueError, FileNotFoundError, NotADirectoryError) as error:
+    except (
+        TrainingError,
+        checkpoint.CheckpointError,
+        hosts.HostsError,
+        ValueError,
+        FileNotFoundError,
+        NotADirectoryError,
+    ) as error:
         if os.environ.get("HAKSNET_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}\n(HAKSNET_TRACEBACK=1 shows where)")
-    print(f"result card: {os.path.join(workdir, 'result.md')}")
+        message = f"error: {error}\n(HAKSNET_TRACEBACK=1 shows where)"
+        if membership is None:
+            sys.exit(message)
+        # At once: an orderly end would wait for the other hosts, which wait for this one.
+        print(f"host {membership.host}: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
+    if membership is not None and membership.host:
+        return
+    print(f"result card: {files.join(workdir, 'result.md')}")
     if "mean" in card and card["mean"]["AP50_voc12"] is not None:
         print(f"AP50 {card['mean']['AP50_voc12']:.3f}")
         picture = card.get("picture")

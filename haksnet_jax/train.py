@@ -1,6 +1,7 @@
 """The training loop, from top to bottom: data, model, optimiser, steps, checkpoints, evaluation, result card."""
 
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from etils import epath
 from flax import nnx
 
 import haksnet_jax
-from haksnet_jax import checkpoint, devices, evaluate, losses, optimizer
+from haksnet_jax import checkpoint, devices, evaluate, files, hosts, losses, optimizer
 from haksnet_jax.models.haksnet import BackboneSize
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.pipeline import loader
@@ -80,7 +81,7 @@ def create_state(config, num_classes, tx, mesh):
       mesh: of the run.
 
     Returns:
-      (graph definition of the model, TrainState replicated over the mesh).
+      (graph definition of the model, TrainState laid out as `devices.state_sharding` says).
     """
 
     key = jax.random.key(config.seed)
@@ -103,9 +104,9 @@ def create_state(config, num_classes, tx, mesh):
         )
 
     # Placed at once: a first step on state that is not yet on the mesh would compile a second time.
-    whole = devices.replicated(mesh)
-    params, stats = jax.device_put((nnx.as_pure(params), nnx.as_pure(stats)), whole)
-    return graph, jax.jit(create, out_shardings=whole)(params, stats)
+    params, stats = devices.place((nnx.as_pure(params), nnx.as_pure(stats)), devices.replicated(mesh))
+    layout = devices.state_sharding(mesh, jax.eval_shape(create, params, stats))
+    return graph, jax.jit(create, out_shardings=layout)(params, stats)
 
 
 def loss_settings(config):
@@ -128,32 +129,59 @@ def loss_settings(config):
     }
 
 
-def make_train_step(graph, tx, mesh, *, ema_decay, **settings):
+def make_train_step(graph, tx, mesh, *, ema_decay, accumulate_steps=1, **settings):
     """Compiles (at its first call) one step of training.
 
     Args:
       graph: graph definition of the model.
       tx: optax.GradientTransformation.
-      mesh: of the run; the batch is split over its axis `data`.
+      mesh: of the run; the batch is split over all its devices.
       ema_decay: of the average of the weights; 0 for none.
+      accumulate_steps: N, micro-batches whose gradients are averaged for one update. Each normalises by its own batch
+        statistics, which enter the running ones one after another, and divides its losses by its own samples.
       **settings: of `losses.detection_loss`.
 
     Returns:
-      (state, batch, learning_rate) -> (state, metrics). The state's memory is reused. The learning rate comes from
+      (state, batch, learning_rate) -> (state, metrics), where the arrays of the batch are [B, ...], or [N, B / N, ...]
+      where N is more than 1. The state's memory is reused. The learning rate comes from
       outside, so that another schedule is not another program to compile. Metrics are scalars: what `detection_loss`
       gives, `grad_norm`, and `finite`: whether the update was made.
     """
 
-    def train_step(state, batch, learning_rate):
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    whole = devices.replicated(mesh)
+
+    def micro_step(params, batch_stats, batch, key):
         ground_truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"], batch["image_size"])
 
         def loss_of(params):
-            model = nnx.merge(graph, params, state.batch_stats)
+            model = nnx.merge(graph, params, batch_stats)
             loss, metrics = losses.detection_loss(model, batch["image"], ground_truth, key, **settings)
             return loss, (metrics, nnx.as_pure(nnx.state(model, nnx.BatchStat)))
 
-        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, (metrics, new_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return gradients, new_stats, loss, metrics
+
+    def train_step(state, batch, learning_rate):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        # Put together once a step, where the compiler would look for a way to compute with parts.
+        params, batch_stats = jax.lax.with_sharding_constraint((state.params, state.batch_stats), whole)
+        if accumulate_steps == 1:
+            gradients, batch_stats, loss, metrics = micro_step(params, batch_stats, batch, key)
+        else:
+
+            def accumulate(carry, micro):
+                total, batch_stats = carry
+                gradients, batch_stats, loss, metrics = micro_step(params, batch_stats, *micro)
+                return (jax.tree.map(jnp.add, total, gradients), batch_stats), (loss, metrics)
+
+            (total, batch_stats), each = jax.lax.scan(
+                accumulate,
+                (jax.tree.map(jnp.zeros_like, params), batch_stats),
+                (batch, jax.random.split(key, accumulate_steps)),
+            )
+            gradients = jax.tree.map(lambda x: x / accumulate_steps, total)
+            loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), each)
+        gradients = jax.lax.with_sharding_constraint(gradients, devices.state_sharding(mesh, gradients))
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -168,7 +196,7 @@ def make_train_step(graph, tx, mesh, *, ema_decay, **settings):
         new = (params, batch_stats, opt_state, ema)
         old = (state.params, state.batch_stats, state.opt_state, state.ema)
         params, batch_stats, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        state = TrainState(
+        new_state = TrainState(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -178,10 +206,10 @@ def make_train_step(graph, tx, mesh, *, ema_decay, **settings):
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
-        return state, metrics | {"grad_norm": norm, "finite": finite}
+        new_state = jax.lax.with_sharding_constraint(new_state, devices.state_sharding(mesh, new_state))
+        return new_state, jax.lax.with_sharding_constraint(metrics | {"grad_norm": norm, "finite": finite}, whole)
 
-    whole = devices.replicated(mesh)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
+    return jax.jit(train_step, donate_argnums=0)
 
 
 def load_initial_weights(config, state, mesh):
@@ -218,11 +246,11 @@ def load_initial_weights(config, state, mesh):
         kept |= set(without_value)
     arrays = {name: value for name, value in arrays.items() if name in start and name not in kept}
     logging.info("%s: %d arrays loaded, %d keep their random start", directory, len(arrays), len(kept))
-    arrays |= {name: start[name] for name in kept}
+    arrays |= devices.gather(mesh, {name: start[name] for name in kept})
 
     def fill(target):
         filled = checkpoint.fill(target, arrays, what=directory)
-        return jax.device_put(filled, devices.replicated(mesh))
+        return devices.place(filled, devices.state_sharding(mesh, filled))
 
     params, stats = fill(state.params), fill(state.batch_stats)
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if state.ema else {}
@@ -284,11 +312,11 @@ def with_class_names(config):
     if config.data.class_names:
         return config
     beside_images = os.path.dirname(config.data.train.get("images_dir", ""))
-    files = [os.path.join(config.data.root, *folder, "classes.txt") for folder in ((), (beside_images,))]
-    found = next(filter(os.path.isfile, files), None)
+    places = [files.join(config.data.root, *folder, "classes.txt") for folder in ((), (beside_images,))]
+    found = next((place for place in places if epath.Path(place).exists()), None)
     if found is None:
         raise TrainingError(
-            f"data.class_names is empty, and there is no {files[0]} and no {files[1]}: write the names of the classes "
+            f"data.class_names is empty, and there is no {places[0]} and no {places[1]}: write the names of the classes "
             "into one of them, one a line, or set --config.data.class_names"
         )
     config = config.copy_and_resolve_references()
@@ -299,7 +327,7 @@ def with_class_names(config):
 
 def _check(config, mesh):
     """Finds before any time is spent what would end the run later."""
-    for name in ("batch_size_per_device", "checkpoint_every", "eval_every", "log_every"):
+    for name in ("batch_size_per_device", "accumulate_steps", "checkpoint_every", "eval_every", "log_every"):
         if config[name] < 1:
             raise TrainingError(f"{name}: expected at least 1, got {config[name]}")
     if any(side % 32 for side in config.data.image_size):
@@ -324,18 +352,19 @@ def train_and_evaluate(config, workdir):
     Raises:
       TrainingError, checkpoint.CheckpointError, ValueError, FileNotFoundError: with one sentence that says what to do.
     """
-    mesh = devices.data_mesh()
+    mesh = devices.data_mesh(fsdp=config.mesh.fsdp)
     config = with_class_names(config)
     _check(config, mesh)
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    hosts.require_same_folder(workdir)
     with jax.set_mesh(mesh):  # kernels that the compiler cannot split ask it for the devices' shares
         return _run(config, workdir, mesh)
 
 
 def _run(config, workdir, mesh):
     started = time.monotonic()
-    global_batch = config.batch_size_per_device * mesh.devices.size
+    global_batch = config.batch_size_per_device * mesh.devices.size * config.accumulate_steps
     host_batch = global_batch // jax.process_count()
     class_names = tuple(config.data.class_names)
     logging.info("haksnet_jax %s on %s, code %s", haksnet_jax.__version__, devices.hardware(), code_version())
@@ -345,7 +374,7 @@ def _run(config, workdir, mesh):
         settings = dict(settings)
         for name in ("directory", "images_dir", "labels_dir"):
             if settings.get(name) and config.data.root:
-                settings[name] = os.path.join(config.data.root, settings[name])
+                settings[name] = files.join(config.data.root, settings[name])
         if config.data.kind != "scenes":  # which have no small objects to leave out, and none that are empty
             more |= {"min_side": config.data.min_side}
         return open_source(config.data.kind, class_names, **settings, **more)
@@ -356,6 +385,14 @@ def _run(config, workdir, mesh):
         if config.data.kind == "folder":
             opened.check_images()
         logging.info("%s: %s", name, opened.summary())
+    hosts.require_same(
+        {
+            f"data.{name} (digest of its {len(opened)} image names)": hashlib.sha256(
+                "\n".join(map(str, opened.image_ids)).encode()
+            ).hexdigest()[:16]
+            for name, opened in (("train", train_source), ("val", val_source))
+        }
+    )
     shared = set(train_source.image_ids) & set(val_source.image_ids) if config.data.kind != "scenes" else ()
     if shared:
         logging.warning(
@@ -416,7 +453,10 @@ def _run(config, workdir, mesh):
         write_whole(workdir / checkpoint.MODEL_FILE, json.dumps(model_info(config), indent=2) + "\n")
         write_whole(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
 
-    train_step = make_train_step(graph, tx, mesh, ema_decay=config.ema_decay, **loss_settings(config))
+    train_step = make_train_step(
+        graph, tx, mesh,
+        ema_decay=config.ema_decay, accumulate_steps=config.accumulate_steps, **loss_settings(config),
+    )  # fmt: skip
     evaluator = evaluate.Evaluator(graph, val_source, config, mesh)
     log = RunLog(workdir, first_step, num_steps, global_batch)
 
@@ -430,6 +470,7 @@ def _run(config, workdir, mesh):
         num_workers=config.data.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        accumulate_steps=config.accumulate_steps,
         flip_probabilities=tuple(config.augment.flip_probabilities),
         rotation_probability=config.augment.rotation_probability,
         quarter_turn_classes=tuple(class_names.index(name) for name in config.augment.quarter_turn_classes),
@@ -450,7 +491,8 @@ def _run(config, workdir, mesh):
         waited = time.monotonic() - waited
         arrays = {name: batch[name] for name in ("image", "boxes", "labels", "valid", "image_size")}
         learning_rate = np.float32(schedule(step))
-        state, metrics = train_step(state, devices.place_batch(mesh, arrays), learning_rate)
+        placed = devices.place_batch(mesh, arrays, accumulate_steps=config.accumulate_steps)
+        state, metrics = train_step(state, placed, learning_rate)
         log.add(metrics, batch, waited)
         done = step + 1
         if done % config.log_every == 0 or done == num_steps or done == first_step + 1:
@@ -467,10 +509,13 @@ def _run(config, workdir, mesh):
             result = evaluator(variables, pictures=workdir / "pictures")
             log.evaluated(done, result, evaluator.pictures)
             figure = result.figures()["AP50_voc12"]
-            if figure is not None and figure > best and jax.process_index() == 0:
+            if figure is not None and figure > best:  # the same figure on all hosts
                 best = figure
+                variables = devices.gather(mesh, variables)
                 arrays = checkpoint.flatten(variables["params"]) | checkpoint.flatten(variables["batch_stats"])
-                checkpoint.save_model(workdir / "best", arrays, model_info(config) | {"step": done, **result.figures()})
+                info = model_info(config) | {"step": done, **result.figures()}
+                if jax.process_index() == 0:
+                    checkpoint.save_model(workdir / "best", arrays, info)
         if done % config.checkpoint_every == 0 or (done == num_steps and config.checkpoint_every <= num_steps):
             checkpoints.save(done, state, _position(done, global_batch, first_step, first_example))
     checkpoints.close()

@@ -50,7 +50,7 @@ def _tiny_config(**changes):
 def one_device(monkeypatch):
     """The loop takes all devices; these runs are of one, so that all share their compilations."""
     mesh_of = devices.data_mesh
-    monkeypatch.setattr(devices, "data_mesh", lambda chosen=None: mesh_of(chosen or jax.devices()[:1]))
+    monkeypatch.setattr(devices, "data_mesh", lambda chosen=None, **more: mesh_of(chosen or jax.devices()[:1], **more))
 
 
 def _batch(num_images, seed=0):

@@ -7,6 +7,7 @@ from flax import nnx
 from haksnet_jax.models.initializers import xavier_normal
 from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.ops.box_coders import decode_delta_xywha
+from haksnet_jax.ops.depthwise import over_mesh
 from haksnet_jax.ops.nms import nms_rotated
 from haksnet_jax.ops.roi_align import roi_levels, rotated_roi_align
 from haksnet_jax.structures import Detections
@@ -145,4 +146,7 @@ def select_detections(
 
     if scale is None:
         scale = jnp.ones((len(logits), 2), jnp.float32)
-    return jax.vmap(one_image)(logits, deltas, proposals.boxes, proposals.valid, image_size, scale)
+    # Each device for its own images: loops that end when all are done would make the devices wait for each other.
+    return over_mesh(
+        jax.vmap(one_image), logits, deltas, proposals.boxes, proposals.valid, image_size, scale, split=6
+    )

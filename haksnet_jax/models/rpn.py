@@ -10,6 +10,7 @@ from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.ops.anchors import level_shapes
 from haksnet_jax.ops.box_coders import decode_midpoint_offset
 from haksnet_jax.ops.boxes import boxes_to_hboxes
+from haksnet_jax.ops.depthwise import over_mesh
 from haksnet_jax.ops.nms import nms_horizontal
 from haksnet_jax.structures import Proposals
 
@@ -201,4 +202,5 @@ def select_proposals(
         boxes = jnp.pad(boxes.reshape(-1, 5)[index], ((0, padding), (0, 0)))
         return Proposals(boxes=boxes, scores=jax.nn.sigmoid(best), valid=best > -jnp.inf)
 
-    return jax.vmap(one_image)(logits, deltas)
+    # Each device for its own images: loops that end when all are done would make the devices wait for each other.
+    return over_mesh(jax.vmap(one_image), logits, deltas, split=2)

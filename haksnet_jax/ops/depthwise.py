@@ -75,7 +75,7 @@ def _depthwise_conv_backward(residuals, gradient):
     x_gradient = _convolve(gradient, kernel[::-1, ::-1])
     forms = {platform: functools.partial(weight_gradient, k=k) for platform, (_, weight_gradient) in _forms(k).items()}
     weight_gradient = functools.partial(jax.lax.platform_dependent, **forms)
-    return x_gradient, over_mesh(weight_gradient, x, gradient, split=2).astype(kernel.dtype)
+    return x_gradient, over_mesh(weight_gradient, x, gradient, split=2, summed=True).astype(kernel.dtype)
 
 
 depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
@@ -98,18 +98,21 @@ def _forms(k):
     }
 
 
-def over_mesh(function, *arrays, split):
+def over_mesh(function, *arrays, split, summed=False):
     """Runs `function` on every device of the ambient mesh with its share of the batch.
 
-    Without a mesh, inside shard_map, or where the devices do not divide the batch, this is `function(*arrays)`.
+    What is under it asks nothing of the other devices: a loop over images, which ends when the last of them is done,
+    ends on each device when its own are done. Without a mesh, inside shard_map, or where the devices do not divide the
+    batch, this is `function(*arrays)`.
 
     Args:
-      function: of the arrays; its result has a batch axis, or (if all arrays have one) is a sum over the batch.
+      function: of the arrays; its results all have a batch axis, or are all sums over the batch.
       *arrays: arrays; the first `split` have a leading batch axis, the others are the same on each device.
       split: how many arrays have a batch axis.
+      summed: whether the results are sums over the batch.
 
     Returns:
-      The result for the whole batch: sharded over the batch axis, or summed over the devices.
+      The results for the whole batch: sharded over the batch axis, or summed over the devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(
@@ -120,7 +123,6 @@ def over_mesh(function, *arrays, split):
     num_devices = math.prod(mesh.shape[name] for name in axes)
     if num_devices == 1 or arrays[0].shape[0] % num_devices:
         return function(*arrays)
-    summed = split == len(arrays)
     return jax.shard_map(
         lambda *shares: jax.lax.psum(function(*shares), axes) if summed else function(*shares),
         in_specs=(jax.P(axes),) * split + (jax.P(),) * (len(arrays) - split),

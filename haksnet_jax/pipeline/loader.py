@@ -1,8 +1,8 @@
 """Batches for training and evaluation, each process of a run reading its own part.
 
 The order of training is one endless stream of examples: every epoch a new permutation of the source, drawn from the
-seed, one after another. Global batch s is the s-th piece of the stream, and process p of P takes the rows p, p + P, ...
-of each piece. What happens to example g of the stream at random depends on the seed and g alone. So neither the number
+seed, one after another. Global batch s is the s-th piece of the stream (N pieces, where a batch is made of N
+micro-batches), and process p of P takes the p-th of P equal parts of each piece. What happens to example g of the stream at random depends on the seed and g alone. So neither the number
 of workers nor of processes changes what is trained on, and a position is one number: how many examples of the stream
 were given out.
 
@@ -69,8 +69,11 @@ def _padded_boxes(boxes, labels, max_boxes):
 class _TrainingRows:
     """Row i of this process's stream, augmented; random access, for grain."""
 
-    def __init__(self, source, *, seed, first, length, process_index, process_count, image_size, max_boxes, **augment):
+    def __init__(
+        self, source, *, seed, first, length, block, process_index, process_count, image_size, max_boxes, **augment
+    ):
         self.source = source
+        self.block = block  # rows that this process takes of each piece of the stream
         self.seed = seed
         self.first = first
         self.length = length
@@ -96,7 +99,8 @@ class _TrainingRows:
         return self.length
 
     def __getitem__(self, row):
-        position = self.first + int(row) * self.process_count + self.process_index
+        piece, row = divmod(int(row), self.block)
+        position = self.first + (piece * self.process_count + self.process_index) * self.block + row
         epoch, place = divmod(position, len(self.source))
         index = int(self._order(epoch)[place])
         example = self.source[index]
@@ -304,6 +308,7 @@ def train_batches(
     prefetch=2,
     process_index=0,
     process_count=1,
+    accumulate_steps=1,
 ):
     """Augmented batches in random order. An image that is left without boxes stays, as one of background.
 
@@ -330,6 +335,8 @@ def train_batches(
       prefetch: batches kept ready (by each worker).
       process_index: which of the processes of a run this is.
       process_count: how many there are.
+      accumulate_steps: micro-batches that a batch is made of, one after another in its rows; the examples of each are
+        then the same for any number of processes.
 
     Returns:
       Batches, an iterator with get_state, set_state and close.
@@ -357,6 +364,10 @@ def train_batches(
         raise ValueError(f"scale_range is a factor beside resize='fit', found resize='none' and {tuple(scale_range)}")
     if seed < 0 or first_example < 0:
         raise ValueError(f"expected seed >= 0 and first_example >= 0, found {seed} and {first_example}")
+    if accumulate_steps < 1 or batch_size % accumulate_steps:
+        raise ValueError(
+            f"a batch of {batch_size} rows a process cannot be made of accumulate_steps={accumulate_steps} equal parts"
+        )
     quarter_turn_labels = _labels_of(quarter_turn_classes, source.class_names)
     global_batch = batch_size * process_count
 
@@ -368,6 +379,7 @@ def train_batches(
             seed=seed,
             first=position,
             length=length,
+            block=batch_size // accumulate_steps,
             process_index=process_index,
             process_count=process_count,
             image_size=image_size,

@@ -1,0 +1,78 @@
+"""Files that appear whole or not at all, on disks and in buckets.
+
+On a disk, the content is written beside the file, forced to the disk and renamed. A bucket (`gs://...`) has no renaming
+that happens at once, but there an object appears with its whole content when its upload ends, and needs none.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+
+from etils import epath
+
+
+def is_bucket(path):
+    """Whether a path is one of a bucket (`gs://...`), where nothing is renamed."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path):
+    """The path itself where it is one of a bucket, else made absolute. Returns: epath.Path."""
+    path = epath.Path(path)
+    return path if is_bucket(path) else epath.Path(os.path.abspath(path))
+
+
+def join(*parts):
+    """`os.path.join`, in which a bucket counts as absolute. Returns: str."""
+    for place in range(len(parts) - 1, 0, -1):
+        if is_bucket(parts[place]):
+            parts = parts[place:]
+            break
+    return os.path.join(*parts)
+
+
+@contextlib.contextmanager
+def whole(path):
+    """Gives a path on a disk of this machine to write to; at the end the content is the file's, whole.
+
+    Where the body raises, nothing is left, and a file that was there before stays.
+
+    Args:
+      path: of the file, on a disk or in a bucket; its folder exists. The temporary file has its suffix.
+
+    Yields:
+      pathlib.Path, not there yet.
+    """
+    path = epath.Path(path)
+    if is_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = pathlib.Path(folder) / path.name
+            yield temporary
+            with open(temporary, "rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, 2**24)
+        return
+    # The suffix stays, since writers choose the format by it; the name is this process's alone.
+    temporary = pathlib.Path(path.parent, f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path, data):
+    """Writes a file whole or not at all. Args: path, on a disk or in a bucket; data, bytes."""
+    if is_bucket(path):
+        epath.Path(path).write_bytes(data)
+        return
+    with whole(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path, text):
+    """Writes a text file in UTF-8 whole or not at all. Args: path, on a disk or in a bucket; text."""
+    write_bytes(path, text.encode())

@@ -2,10 +2,9 @@
 
 `compiled.cost_analysis()` counts the body of a loop once, whatever its length; a stage of scanned blocks would cost as
 much as one block. Here each body counts as often as it runs. Instructions inside fusions count towards operations,
-those outside towards bytes, and collectives are listed.
+those outside towards bytes, and collectives are listed. Of a conditional, the first branch counts.
 """
 
-import collections
 import functools
 import math
 import re
@@ -192,6 +191,7 @@ class _Program:
         self.computations, self.entry = parse(text)
         self.named = {name: {i.name: i for i in body} for name, body in self.computations.items()}
         self.unknown = 0
+        self._reads = {}
 
     def called(self, instruction, key):
         found = re.search(rf"\b{key}=%?([\w.\-]+)", instruction.rest)
@@ -199,6 +199,8 @@ class _Program:
 
     def trips(self, loop, scope):
         """How often a loop runs, or None: the condition is `counter < constant`, counted up by one from a constant."""
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):  # the CPU compiler says it
+            return int(known.group(1))
         condition = self.called(loop, "condition")
         names = self.named[condition]
         root = next(i for i in self.computations[condition] if i.is_root)
@@ -211,8 +213,27 @@ class _Program:
             root = inner
         if root.opcode != "compare" or "direction=LT" not in root.rest or len(operands) != 2:
             return None
+        if not self._kept(operands[1], self.called(loop, "body")):
+            return None
         start, limit = (self._constant(operand, loop, scope) for operand in operands)
         return None if start is None or limit is None else max(limit - start, 0)
+
+    def _kept(self, instruction, body):
+        """Whether a value in a loop's condition stays what it is: no part of the state, or one handed on."""
+        if instruction.opcode != "get-tuple-element":
+            return True
+        names = self.named[body]
+        index = re.search(r"index=(\d+)", instruction.rest).group(1)
+        root = next(i for i in self.computations[body] if i.is_root)
+        if root.opcode != "tuple":
+            return False
+        one = names[root.operands[int(index)]]
+        while one.opcode in ("copy", "bitcast"):
+            one = names[one.operands[0]]
+        state = names[one.operands[0]].opcode if one.operands else None
+
+        same = re.search(rf"index={index}\b", one.rest) is not None
+        return one.opcode == "get-tuple-element" and state == "parameter" and same
 
     def _constant(self, instruction, loop, scope):
         """Value of a constant, or of the loop's state as it starts."""
@@ -288,43 +309,59 @@ class _Program:
 
     def _fusion_traffic(self, instruction, arrays):
         name = self.called(instruction, "calls")
-        body, names = self.computations[name], self.named[name]
-        uses = collections.defaultdict(list)
-        for inner in body:
-            for i, operand in enumerate(inner.operands):
-                uses[operand].append((inner, i))
-        read, updated = 0, set()
-        for inner in body:
-            if inner.opcode != "parameter":
-                continue
-            outer = arrays[int(inner.inside)]
-            if outer is None or outer.on_chip:
-                continue
-            using = list(uses[inner.name])
-            for use, _ in using:
-                if use.opcode == "bitcast":
-                    using.extend(uses[use.name])
-            kinds = {(use.opcode, i) for use, i in using if use.opcode != "bitcast"}
-            if kinds and kinds <= {("dynamic-slice", 0), ("slice", 0), ("gather", 0)}:
-                size = sum(use.arrays[0].num_bytes for use, _ in using if use.opcode != "bitcast")
-                read += min(size, outer.num_bytes)
-            elif kinds == {("dynamic-update-slice", 0)}:
-                updated.add(inner.name)
-            else:
-                read += outer.num_bytes
-        root = next(inner for inner in body if inner.is_root)
-        roots = [names[operand] for operand in root.operands] if root.opcode == "tuple" else [root]
-        written = 0
-        for one, array in zip(roots, instruction.arrays, strict=False):
-            for _ in range(8):
-                if one.opcode != "bitcast":
-                    break
-                one = names[one.operands[0]]
-            if array.on_chip:
-                continue
-            in_place = one.opcode == "dynamic-update-slice"
-            written += min(names[one.operands[1]].arrays[0].num_bytes, array.num_bytes) if in_place else array.num_bytes
-        return read + written
+        read = 0
+        for inner in self.computations[name]:
+            if inner.opcode == "parameter":
+                outer = arrays[int(inner.inside)]
+                if outer is not None and not outer.on_chip:
+                    read += min(self._read(name, inner.name, outer.num_bytes), outer.num_bytes)
+        return read + sum(
+            0 if array.on_chip else min(self._written(name, i, array.num_bytes), array.num_bytes)
+            for i, array in enumerate(instruction.arrays)
+        )
+
+    def _read(self, name, array, whole):
+        """Bytes that a fused computation reads of one of its arrays: all, or the parts that it takes out."""
+        if (name, array) not in self._reads:
+            size = 0
+            for use in self.computations[name]:
+                for i, operand in enumerate(use.operands):
+                    if operand != array or size is None:
+                        continue
+                    if use.opcode in ("dynamic-slice", "slice", "gather"):
+                        size += use.arrays[0].num_bytes if i == 0 else 0
+                    elif use.opcode == "dynamic-update-slice" and i == 0:
+                        pass  # changed in place
+                    elif use.opcode == "bitcast":
+                        part = self._read(name, use.name, None)
+                        size = None if part is None else size + part
+                    elif use.opcode == "fusion":
+                        called = self.called(use, "calls")
+                        inner = next(
+                            one.name
+                            for one in self.computations[called]
+                            if one.opcode == "parameter" and int(one.inside) == i
+                        )
+                        part = self._read(called, inner, None)
+                        size = None if part is None else size + part
+                    else:
+                        size = None
+            self._reads[name, array] = size
+        size = self._reads[name, array]
+        return whole if size is None else size
+
+    def _written(self, name, index, whole):
+        """Bytes that a fused computation writes of its result of that index: all, or the part that it updates."""
+        one = next(inner for inner in self.computations[name] if inner.is_root)
+        if one.opcode == "tuple":
+            one = self.named[name][one.operands[index]]
+        while one.opcode == "bitcast":
+            one = self.named[name][one.operands[0]]
+        if one.opcode == "dynamic-update-slice":
+            return self.named[name][one.operands[1]].arrays[0].num_bytes
+        if one.opcode == "fusion" and len(one.arrays) == 1:
+            return self._written(self.called(one, "calls"), 0, whole)
+        return whole
 
     def walk(self, name, times, visit):
         """Calls visit(instruction, names of its computation, how often it runs) for all outside fusions."""
@@ -338,8 +375,10 @@ class _Program:
                 self.walk(self.called(instruction, "body"), times * trips, visit)
             elif instruction.opcode == "conditional":
                 branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
-                found = branches.group(1) if branches else " ".join(
-                    self.called(instruction, f"{truth}_computation") or "" for truth in ("true", "false")
+                found = (
+                    branches.group(1)
+                    if branches
+                    else " ".join(self.called(instruction, f"{truth}_computation") or "" for truth in ("true", "false"))
                 )
                 for branch in re.findall(r"[\w.\-]+", found)[:1]:
                     self.walk(branch, times, visit)

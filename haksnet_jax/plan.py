@@ -1,10 +1,10 @@
 """What a run needs on devices that are not here: memory, operations, traffic, collectives and time of a training step.
 
-    python -m haksnet_jax.plan --config=configs/dota_ms.py --topology=v5e:16x16 [--batch-per-device=N] [--images=N]
+    python -m haksnet_jax.plan --config=configs/dota_ms.py --topology=v5e:16x16 [--batch_per_device=N] [--images=N]
 
 For a TPU slice the true training step is compiled by the TPU compiler (the package `libtpu`, on any x86 machine with
-Linux); only a run itself could tell more. For GPUs, whose compiler needs the GPU, the step is compiled for this
-machine's processor and the figures are an estimate. Exit status 1: does not fit, or a mistake of use.
+Linux). For GPUs, whose compiler needs the GPU, the step is compiled for this machine's processor where it has no GPU,
+and the figures are an estimate. Exit status 1: does not fit, or a mistake of use.
 """
 
 import json
@@ -23,7 +23,10 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "TPU slice as v5e:16x16, v5p:4x4x4 or v6e:16x16, or GPUs as h100:8 (an estimate)."
 )
 _BATCH = flags.DEFINE_integer(
-    "batch_per_device", 0, "Images a device and step; 0: the most that fit, found with a few compilations.", lower_bound=0
+    "batch_per_device",
+    0,
+    "Images a device and step; 0: the most that fit, found with a few compilations.",
+    lower_bound=0,
 )
 _IMAGES = flags.DEFINE_integer("images", 0, "Training images, for the figures of an epoch.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "File that the figures are written to as well.")
@@ -56,8 +59,8 @@ class Chip(NamedTuple):
 # their memory (JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says more).
 CHIPS = {
     "v5e": Chip(15.75 * 2**30, 819e9, 197e12, 6.1e12, 200e9, 1.5e9),
-    "v5p": Chip(95.74 * 2**30, 2765e9, 459e12, 14.3e12, 600e9, 1.75e9),
-    "v6e": Chip(31.25 * 2**30, 1640e9, 918e12, 7.2e12, 400e9, 1.75e9),
+    "v5p": Chip(95.73 * 2**30, 2765e9, 459e12, 14.3e12, 600e9, 1.75e9),
+    "v6e": Chip(31.24 * 2**30, 1640e9, 918e12, 7.2e12, 400e9, 1.75e9),
     "a100": Chip(0.9 * 80e9, 2039e9, 312e12, 19.5e12, 300e9, 0),
     "h100": Chip(0.9 * 80e9, 3350e9, 989e12, 67e12, 450e9, 0),
     "h200": Chip(0.9 * 141e9, 4800e9, 989e12, 67e12, 450e9, 0),
@@ -83,6 +86,14 @@ class Topology(NamedTuple):
     def num_devices(self):
         """Number of chips."""
         return math.prod(self.sides)
+
+
+class Lowered(NamedTuple):
+    """A traced training step (`program`, jax.stages.Lowered) and the bytes of its whole state and of its parameters."""
+
+    program: object
+    state: float
+    params: float
 
 
 class Step(NamedTuple):
@@ -117,7 +128,9 @@ def parse_topology(name):
 
 
 def topology_mesh(topology):
-    """The mesh over the devices of a slice that is not here; for GPUs one of this machine's processors.
+    """The mesh over the devices of a slice that is not here.
+
+    For GPUs: over those of this machine where it has enough of them, else one device of this machine.
 
     Raises:
       PlanError: no TPU compiler, or it knows no such slice.
@@ -127,7 +140,9 @@ def topology_mesh(topology):
     from haksnet_jax import devices
 
     if not topology.is_tpu:
-        return devices.data_mesh(jax.devices()[:1])
+        here = jax.devices()
+        enough = here[0].platform == "gpu" and len(here) >= topology.num_devices
+        return devices.data_mesh(here[: topology.num_devices] if enough else here[:1])
     # What the TPU runtime would ask the machine it expects to run on.
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -155,7 +170,7 @@ def topology_mesh(topology):
 
 
 def lower_step(config, mesh, batch_per_device):
-    """The training step of a configuration, traced for a mesh and not compiled. No array is made.
+    """The training step of a configuration, traced for a mesh and not compiled.
 
     Args:
       config: the experiment, with class names.
@@ -163,7 +178,7 @@ def lower_step(config, mesh, batch_per_device):
       batch_per_device: images a device.
 
     Returns:
-      (jax.stages.Lowered, bytes of the state on each device).
+      Lowered.
     """
     import jax
     import jax.numpy as jnp
@@ -177,17 +192,12 @@ def lower_step(config, mesh, batch_per_device):
         betas=tuple(config.optimizer.betas),
         clip_norm=config.optimizer.clip_norm,
     )
-    graphs = []
-
-    def create():
-        graph, state = train.create_state(config, len(config.data.class_names), tx, mesh)
-        graphs.append(graph)
-        return state
-
+    # Made for real, on this machine's processor, which takes seconds: the state is the one of a run by construction.
+    here = devices.data_mesh(jax.local_devices(backend="cpu")[:1])
+    graph, made = train.create_state(config, len(config.data.class_names), tx, here)
+    whole = devices.replicated(mesh)
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), made)
     with jax.set_mesh(mesh):
-        whole = devices.replicated(mesh)
-        shapes = jax.eval_shape(create)
-        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
         num_images, max_boxes = batch_per_device * mesh.devices.size, config.data.max_boxes
         split = NamedSharding(mesh, P("data"))
         batch = {
@@ -201,15 +211,22 @@ def lower_step(config, mesh, batch_per_device):
             )
         }
         learning_rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-        step = train.make_train_step(
-            graphs[0], tx, mesh, ema_decay=config.ema_decay, **train.loss_settings(config)
-        )
+        step = train.make_train_step(graph, tx, mesh, ema_decay=config.ema_decay, **train.loss_settings(config))
         lowered = step.lower(state, batch, learning_rate)
-    return lowered, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    return Lowered(lowered, _num_bytes(state), _num_bytes(state.params))
 
 
-def compile_lowered(lowered):
-    """Compiles a step.
+def _num_bytes(tree):
+    import jax
+
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def compile_lowered(program):
+    """Compiles a traced step.
+
+    Args:
+      program: jax.stages.Lowered.
 
     Returns:
       (bytes of memory a device, compiled_cost.Cost, {"flops", "bytes accessed"}); for a program that the TPU compiler
@@ -218,9 +235,9 @@ def compile_lowered(lowered):
     from haksnet_jax import compiled_cost
 
     try:
-        compiled = lowered.compile()
+        compiled = program.compile()
     except Exception as error:  # (its type is private to JAX)
-        needed = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
+        needed = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds available HBM)", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not needed:
             raise
         return float(needed.group(1)) * 2 ** (10 * (1 + "KMGT".index(needed.group(2)))), None, {}
@@ -240,12 +257,25 @@ def compile_lowered(lowered):
     )
 
 
-def compile_step(config, mesh, batch_per_device):
-    """Traces and compiles the training step. Args: as of `lower_step`. Returns: Step."""
+def compile_step(config, mesh, batch_per_device, *, num_devices=None):
+    """Traces and compiles the training step.
+
+    Args:
+      config, mesh, batch_per_device: as of `lower_step`.
+      num_devices: of the run, where the mesh has fewer: the exchange of the gradients is then added.
+
+    Returns:
+      Step.
+    """
+    from haksnet_jax import compiled_cost
+
     began = time.monotonic()
-    lowered, state = lower_step(config, mesh, batch_per_device)
-    memory, cost, analysis = compile_lowered(lowered)
-    return Step(batch_per_device, memory, state, cost, analysis, time.monotonic() - began)
+    lowered = lower_step(config, mesh, batch_per_device)
+    memory, cost, analysis = compile_lowered(lowered.program)
+    if cost is not None and num_devices and num_devices > mesh.devices.size:
+        exchange = compiled_cost.Collective("all-reduce", lowered.params, 1)
+        cost = cost._replace(collectives=[*cost.collectives, exchange])
+    return Step(batch_per_device, memory, lowered.state, cost, analysis, time.monotonic() - began)
 
 
 def largest_fitting(compile_at, limit, first):
@@ -355,7 +385,7 @@ def schedule(config, global_batch, num_images):
     return result
 
 
-def figures(config, topology, step, *, num_images=0, is_largest=False):
+def figures(config, topology, step, *, num_images=0, is_largest=False, is_estimate=False):
     """All figures of a plan as one dict of plain values (see the printed table for their meaning)."""
     limit = topology.chip.memory
     global_batch = step.batch_per_device * topology.num_devices
@@ -363,7 +393,7 @@ def figures(config, topology, step, *, num_images=0, is_largest=False):
         "config": config.name,
         "topology": topology.name,
         "num_devices": topology.num_devices,
-        "estimate": not topology.is_tpu,
+        "estimate": is_estimate,
         "batch_per_device": step.batch_per_device,
         "is_largest": is_largest,
         "global_batch": global_batch,
@@ -484,12 +514,15 @@ def make_plan(config, topology, *, batch_per_device=0, num_images=0):
     mesh = topology_mesh(topology)
     is_largest = False
     if batch_per_device:
-        step = compile_step(config, mesh, batch_per_device)
+        step = compile_step(config, mesh, batch_per_device, num_devices=topology.num_devices)
     else:
         step, is_largest = largest_fitting(
-            lambda batch: compile_step(config, mesh, batch), topology.chip.memory, config.batch_size_per_device
+            lambda batch: compile_step(config, mesh, batch, num_devices=topology.num_devices),
+            topology.chip.memory,
+            config.batch_size_per_device,
         )
-    return figures(config, topology, step, num_images=num_images, is_largest=is_largest)
+    is_estimate = not topology.is_tpu and mesh.devices.flat[0].platform != "gpu"
+    return figures(config, topology, step, num_images=num_images, is_largest=is_largest, is_estimate=is_estimate)
 
 
 def main(argv):
@@ -498,7 +531,9 @@ def main(argv):
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setFormatter(None)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # chips that are here are not needed, and may be in use
+    # For TPUs, chips that are here are not needed and may be in use; for GPUs, those that are here are.
+    has_gpus = not (_TOPOLOGY.value or "").startswith(_TPUS) and os.path.exists("/dev/nvidia0")
+    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if has_gpus else "cpu")
 
     from haksnet_jax import devices
     from haksnet_jax.results.card import write_whole
@@ -507,9 +542,7 @@ def main(argv):
     devices.enable_compilation_cache()
     try:
         topology = parse_topology(_TOPOLOGY.value)
-        found = make_plan(
-            _CONFIG.value, topology, batch_per_device=_BATCH.value, num_images=_IMAGES.value
-        )
+        found = make_plan(_CONFIG.value, topology, batch_per_device=_BATCH.value, num_images=_IMAGES.value)
         if _JSON.value:
             write_whole(_JSON.value, json.dumps(found, indent=2) + "\n")
     except (PlanError, TrainingError, ValueError, OSError) as error:

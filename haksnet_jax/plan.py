@@ -103,6 +103,7 @@ class Step(NamedTuple):
       batch_per_device: images a device.
       memory: bytes a device; more than it has where the step does not fit.
       state: bytes of them for parameters, statistics and optimiser.
+      params: bytes of the parameters alone.
       cost: compiled_cost.Cost of one device, or None where the step does not fit.
       cost_analysis: the compiler's own {"flops", "bytes accessed"}, which count the body of a loop once.
       seconds: spent compiling.
@@ -111,6 +112,7 @@ class Step(NamedTuple):
     batch_per_device: int
     memory: float
     state: float
+    params: float
     cost: object
     cost_analysis: dict
     seconds: float
@@ -275,7 +277,7 @@ def compile_step(config, mesh, batch_per_device, *, num_devices=None):
     if cost is not None and num_devices and num_devices > mesh.devices.size:
         exchange = compiled_cost.Collective("all-reduce", lowered.params, 1)
         cost = cost._replace(collectives=[*cost.collectives, exchange])
-    return Step(batch_per_device, memory, lowered.state, cost, analysis, time.monotonic() - began)
+    return Step(batch_per_device, memory, lowered.state, lowered.params, cost, analysis, time.monotonic() - began)
 
 
 def largest_fitting(compile_at, limit, first):

@@ -541,9 +541,10 @@ def main(argv):
     from haksnet_jax.results.card import write_whole
     from haksnet_jax.train import TrainingError
 
-    devices.enable_compilation_cache()
     try:
         topology = parse_topology(_TOPOLOGY.value)
+        if not topology.is_tpu:  # programs for chips that are not here are written to it and cannot be read back
+            devices.enable_compilation_cache()
         found = make_plan(_CONFIG.value, topology, batch_per_device=_BATCH.value, num_images=_IMAGES.value)
         if _JSON.value:
             write_whole(_JSON.value, json.dumps(found, indent=2) + "\n")

@@ -1,44 +1,104 @@
-"""Trains, predicts image files with what was trained, scores them: do the commands agree, and how long do they take?
+"""Trains, predicts the validation's image files with what was trained, and scores them. Do the commands agree?
 
     python benchmarks/learn.py --config=configs/ssdd.py --root=DIR --out=DIR [--config.seed=1 ...]
 
-The root holds `val/images` and `val/labelTxt` in DOTA's format. `--out` receives the run (in `run/`, resumable), the
-predictions in bfloat16 and in float32, the scores, `learn.json` (seconds of each command, both average precisions and
-their difference, how many detections of one precision have no counterpart in the other), and
-`learn.tar.gz` with what one wants to keep of a machine that goes away: cards, curves, figures and two sheets of drawn
-images, the worst ones and others. Exit status 1 if a command fails or the two AP50 differ by more than 0.005.
+The configuration is one that reads folders; what else is given goes to the training command. The run itself (weights,
+events, predictions) stays in --workdir. `--out` gets what one wants to keep of a machine that goes away, a few MB:
+
+    result.json, result.md, metrics.jsonl, curves.png    of the training
+    scores.json, precision_recall.png                    of the predicted files
+    best.jpg, worst.jpg                                  images of the validation, drawn
+    learn.json     arguments, seconds of each step, average precision in training beside that of the files
+
+All of it is there before the last step, which predicts in the other precision too and counts the detections that have
+no counterpart there. `python benchmarks/compare_runs.py` puts several such folders into one table.
+
+Exit status: 0 done; 1 a command failed, or the AP50 of the files is not that of the training within 0.005.
 """
 
 import argparse
-import importlib
 import json
+import math
+import os
 import pathlib
+import shlex
+import shutil
 import subprocess
 import sys
-import tarfile
 import time
 
 import cv2
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
+
+from haksnet_jax.evaluate import evaluate_files
 from haksnet_jax.parity.rows import Found, Limits, match_boxes
-from haksnet_jax.results.visualize import contact_sheet
+from haksnet_jax.results import dota, mean_ap, visualize
+from haksnet_jax.results.card import write_whole
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # configs/ belongs to the checkout
-
-# Fitted images go through float32 positions twice, and predictions are stored with few digits: a detection at a
-# threshold may change sides.
+# Training's evaluation looks at many images at once and `predict` at one: in bfloat16 other sums are rounded, and a
+# detection at a threshold changes sides. One detection of 240 ships is 0.004.
 TOLERANCE = 0.005
+SHEET_BYTES = 1_000_000
+SHEET_IMAGES, SHEET_COLUMNS, SHEET_CELL = 9, 3, 560
 
 
 def run(command):
-    """Runs a command of the package. Returns: seconds; ends the program with the command's status if it fails."""
-    print("+ " + " ".join(command), flush=True)
+    """Runs a command of the package; ends this program with its status if it fails. Returns: seconds."""
+    print("+ python -m " + " ".join(command), flush=True)
     start = time.perf_counter()
-    status = subprocess.run([sys.executable, "-m", *command]).returncode
+    search = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
+    status = subprocess.run([sys.executable, "-m", *command], env={**os.environ, "PYTHONPATH": search}).returncode
     if status:
-        sys.exit(status)
+        sys.exit(f"error: {command[0]} ended with status {status}")
     return round(time.perf_counter() - start, 1)
+
+
+def run_settings(workdir):
+    """What a finished run says of itself.
+
+    Returns:
+      dict: "images" and "labels", folders of the validation split; "score", the lowest one; "precision".
+    """
+    config = json.loads((workdir / "config.json").read_text())
+    root, val = pathlib.Path(config["data"]["root"]), config["data"]["val"]
+    return {
+        "images": root / val["images_dir"],
+        "labels": root / val["labels_dir"],
+        "score": config["detection"]["score_threshold"],
+        "precision": config["model"]["dtype"],
+    }
+
+
+def predict(workdir, settings, precision):
+    """Predicts the validation's files as training evaluates them. Returns: (detections.json, seconds)."""
+    folder = workdir / f"predictions_{precision}"
+    seconds = run(
+        ["haksnet_jax.predict", f"--checkpoint={workdir}", f"--images={settings['images']}", f"--output={folder}"]
+        + ["--resize=fit", "--pad=full", f"--precision={precision}", f"--score={settings['score']}", "--no-drawings"]
+    )
+    return folder / "detections.json", seconds
+
+
+def compare(trained, scored):
+    """Average precision of the training's evaluation beside that of the files.
+
+    Args:
+      trained, scored: {name: AP or None}.
+
+    Returns:
+      {name: {"training", "files", "difference", "equal_digits"}}: digits behind the point to which the two are equal,
+      15 where there is no difference.
+    """
+    rows = {}
+    for name, value in scored.items():
+        if value is None or trained.get(name) is None:
+            continue
+        difference = value - trained[name]
+        digits = 15 if difference == 0 else min(15, max(0, math.floor(-math.log10(abs(difference)))))
+        rows[name] = {"training": trained[name], "files": value, "difference": difference, "equal_digits": digits}
+    return rows
 
 
 def without_counterpart(first, second, score=0.3):
@@ -49,7 +109,7 @@ def without_counterpart(first, second, score=0.3):
       score: lowest score of those of `first` that are looked for.
 
     Returns:
-      (how many have none, how many were looked for).
+      {"without_counterpart", "of"}: how many have none, how many were looked for.
     """
     found = []
     for path in (first, second):
@@ -67,75 +127,95 @@ def without_counterpart(first, second, score=0.3):
         )
         missing += len(match_boxes(ours, theirs, Limits(score=0.02, iou=0.95, pixels=0.0))[1])
         total += len(ours.boxes)
-    return missing, total
+    return {"without_counterpart": missing, "of": total}
 
 
-def write_sheet(path, files):
-    """Draws at most 16 image files side by side. Args: path, a JPEG; files."""
-    pictures = [cv2.imread(str(file))[..., ::-1] for file in files[:16]]
-    if pictures:
-        sheet = contact_sheet(pictures, [file.stem for file in files[:16]], cell=420)
-        cv2.imwrite(str(path), sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+def write_sheets(out, predictions, settings, class_names):
+    """Draws `worst.jpg`, the images with most errors, and `best.jpg`, those with most objects among those with fewest.
+
+    Args:
+      out: folder.
+      predictions: a detections.json.
+      settings: of `run_settings`.
+      class_names: the classes.
+    """
+    detections, labels, _ = evaluate_files(predictions, settings["labels"], class_names)
+    files = {dota.image_stem(path.name): path for path in settings["images"].iterdir() if dota.is_image_file(path)}
+    errors = dict.fromkeys(labels, 0)
+    errors |= dict(mean_ap.analyse_errors(detections, labels, class_names).worst_images(len(labels)))
+    objects = {name: len(one["labels"]) for name, one in labels.items()}
+    nothing = {"boxes": np.zeros((0, 5)), "scores": np.zeros(0), "labels": np.zeros(0, int)}
+    worst = sorted(errors, key=lambda name: (-errors[name], -objects[name]))
+    best = sorted(errors, key=lambda name: (errors[name], -objects[name]))
+    for file_name, names in (("worst.jpg", worst[:SHEET_IMAGES]), ("best.jpg", best[:SHEET_IMAGES])):
+        drawn = [
+            visualize.draw_comparison(
+                cv2.imread(str(files[name]))[..., ::-1],
+                detections.get(name, nothing),
+                labels[name],
+                class_names,
+                side=SHEET_CELL,
+            )
+            for name in names
+        ]
+        captions = [f"{name}: {objects[name]} labelled, {errors[name]} errors" for name in names]
+        sheet = visualize.contact_sheet(drawn, captions, columns=SHEET_COLUMNS, cell=SHEET_CELL)
+        for quality in (85, 70, 55, 40, 25):  # speckle does not compress well
+            data = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+            if len(data) <= SHEET_BYTES:
+                break
+        (out / file_name).write_bytes(data)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, help="file of configs/ that trains on folders")
-    parser.add_argument("--root", required=True, type=pathlib.Path, help="folder with train/ and val/")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write to")
-    parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float32"), help="of training")
-    arguments, overrides = parser.parse_known_args()
-    out = arguments.out
+    parser.add_argument("--root", required=True, type=pathlib.Path, help="folder that the data's paths are in")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for what is to be kept")
+    parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run; default: runs/NAME_OF_OUT")
+    arguments, overrides = parser.parse_known_args(argv)
+    out, workdir = arguments.out, arguments.workdir or pathlib.Path("runs") / arguments.out.resolve().name
     out.mkdir(parents=True, exist_ok=True)
-    config = importlib.import_module(".".join(pathlib.Path(arguments.config).with_suffix("").parts)).get_config()
-    workdir, scores = out / "run", out / "scores"
-    images, labels = arguments.root / "val" / "images", arguments.root / "val" / "labelTxt"
+    report = {"arguments": shlex.join([f"--config={arguments.config}", *overrides]), "seconds": {}}
+    seconds = report["seconds"]
 
-    seconds = {}
     seconds["train"] = run(
         ["haksnet_jax.main", f"--config={arguments.config}", f"--config.data.root={arguments.root}"]
         + [f"--workdir={workdir}", *overrides]
     )
-    by_precision = {}
-    for precision in ("bfloat16", "float32"):
-        folder = out / f"predictions_{precision}"
-        by_precision[precision] = folder / "detections.json"
-        seconds[f"predict_{precision}"] = run(
-            ["haksnet_jax.predict", f"--checkpoint={workdir}", f"--images={images}", f"--output={folder}"]
-            + ["--resize=fit", "--pad=full", f"--precision={precision}", f"--score={config.detection.score_threshold}"]
-        )
-    rounding = [
-        dict(zip(("without_counterpart", "of"), without_counterpart(*files), strict=True))
-        for files in (tuple(by_precision.values()), tuple(by_precision.values())[::-1])
-    ]
+    for name in ("result.json", "result.md", "metrics.jsonl", "curves.png"):
+        shutil.copy(workdir / name, out)
+    if not (workdir / "best" / "model.json").exists():
+        sys.exit("error: the run kept no weights of a best evaluation; is config.eval_every larger than the run?")
+    settings = run_settings(workdir)
+    predictions, seconds["predict"] = predict(workdir, settings, settings["precision"])
+    scores = workdir / "scores"
     seconds["evaluate"] = run(
-        ["haksnet_jax.evaluate", f"--predictions={by_precision[arguments.precision]}", f"--labels={labels}"]
-        + [f"--images={images}", f"--json={out / 'scores.json'}", f"--output={scores}"]
+        ["haksnet_jax.evaluate", f"--predictions={predictions}", f"--labels={settings['labels']}"]
+        + [f"--json={out / 'scores.json'}", f"--output={scores}", "--worst=0"]
     )
+    shutil.copy(scores / "precision_recall.png", out)
+    best = json.loads((workdir / "best" / "model.json").read_text())
+    report |= {"best_step": best["step"], "precision": settings["precision"]}
+    report["average_precision"] = compare(best, json.loads((out / "scores.json").read_text())["mean"])
+    write_sheets(out, predictions, settings, best["class_names"])
+    write_whole(out / "learn.json", json.dumps(report, indent=2) + "\n")
+    for name, row in report["average_precision"].items():
+        print(
+            f"{name}: training {row['training']:.6f}, files {row['files']:.6f}, equal to {row['equal_digits']} digits"
+        )
 
-    trained = json.loads((workdir / "best" / "model.json").read_text())
-    scored = json.loads((out / "scores.json").read_text())["mean"]
-    differences = {name: scored[name] - trained[name] for name in scored if trained.get(name) is not None}
-    report = {"seconds": seconds, "step": trained["step"], "files": scored, "differences": differences}
-    report["bfloat16_and_float32"] = rounding
-    (out / "learn.json").write_text(json.dumps(report, indent=2) + "\n")
+    other = "float32" if settings["precision"] == "bfloat16" else "bfloat16"
+    others, seconds[f"predict_{other}"] = predict(workdir, settings, other)
+    report["other_precision"] = {
+        settings["precision"]: without_counterpart(predictions, others),
+        other: without_counterpart(others, predictions),
+    }
+    write_whole(out / "learn.json", json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
-
-    worst = sorted(path for path in scores.rglob("*") if "worst" in str(path) and path.suffix in (".png", ".jpg"))
-    write_sheet(out / "worst.jpg", worst)
-    drawn = sorted(
-        path for path in (out / "predictions_float32" / "drawings").rglob("*") if path.suffix in (".png", ".jpg")
-    )
-    write_sheet(out / "others.jpg", drawn[:: max(1, len(drawn) // 16)])
-    kept = [workdir / name for name in ("result.json", "result.md", "metrics.jsonl", "curves.png", "config.json")]
-    kept += [out / name for name in ("scores.json", "learn.json", "worst.jpg", "others.jpg")]
-    kept += [path for path in scores.iterdir() if path.is_file() and path.suffix == ".png"]
-    with tarfile.open(out / "learn.tar.gz", "w:gz") as archive:
-        for path in kept:
-            if path.exists():
-                archive.add(path, arcname=f"{out.name}/{path.name}")
-    if abs(differences["AP50_voc12"]) > TOLERANCE:
-        sys.exit(f"AP50 of the files differs from the training's by {differences['AP50_voc12']:.4f}")
+    difference = report["average_precision"].get("AP50_voc12", {}).get("difference", 0.0)
+    if abs(difference) > TOLERANCE:
+        sys.exit(f"error: AP50 of the files differs from the training's by {difference:.4f}")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def get_config():
     config.augment.flip_probabilities = (0.25, 0.25, 0.25)  # horizontal, vertical, diagonal; else none
     config.augment.rotation_probability = 0.5
     config.augment.quarter_turn_classes = ("storage-tank", "roundabout")  # tiles with these turn by 90 degrees only
+    config.augment.scale_range = (1.0, 1.0)  # random factor of size, what is too large is cut; upstream: none
+    config.augment.gain_range = (1.0, 1.0)  # random factor of all pixels; upstream: none
     config.augment.min_side = 5.0  # pixels: boxes with a shorter side are left out of training, as upstream; counted
 
     config.optimizer = ml_collections.ConfigDict()

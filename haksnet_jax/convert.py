@@ -4,12 +4,14 @@
     python -m haksnet_jax.convert --input=DIR --to=FILE.safetensors    upstream's names again (FILE.pth needs PyTorch)
 
 Files are read without PyTorch, and nothing that they name is run. Prints which names were loaded, missing, unexpected
-or of another shape. Exit status: 0 done; 1 refused, and nothing is left at the output; 2 wrong use.
+or of another shape. Exit status: 0 done; 1 refused, 130 stopped, and nothing is left at the output; 2 wrong use.
 """
 
 import argparse
 import ast
+import contextlib
 import dataclasses
+import errno
 import fnmatch
 import hashlib
 import importlib.util
@@ -18,10 +20,13 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import sys
 import uuid
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from haksnet_jax.models.torch_reader import MAX_BYTES, CheckpointError, Inert, read_checkpoint
 from haksnet_jax.models.torch_weights import (
@@ -131,6 +136,8 @@ def read_torch_model(
         report.missing = [name for name in report.missing if name not in CLASSIFIER]
         report.left_out = [name for name in report.left_out if name not in params]
         notes.append(f"the classifier starts anew with {architecture['num_classes']} classes: train it before use")
+    if re.findall(r"to_rgb\s*=\s*(True|False)", _config_text(meta))[-1:] == ["False"]:
+        notes.append("its configuration feeds images as B, G, R; here they are R, G, B: expect other results")
     if checkpoint.placeholders:
         shown = ", ".join(name[:60] for name in checkpoint.placeholders[:10])
         notes.append(f"objects of these classes were not built, only their plain data read: {shown}")
@@ -194,8 +201,24 @@ def convert(source, output, **options):
 
     from haksnet_jax import checkpoint
 
-    checkpoint.save_model(output, model.params, model.info)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Asked before, because the library that writes arrays fills pages when it runs out of space.
+        needed, free = sum(array.nbytes for array in model.params.values()), shutil.disk_usage(output.parent).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed and {free >> 20} MiB free on its disk")
+        checkpoint.save_model(output, model.params, model.info)
+    except (OSError, ValueError) as error:  # the latter from the library that writes arrays
+        raise ConversionError(f"cannot write {output}: {_system_reason(error)}") from error
     return model
+
+
+def _system_reason(error):
+    """Why writing failed: the system's words, also where a library wraps them in its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"os[ _]error(?:_code=')? ?(\d+)", str(error))
+    return os.strerror(int(number[1])) if number else str(error).splitlines()[0][:300]
 
 
 def export(source, target, **options):
@@ -227,12 +250,10 @@ def export(source, target, **options):
         backbone_prefix=is_detector or origin.get("backbone_prefix", False),
     )
     names = model.info["class_names"]
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".safetensors":
-            from safetensors.numpy import save_file
-
             save_file(weights, temporary, metadata={"format": "pt", "classes": json.dumps(names)})
         else:
             import torch
@@ -240,8 +261,11 @@ def export(source, target, **options):
             tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
             torch.save({"meta": {"CLASSES": tuple(names)}, "state_dict": tensors}, temporary)
         os.replace(temporary, target)
+    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's and safetensors' own beside the system's
+        raise ConversionError(f"cannot write {target}: {_system_reason(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is none, there is nothing to remove
+            temporary.unlink(missing_ok=True)
     return model
 
 
@@ -328,9 +352,14 @@ def _class_names(wanted, in_file, num_classes, reinitialize):
     return names, [f"the file has no class names: they are called class-0 to {names[-1]}; name them with --classes"]
 
 
+def _config_text(meta):
+    """The configuration that a file carries as text, or nothing."""
+    return meta["config"] if isinstance(meta.get("config"), str) else ""
+
+
 def _image_settings(meta):
     """Normalisation and size of images, out of the configuration text in a file, else upstream's."""
-    text = meta.get("config") if isinstance(meta.get("config"), str) else ""
+    text = _config_text(meta)
     number = r"\s*(-?[\d.]+(?:e-?\d+)?)\s*"
     three = rf"[\[(]{number},{number},{number},?\s*[\])]"
 
@@ -342,12 +371,14 @@ def _image_settings(meta):
             return list(default)
         return values if all(math.isfinite(value) and value > 0 for value in values) else list(default)
 
+    kept = re.findall(r"keep_ratio\s*=\s*(True|False)", text)
     width, height = last(r"img_scale\s*=\s*\(\s*(\d{2,5})\s*,\s*(\d{2,5})\s*\)", INPUT_SIZE[::-1])
     return {
         "pixel_mean": last(rf"\bmean\s*=\s*{three}", PIXEL_MEAN),
         "pixel_std": last(rf"\bstd\s*=\s*{three}", PIXEL_STD),
         "input_size": [height, width],
-        "keep_ratio": True,
+        # The framework's resizing of oriented boxes always keeps the ratio, and does not name it then.
+        "keep_ratio": "RResize" in text or not kept or kept[-1] == "True",
         "padding_divisor": last(r"size_divisor\s*=\s*(\d{1,4})\b", (PADDING_DIVISOR,))[0],
     }
 
@@ -429,6 +460,7 @@ def _printable(text):
 def main(argv=None):
     """Runs the command. Args: argv, without the program's name. Returns: exit status."""
     arguments = _arguments(argv)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only bytes are moved; an accelerator may be in use
     options = {
         "ema": arguments.ema,
         "allow_missing": arguments.allow_missing,
@@ -443,6 +475,9 @@ def main(argv=None):
             model = export(arguments.input, arguments.to, **options)
         text = model.text() + f"\nwritten: {arguments.output or arguments.to}\n"
         print(_printable(text), end="")
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        return 130
     except (CheckpointError, ConversionError, OSError) as error:
         status = 1
         report = getattr(error, "report", None)

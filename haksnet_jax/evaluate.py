@@ -17,7 +17,6 @@ import pathlib
 import sys
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import numpy as np
 from flax import nnx
@@ -392,7 +391,8 @@ def evaluate_checkpoint(arguments):
     resize = arguments.resize
     if resize == "auto":
         resize = "auto" if arguments.images and not _all_fit(arguments.images, detector) else "fit"
-    if resize == "fit":
+    is_square = len(set(detector.input_size)) == 1  # else it lies as the image does, which the batches cannot
+    if resize == "fit" and arguments.pad == "full" and (is_square or settings is not None):
         rounded = [-(-side // 32) * 32 for side in detector.input_size]
         config = ml_collections.ConfigDict(
             {
@@ -411,7 +411,7 @@ def evaluate_checkpoint(arguments):
             found = evaluator.detections(jax.device_put(detector.variables, devices.replicated(mesh)))
         num_cut = evaluator.num_cut
     else:
-        options = detectors.Settings(resize=resize, overlap=arguments.overlap, pad="full")
+        options = detectors.Settings(resize=resize, overlap=arguments.overlap, pad=arguments.pad)
         found, num_cut = [None] * len(source), 0
         for one in detector.stream((source[index]["image"] for index in range(len(source))), options):
             if one.error is not None:
@@ -475,17 +475,10 @@ def write_report(folder, result, detections, labels_by_image, class_names, pictu
             missing.append(name)
             continue
         (folder / "worst").mkdir(exist_ok=True)
-        factor = min(1.0, _PICTURE_SIDE / max(pixels.shape[:2]))
         one = detections.get(name, {"boxes": np.zeros((0, 5)), "scores": np.zeros(0), "labels": np.zeros(0, int)})
+        side = min(_PICTURE_SIDE, max(pixels.shape[:2]))
         truth = labels_by_image[name]
-        if factor < 1:
-            pixels = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-            one = dict(one)
-            for key, factors in (("boxes", np.array([factor] * 4 + [1])), ("polygons", factor)):
-                if key in one:
-                    one[key] = one[key] * factors
-            truth = {**truth, "polygons": truth["polygons"] * factor}
-        drawing = visualize.draw_comparison(pixels, one, truth, class_names, score_threshold=score)
+        drawing = visualize.draw_comparison(pixels, one, truth, class_names, score_threshold=score, side=side)
         visualize.write_image(folder / "worst" / f"{rank:02d}_{name.replace('/', '_')}_{count}_errors.jpg", drawing)
     return missing
 
@@ -517,6 +510,12 @@ def _arguments(argv):
         default="auto",
         help="as in predict; auto: fit, but tile for images of --images that are larger than the network's input",
     )
+    add(
+        "--pad",
+        choices=("full", "least"),
+        default="full",
+        help="as in predict: fitted images are padded to the input, or as upstream does; default: %(default)s",
+    )
     add("--overlap", type=int, help="pixels that neighbouring windows share; default: 200, or a quarter of small ones")
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
     add("--batch-size", type=int, help="images at a time on each device; default: 1, for windows on accelerators 8")
@@ -534,7 +533,10 @@ def _arguments(argv):
 def _run(arguments):
     for target in (arguments.json, arguments.output):
         if target:  # before any work is done
-            pathlib.Path(target).absolute().parent.mkdir(parents=True, exist_ok=True)
+            try:
+                pathlib.Path(target).absolute().parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise EvaluationError(f"cannot write {target}: {error.strerror}") from error
     if arguments.predictions:
         names = read_class_names(arguments.classes) if arguments.classes else class_names_of(arguments.predictions)
         detections, labels_by_image, problems = evaluate_files(arguments.predictions, arguments.labels, names)
@@ -625,6 +627,10 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         if os.environ.get("HAKSNET_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.strerror:
+            # Without a name it came while writing: a full disk.
+            targets = " or ".join(filter(None, (arguments.json, arguments.output)))
+            error = f"{error.filename or f'cannot write {targets}'}: {error.strerror}"
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -278,7 +278,7 @@ def _arguments(argv):
     )
     add("--overlap", type=int, help="pixels that neighbouring windows share; default: 200, or a quarter of small ones")
     add("--tile", type=int, help="side of the windows; default: the network's input")
-    add("--scales", default="1", help="factors, separated by commas, at which images are looked at and merged")
+    add("--scales", nargs="+", default=["1"], help="factors at which images are looked at and merged: 0.5,1")
     add("--flip", action="store_true", help="look at the mirror image too, and merge")
     add(
         "--iou", type=float, default=0.1, help="overlap above which merging drops the lower score; default: %(default)s"
@@ -308,9 +308,9 @@ def _arguments(argv):
     )
     arguments = parser.parse_args(argv)
     try:
-        arguments.scales = tuple(float(value) for value in arguments.scales.split(","))
+        arguments.scales = tuple(float(value) for text in arguments.scales for value in text.split(",") if value)
     except ValueError:
-        parser.error(f"--scales: expected numbers separated by commas, got {arguments.scales!r}")
+        parser.error(f"--scales: expected numbers separated by commas, got {' '.join(arguments.scales)!r}")
     return arguments
 
 

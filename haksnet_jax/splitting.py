@@ -16,6 +16,7 @@ The output folder holds
 import argparse
 import concurrent.futures
 import concurrent.futures.process
+import itertools
 import json
 import multiprocessing
 import os
@@ -40,6 +41,7 @@ except ImportError:  # the extra `geo`, for tiles that are neither PNG nor JPEG
 
 PADDING_BGR = (104, 116, 124)  # the reference's; images that are not of three 8-bit channels are padded with zeros
 PROTOCOLS = {"single_scale": (200, (1.0,)), "multi_scale": (500, (0.5, 1.0, 1.5))}  # overlap, rates
+TRUNCATED = 2  # difficulty of an object that its tile cuts
 HARMLESS = frozenset({"class_respelled", "bad_difficulty", "crossed", "duplicate", "in_no_tile"})
 
 
@@ -272,7 +274,7 @@ def split_image(job, output, parameters):
                     scale = parameters.tile / (x2 - x1) if parameters.resize else 1.0
                     polygons = (objects.polygons[keep] - [x1, y1]) * scale
                     cut_off = fraction[keep] < 1
-                    difficulties = np.where(cut_off, 2, objects.difficulty[keep])
+                    difficulties = np.where(cut_off, TRUNCATED, objects.difficulty[keep])
                     lines = [
                         labels.format_label_line(polygon, class_names[label], difficulty) + "\n"
                         for polygon, label, difficulty in zip(polygons, objects.labels[keep], difficulties, strict=True)
@@ -573,13 +575,28 @@ def _run_workers(jobs, output, parameters, num_workers, take):
 
 
 def _progress_line(begin):
+    """A line on the terminal that renews itself; elsewhere a line every half minute, so that logs stay readable."""
+    is_terminal = sys.stderr.isatty()
+    last = begin
+
     def show(num_images, num_all, num_tiles):
-        rate = num_tiles / max(time.perf_counter() - begin, 1e-9)
-        end = "\n" if num_images == num_all else ""
-        line = f"\r{num_images} of {num_all} images, {num_tiles} tiles ({rate:.0f}/s)   "
-        print(line, end=end, file=sys.stderr, flush=True)
+        nonlocal last
+        now = time.perf_counter()
+        if now - last < (0.2 if is_terminal else 30) and num_images < num_all:
+            return
+        last = now
+        line = f"{num_images} of {num_all} images, {num_tiles} tiles ({num_tiles / max(now - begin, 1e-9):.0f}/s)"
+        end = "\n" if num_images == num_all or not is_terminal else ""
+        print(f"\r{line:<60}" if is_terminal else line, end=end, file=sys.stderr, flush=True)
 
     return show
+
+
+def _numbers(text):
+    try:
+        return [float(value) for value in text.split(",") if value]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
 
 
 def main(argv=None):
@@ -598,7 +615,7 @@ def main(argv=None):
     )
     parser.add_argument("--tile", type=int, default=1024, help="side of a tile in pixels; default: %(default)s")
     parser.add_argument("--overlap", type=int, help="pixels that neighbours share; default: the protocol's")
-    parser.add_argument("--rates", type=float, nargs="+", help="default: the protocol's")
+    parser.add_argument("--rates", type=_numbers, nargs="+", help="0.5,1,1.5 for example; default: the protocol's")
     parser.add_argument("--resize", action="store_true", help="write every tile with side --tile, not as it was cut")
     parser.add_argument("--format", choices=("png", "jpg", "tif"), default="png", help="default: %(default)s")
     parser.add_argument("--skip_blank", action="store_true", help="leave out windows of one value without objects")
@@ -608,7 +625,7 @@ def main(argv=None):
     parameters = Parameters(
         tile=args.tile,
         overlap=overlap if args.overlap is None else args.overlap,
-        rates=tuple(args.rates or rates),
+        rates=tuple(itertools.chain(*args.rates)) if args.rates else rates,
         resize=args.resize,
         extension=f".{args.format}",
         skip_blank=args.skip_blank,
@@ -637,6 +654,8 @@ def main(argv=None):
     print(f"{summary.num_images} images, {summary.num_tiles} tiles in {summary.seconds:.1f} s")
     print(
         f"{summary.num_objects} objects, {summary.num_written} label lines, {summary.num_truncated} of them truncated"
+        if args.labels
+        else "no labels"
     )
     print(f"{summary.num_blank} windows without content; {summary.coding_share:.0%} of the work was image coding")
     nowhere = sum(problem.reason == "in_no_tile" for problem in summary.problems)

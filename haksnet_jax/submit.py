@@ -101,8 +101,8 @@ def submit(predictions, output, class_names, *, test_images=None, train_images=N
       True if the zip was written.
 
     Raises:
-      ValueError: the predictions have none of these forms.
-      OSError: a file cannot be read or written.
+      ValueError: the predictions have none of these forms, or the zip cannot be written.
+      OSError: a file cannot be read.
     """
     detections, problems = read_predictions(predictions, class_names)
     _report(problems, warnings=dota.WARNINGS | {"missing_file"})
@@ -135,7 +135,10 @@ def submit(predictions, output, class_names, *, test_images=None, train_images=N
             f"decimals they enclose no area ({', '.join(list(slivers)[:3])}{', ...' if len(slivers) > 3 else ''})",
             file=sys.stderr,
         )
-    problems = dota.write_submission(output, detections, class_names, image_names=test_images)
+    try:
+        problems = dota.write_submission(output, detections, class_names, image_names=test_images)
+    except OSError as error:
+        raise ValueError(f"cannot write {output}: {error.strerror or error}") from error
     _report(problems, warnings=dota.WARNINGS)
     if any(problem.reason not in dota.WARNINGS for problem in problems):
         print(f"{output} was not written.", file=sys.stderr)
@@ -179,6 +182,7 @@ def run():
             raise app.UsageError(f"Unexpected argument: {argv[1]}")
         if images.value and image_list.value:
             raise app.UsageError("Give --images or --image-list, not both.")
+        written = False
         try:
             test_source = images.value or image_list.value
             written = submit(
@@ -190,8 +194,12 @@ def run():
                 iou_threshold=iou.value,
             )
         except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.strerror:
+                error = f"{error.filename}: {error.strerror}"
             print(f"error: {error}", file=sys.stderr)
-            written = False
+        except KeyboardInterrupt:
+            print("\nStopped; nothing was written.", file=sys.stderr)
+            sys.exit(130)
         sys.exit(0 if written else 1)
 
     app.run(main)

@@ -199,14 +199,23 @@ def load_initial_weights(config, state, mesh):
         )
         return state
     directory = config.pretrained or config.init
-    arrays, _ = checkpoint.load_model(directory)
+    arrays, info = checkpoint.load_model(directory)
     start = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
+    if config.init:
+        _check_init(directory, info, config)
     if config.pretrained:
         kept = {name for name in start if not name.startswith("backbone.")}
     elif config.init_new_classes:
         kept = {"roi_head.logits.kernel", "roi_head.logits.bias"}
     else:
         kept = set()
+    for name in ("pixel_mean", "pixel_std"):
+        if list(info.get(name, ())) != list(config.model[name]):
+            logging.warning("%s has %s %s, model.%s is %s", directory, name, info.get(name), name, config.model[name])
+    without_value = sorted(name for name in info.get("without_value", ()) if name in start and name not in kept)
+    if without_value:  # left out on purpose, when the checkpoint was converted
+        logging.warning("%s has no value for %s: random start", directory, ", ".join(without_value))
+        kept |= set(without_value)
     arrays = {name: value for name, value in arrays.items() if name in start and name not in kept}
     logging.info("%s: %d arrays loaded, %d keep their random start", directory, len(arrays), len(kept))
     arrays |= {name: start[name] for name in kept}
@@ -218,6 +227,27 @@ def load_initial_weights(config, state, mesh):
     params, stats = fill(state.params), fill(state.batch_stats)
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if state.ema else {}
     return state._replace(params=params, batch_stats=stats, ema=ema)
+
+
+def _check_init(directory, info, config):
+    """Says in a sentence why a detector cannot go on with these classes, or that it does so under other names."""
+    class_names = config.data.class_names
+    if info["architecture"]["fpn_channels"] is None:
+        raise TrainingError(f"init: {directory} holds a backbone alone; name it with pretrained instead")
+    if config.init_new_classes or not info["class_names"]:  # (without names it has no classifier either)
+        return
+    if len(info["class_names"]) != len(class_names):
+        raise TrainingError(
+            f"init: {directory} knows {len(info['class_names'])} classes and data.class_names has {len(class_names)}; "
+            "init_new_classes=True starts the classifier anew"
+        )
+    if list(info["class_names"]) != list(class_names):
+        logging.warning(
+            "%s: the classifier of %s goes on as one of %s; init_new_classes=True would start it anew",
+            directory,
+            ", ".join(info["class_names"]),
+            ", ".join(class_names),
+        )
 
 
 def model_info(config):
@@ -403,6 +433,8 @@ def _run(config, workdir, mesh):
         flip_probabilities=tuple(config.augment.flip_probabilities),
         rotation_probability=config.augment.rotation_probability,
         quarter_turn_classes=tuple(class_names.index(name) for name in config.augment.quarter_turn_classes),
+        scale_range=tuple(config.augment.scale_range),
+        gain_range=tuple(config.augment.gain_range),
         min_side=config.augment.min_side,
     )
 

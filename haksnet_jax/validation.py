@@ -8,7 +8,7 @@ Reasons by which something would be lost, beside those of `pipeline.labels.LEFT_
   wholly_outside       the object lies outside its image
   too_small            a side is below --min_side (default 2 pixels, as in training)
 Reasons by which nothing is lost, beside those of `pipeline.labels`:
-  partly_outside       the object reaches beyond its image
+  partly_outside       the object reaches beyond its image, and is not marked as truncated by tiling (difficulty 2)
   wrong_extension      the content is of another format than the name says
   blank_image          all pixels are equal
   turned_image         the file says that it is to be turned (EXIF): labels have to be those of the turned image
@@ -157,6 +157,8 @@ def check_one(image, label_path, class_names, *, decode=True, min_side=2.0):
     for row, fraction in enumerate(labels.outside_fraction(objects.polygons, *size) if size else ()):
         if fraction > 0:
             keep[row] = fraction < 1
+            if keep[row] and objects.difficulty[row] == splitting.TRUNCATED:  # what the tile splitter cut and said so
+                continue
             found.append(
                 labels.Problem(
                     label_path,
@@ -233,10 +235,14 @@ def validate(images_dir, labels_dir=None, class_names=None, *, decode=True, min_
     return Report(tuple(class_names), images, problems, labels_dir is not None)
 
 
+def _count(number, noun):
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def describe(report):
     """Text: images, classes with their counts, and how large the objects are."""
     sizes = np.array([image.size for image in report.images if image.size], np.int64).reshape(-1, 2)
-    lines = [f"{len(report.images)} images"]
+    lines = [_count(len(report.images), "image")]
     if len(sizes):
         low, middle, high = sizes.min(axis=0), np.median(sizes, axis=0).astype(int), sizes.max(axis=0)
         lines[0] += (
@@ -312,14 +318,14 @@ def contact_sheet(report, num_images=12, seed=0, side=512):
                 difficulty=image.objects.difficulty,
             )
         )
-        captions.append(f"{pathlib.Path(image.path).stem}: {len(image.boxes)} objects")
+        captions.append(f"{pathlib.Path(image.path).stem}: {_count(len(image.boxes), 'object')}")
     if not drawn:
         raise ValidationError("No image can be drawn.")
     return visualize.contact_sheet(drawn, captions)
 
 
 def main(argv=None):
-    """The command; returns its exit status: 0, or 1 when something would be lost or nothing can be checked."""
+    """The command; returns its exit status: 0, 1 if something would be lost or cannot be checked, 130 if stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m data.validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -344,6 +350,9 @@ def main(argv=None):
             temporary.write_bytes(data)
             os.replace(temporary, args.sheet)
             print(f"\ndrawn samples: {args.sheet}")
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
@@ -359,7 +368,7 @@ def main(argv=None):
         shown[problem.reason] += 1
         if shown[problem.reason] <= args.show:
             print(problem)
-    print(f"\n{len(report.problems)} problems")
+    print(f"\n{_count(len(report.problems), 'problem')}")
     for reason, count in shown.most_common():
         print(f"{count:7d}  {reason}{'' if reason in HARMLESS else '  (something would be lost)'}")
     return 1 if report.lost else 0

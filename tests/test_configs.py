@@ -40,3 +40,21 @@ def test_a_data_sets_configuration_builds_and_agrees_with_its_builder(name, tmp_
         lambda: train.build_model(config.model, len(config.data.class_names), rngs=nnx.Rngs(config.seed))
     )
     assert made.roi_head.logits.kernel.shape[-1] == len(config.data.class_names) + 1
+
+
+@pytest.mark.parametrize("name", ["ssdd", "ssdd_s", "ucas_aod"])
+def test_a_configuration_of_folders_builds_and_its_caps_cut_no_candidate(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    assert config.name == name and config.is_locked
+    assert f"--config=configs/{name}.py" in module.__doc__
+    assert config.data.class_names == labels.CLASSES["ucas_aod" if name == "ucas_aod" else "ssdd"]
+    assert not any(side % 32 for side in config.data.image_size)
+    assert config.data.train.images_dir != config.data.val.images_dir
+    # `predict` has room for 4096; what training's evaluation cut would be missing from its figures alone.
+    assert config.rpn.max_proposals * len(config.data.class_names) <= config.detection.max_candidates
+    made = nnx.eval_shape(
+        lambda: train.build_model(config.model, len(config.data.class_names), rngs=nnx.Rngs(config.seed))
+    )
+    # Widths of the last stage: those of the published sizes.
+    assert made.fpn.laterals[-1].kernel.shape[-2] == (512 if name == "ssdd_s" else 256)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 from reference_weights import make_input, make_state_dict
 from torch_files import TINY, Call, Global, Raw, make_weights, tensor, write_legacy, write_zip
 
+import haksnet_jax
 from haksnet_jax import checkpoint, convert
 from haksnet_jax.models.torch_reader import read_checkpoint
 from haksnet_jax.models.torch_weights import from_torch
@@ -119,6 +121,37 @@ def test_a_counter_that_is_no_whole_number_is_unexpected(weights, tmp_path):
     assert list(convert.read_torch_model(path).report.unexpected) == [name]
 
 
+def test_outputs_that_cannot_be_written_are_one_sentence_and_leave_nothing(detector, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for target in (f"--output={tmp_path / 'file' / 'out'}", f"--to={tmp_path / 'file' / 'a.safetensors'}"):
+        assert run(f"--input={detector}", target) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: cannot write") and error.count("\n") == 1 and "Errno" not in error
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert run(f"--input={detector}", f"--output={tmp_path / 'out'}") == 1
+    assert "0 MiB free on its disk" in capsys.readouterr().err
+    # Files of more than 64 blocks fail to be written, as on a full disk.
+    command = [sys.executable, "-m", "haksnet_jax.convert", f"--input={detector}", f"--to={tmp_path / 'a.safetensors'}"]
+    done = subprocess.run(["sh", "-c", 'ulimit -f 64; exec "$@"', "sh", *command], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith("a.safetensors: File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_ctrl_c_is_a_sentence_and_leaves_what_was_there(detector, tmp_path, monkeypatch, capsys):
+    assert run(f"--input={detector}", f"--output={tmp_path / 'out'}") == 0
+    before = (tmp_path / "out" / "model.json").read_bytes()
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.json, "dumps", stop)  # when the arrays are written
+    assert run(f"--input={detector}", f"--output={tmp_path / 'out'}", "--classes=dota10") == 130
+    assert "Stopped; nothing was written." in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_report_that_cannot_be_written_is_said(detector, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(f"--input={detector}", f"--output={tmp_path / 'out'}", f"--report={tmp_path / 'file' / 'x'}") == 1
@@ -165,6 +198,8 @@ def test_missing_weights_end_with_status_1_and_leave_nothing(weights, tmp_path, 
     params, info = checkpoint.load_model(output)
     assert not any(name.startswith("roi_head.") for name in params) and "fpn.outputs.2.kernel" not in params
     assert len(info["without_value"]) == 10
+    with pytest.raises(checkpoint.CheckpointError, match=r"10 of its parameters have no value .*--config.init"):
+        haksnet_jax.load(output)
     assert run(f"--input={output}", f"--to={tmp_path / 'back.safetensors'}") == 0
 
 
@@ -217,6 +252,45 @@ def test_image_settings_are_read_out_of_the_configuration(weights, tmp_path):
     info = convert.read_torch_model(path).info
     assert info["pixel_mean"] == [100.0, 101.5, 102] and info["pixel_std"] == [50.0, 51.0, 52.5]
     assert info["input_size"] == [608, 800] and info["padding_divisor"] == 64
+    assert info["keep_ratio"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "keep_ratio"),
+    [
+        ("dict(type='Resize', img_scale=(800, 608), keep_ratio=False)", False),
+        ("dict(type='Resize', img_scale=(800, 608), keep_ratio=True)", True),
+        ("dict(type='RResize', img_scale=(800, 608)), dict(type='Other', keep_ratio=False)", True),
+    ],
+)
+def test_whether_resizing_keeps_the_ratio_is_read_too(weights, tmp_path, text, keep_ratio):
+    path = write_zip(tmp_path / "a.pth", {"meta": {"config": f"{text}, to_rgb=False"}, "state_dict": weights})
+    model = convert.read_torch_model(path)
+    assert model.info["keep_ratio"] is keep_ratio
+    assert any("feeds images as B, G, R" in note for note in model.notes)
+
+
+def test_hidden_widths_that_are_no_multiple_of_the_channels_are_built(weights, tmp_path):
+    ratios = [8, 37 / 16, 4, 29 / 32]
+    path = write_zip(tmp_path / "a.pth", {"state_dict": make_weights({**TINY, "mlp_ratios": ratios}, "convert")})
+    convert.convert(path, tmp_path / "out")
+    arrays = haksnet_jax.load(tmp_path / "out").arrays()  # refuses what does not fit
+    assert [arrays[f"backbone.stages.{i}.blocks.mlp.dw_conv.kernel"].shape[-1] for i in range(4)] == [64, 37, 96, 29]
+
+
+def test_safetensors_of_others_are_converted(weights, tmp_path):
+    from safetensors.numpy import save_file
+
+    half = {f"module.{name}": value.astype(np.float16) for name, value in weights.items() if value.dtype.kind == "f"}
+    save_file(half, tmp_path / "a.safetensors")
+    assert run(f"--input={tmp_path / 'a.safetensors'}", f"--output={tmp_path / 'out'}") == 0
+    params, info = checkpoint.load_model(tmp_path / "out")
+    assert info["class_names"] == list(DOTA)  # by number
+    kernel = weights["roi_head.bbox_head.fc_reg.weight"].astype(np.float16).astype(np.float32).T
+    np.testing.assert_array_equal(params["roi_head.deltas.kernel"], kernel)
+    assert run(f"--input={tmp_path / 'out'}", f"--to={tmp_path / 'b.safetensors'}") == 0
+    back = read_checkpoint(tmp_path / "b.safetensors").tree
+    assert all(np.array_equal(back[name[7:]].numpy(), value.astype(np.float32)) for name, value in half.items())
 
 
 def test_an_output_that_is_not_a_converted_model_is_left_alone(detector, tmp_path, capsys):

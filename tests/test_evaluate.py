@@ -153,6 +153,33 @@ def test_curves_and_worst_images_are_drawn(data, capsys):
     assert cv2.imread(str(worst)).shape[1] == 110
 
 
+def test_outputs_that_cannot_be_written_are_one_sentence(data, capsys):
+    write_predictions(data / "task1", OBJECTS)
+    (data / "file").write_text("")
+    for flag in ("--json", "--output"):
+        status, _, err = run(
+            capsys, f"--predictions={data / 'task1'}", f"--labels={data / 'labels'}", f"{flag}={data / 'file' / 'x'}"
+        )
+        assert status == 1 and err == f"error: cannot write {data / 'file' / 'x'}: File exists\n"
+
+
+def test_a_checkpoints_worst_images_are_drawn(data):
+    """What a checkpoint finds holds more than what files hold."""
+    from haksnet_jax.results.mean_ap import mean_average_precision
+
+    boxes = np.array(OBJECTS["large"], np.float64) + [60, 0, 0, 0, 0]
+    found = {"boxes": boxes, "scores": np.full(3, 0.9), "labels": np.zeros(3, int), "size": (240, 200)}
+    truth = {"polygons": polygons(OBJECTS["large"]), "labels": np.zeros(3, int), "difficulty": np.zeros(3, int)}
+    detections, labels = {"large": found}, {"large": truth}
+    result = mean_average_precision(detections, labels, CLASS_NAMES)
+    picture = {"large": scene(*SIZES["large"], OBJECTS["large"])}.get
+    assert not evaluate.write_report(
+        data / "report", result, detections, labels, CLASS_NAMES, picture, score=0.3, num_worst=4
+    )
+    (drawn,) = (data / "report" / "worst").iterdir()
+    assert drawn.name == "01_large_6_errors.jpg"  # three missed, three where nothing is
+
+
 def test_large_worst_images_are_drawn_reduced(data, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "_PICTURE_SIDE", 64)
     write_predictions(data / "task1", {"small": [(60, 60, 30, 10, 0)]})
@@ -239,6 +266,24 @@ def test_images_are_fitted_on_request(data, tiny, capsys):
     assert status == 0, err
     # Reduced by 128 / 240 the stand-in's boxes are off by up to two pixels of the image: found at IoU 0.5 at best.
     assert "mean" in out
+
+
+def test_fitted_images_are_padded_to_the_input_or_as_upstream_does(data, tmp_path, monkeypatch, capsys, golden_file):
+    stand_in = use_bright_objects(monkeypatch)
+    save_tiny(tmp_path / "square", golden_file("state_dict_tiny.json"), input_size=(128, 128))
+    save_tiny(tmp_path / "oblong", golden_file("state_dict_tiny.json"), input_size=(64, 128))
+    command = (f"--images={data / 'images'}", f"--labels={data / 'labels'}", "--resize=fit")
+    # Images of 128 x 110 and 200 x 240: fitted into 128 x 128 they have 128 x 110 and 107 x 128 pixels, into an input
+    # of 64 x 128, which stands where the image does, 74 x 64 and 64 x 77.
+    for model, more, shapes in (
+        ("square", (), {(128, 128)}),
+        ("square", ("--pad=least",), {(128, 128)}),
+        ("oblong", (), {(128, 64), (64, 128)}),
+        ("oblong", ("--pad=least",), {(96, 64), (64, 96)}),
+    ):
+        stand_in.shapes.clear()
+        assert run(capsys, f"--checkpoint={tmp_path / model}", *command, *more)[0] == 0
+        assert {shape[1:3] for shape in stand_in.shapes} == shapes, (model, more)
 
 
 def test_a_run_is_evaluated_on_its_own_split(data, tiny, capsys, tmp_path):

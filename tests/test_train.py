@@ -232,6 +232,51 @@ def test_a_backbone_fills_only_the_backbone(tmp_path):
         np.testing.assert_array_equal(value, expected, err_msg=name)
 
 
+def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go(tmp_path, caplog):
+    mesh = devices.data_mesh()
+
+    def start(**changes):
+        config = _tiny_config(seed=5, init=str(tmp_path / "model"), **changes)
+        _, state = train.create_state(config, 5, optimizer.make_optimizer(), mesh)
+        return checkpoint.flatten(state.params), checkpoint.flatten(
+            train.load_initial_weights(config, state, mesh).params
+        )
+
+    config = _tiny_config(seed=1)
+    _, state = train.create_state(config, 5, optimizer.make_optimizer(), mesh)
+    arrays = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
+    info = train.model_info(config)
+
+    # What `convert --allow-missing` left out starts at random, and is named.
+    wanting = "roi_head.fc_1.kernel"
+    some = {name: value for name, value in arrays.items() if name != wanting}
+    checkpoint.save_model(tmp_path / "model", some, info | {"without_value": [wanting]})
+    fresh, loaded = start()
+    assert f"has no value for {wanting}: random start" in caplog.text
+    for name, value in loaded.items():
+        np.testing.assert_array_equal(value, fresh[name] if name == wanting else arrays[name], err_msg=name)
+    # A name that is wanting without having been left out is damage.
+    checkpoint.save_model(tmp_path / "model", some, info)
+    with pytest.raises(checkpoint.CheckpointError, match=r"roi_head\.fc_1\.kernel is missing"):
+        start()
+
+    others = {"class_names": ["a", "b", "c", "d", "e"]}
+    checkpoint.save_model(tmp_path / "model", arrays, info | others)
+    _, loaded = start()
+    assert "the classifier of a, b, c, d, e goes on as one of" in caplog.text
+    np.testing.assert_array_equal(loaded["roi_head.logits.kernel"], arrays["roi_head.logits.kernel"])
+    fresh, loaded = start(init_new_classes=True)
+    np.testing.assert_array_equal(loaded["roi_head.logits.kernel"], fresh["roi_head.logits.kernel"])
+
+    checkpoint.save_model(tmp_path / "model", arrays, info | {"class_names": ["a", "b"]})
+    with pytest.raises(train.TrainingError, match=r"knows 2 classes and data\.class_names has 5; init_new_"):
+        start()
+    backbone = info["architecture"] | {"fpn_channels": None}
+    checkpoint.save_model(tmp_path / "model", arrays, info | {"class_names": [], "architecture": backbone})
+    with pytest.raises(train.TrainingError, match="holds a backbone alone; name it with pretrained"):
+        start()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -21,7 +21,7 @@ class BackboneSize(NamedTuple):
 
     channels: tuple[int, ...]
     depths: tuple[int, ...]
-    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+    mlp_ratios: tuple[float, ...] = (8, 8, 4, 4)  # of hidden widths, which are rounded to whole channels
 
 
 SIZES = {
@@ -155,7 +155,7 @@ class Block(nnx.Module):
         self.attention = Attention(channels, dtype=dtype, rngs=rngs)
         self.layer_scale_1 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
         self.norm2 = BatchNorm(channels, dtype=dtype)
-        self.mlp = RedundancySuppression(channels, channels * mlp_ratio, dtype=dtype, rngs=rngs)
+        self.mlp = RedundancySuppression(channels, round(channels * mlp_ratio), dtype=dtype, rngs=rngs)
         self.layer_scale_2 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
 
     def __call__(self, x, *, train, drop_rate=0.0, key=None):  # [B, H, W, C] -> [B, H, W, C]

@@ -53,6 +53,17 @@ class NarrowConv(nnx.Module):
         return (summed + self.bias[...]).astype(self.dtype)
 
 
+class OutputLinear(nnx.Linear):
+    """A dense layer with float32 results: logits and box corrections in bfloat16 would be rounded to 8 bits at last.
+
+    Products are of factors in the type of the input, sums and bias float32.
+    """
+
+    def __call__(self, x):  # [..., C] -> [..., C'] float32
+        kernel = self.kernel[...].astype(x.dtype)
+        return jnp.dot(x, kernel, preferred_element_type=jnp.float32) + self.bias[...]
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation with the reference's bookkeeping.
 

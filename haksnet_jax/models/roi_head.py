@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from haksnet_jax.models.initializers import xavier_normal
+from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.ops.box_coders import decode_delta_xywha
 from haksnet_jax.ops.nms import nms_rotated
 from haksnet_jax.ops.roi_align import roi_levels, rotated_roi_align
@@ -37,13 +38,11 @@ class RotatedRoIHead(nnx.Module):
         dtype=jnp.float32,
         rngs,
     ):
-        def linear(features_in, features_out):
-            return nnx.Linear(features_in, features_out, kernel_init=xavier_normal, dtype=dtype, rngs=rngs)
-
-        self.fc_1 = linear(pool_size * pool_size * channels, hidden)
-        self.fc_2 = linear(hidden, hidden)
-        self.logits = linear(hidden, num_classes + 1)
-        self.deltas = linear(hidden, 5)
+        common = {"kernel_init": xavier_normal, "rngs": rngs}
+        self.fc_1 = nnx.Linear(pool_size * pool_size * channels, hidden, dtype=dtype, **common)
+        self.fc_2 = nnx.Linear(hidden, hidden, dtype=dtype, **common)
+        self.logits = OutputLinear(hidden, num_classes + 1, **common)
+        self.deltas = OutputLinear(hidden, 5, **common)
         self.pool_size = pool_size
         self.strides = strides
         self.finest_scale = finest_scale
@@ -76,7 +75,7 @@ class RotatedRoIHead(nnx.Module):
         x = pooled.reshape(*pooled.shape[:2], -1)  # [B, R, 7 * 7 * C]
         x = jax.nn.relu(self.fc_1(x))
         x = jax.nn.relu(self.fc_2(x))
-        return self.logits(x).astype(jnp.float32), self.deltas(x).astype(jnp.float32)
+        return self.logits(x), self.deltas(x)
 
 
 def select_detections(

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from haksnet_jax.models.initializers import normal
+from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.ops.anchors import level_shapes
 from haksnet_jax.ops.box_coders import decode_midpoint_offset
 from haksnet_jax.ops.boxes import boxes_to_hboxes
@@ -26,8 +27,8 @@ class OrientedRPN(nnx.Module):
     def __init__(self, channels=256, num_anchors=3, *, dtype=jnp.float32, rngs):
         init = normal(0.01)
         self.conv = nnx.Conv(channels, channels, (3, 3), padding=1, kernel_init=init, dtype=dtype, rngs=rngs)
-        self.logits = nnx.Linear(channels, num_anchors, kernel_init=init, dtype=dtype, rngs=rngs)
-        self.deltas = nnx.Linear(channels, num_anchors * 6, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.logits = OutputLinear(channels, num_anchors, kernel_init=init, rngs=rngs)
+        self.deltas = OutputLinear(channels, num_anchors * 6, kernel_init=init, rngs=rngs)
         self.num_anchors = num_anchors
         self.dtype = dtype
 
@@ -44,7 +45,8 @@ class OrientedRPN(nnx.Module):
         """
         batch = features[0].shape[0]
         canvas, corners = _pack(features)
-        logits, deltas = self._outputs(jax.nn.relu(self.conv(canvas)))
+        hidden = jax.nn.relu(self.conv(canvas))
+        logits, deltas = self.logits(hidden), self.deltas(hidden)
 
         def unpack(x, values):
             cut = [
@@ -74,16 +76,14 @@ class OrientedRPN(nnx.Module):
         hidden = patches.astype(self.dtype) @ kernel.reshape(-1, kernel.shape[-1]) + self.conv.bias[...].astype(
             self.dtype
         )
-        logits, deltas = self._outputs(jax.nn.relu(hidden))
+        hidden = jax.nn.relu(hidden)
+        logits, deltas = self.logits(hidden), self.deltas(hidden)
         which = (index % self.num_anchors)[..., None]
         deltas = deltas.reshape(*index.shape, self.num_anchors, 6)
         return (
             jnp.take_along_axis(logits, which, axis=-1)[..., 0],
             jnp.take_along_axis(deltas, which[..., None], axis=-2)[..., 0, :],
         )
-
-    def _outputs(self, hidden):
-        return self.logits(hidden).astype(jnp.float32), self.deltas(hidden).astype(jnp.float32)
 
 
 def _patches(levels, cell):

@@ -107,7 +107,12 @@ class _TrainingRows:
         settings = self.augment
         boxes, valid = polygons_to_boxes(example["polygons"])
         boxes, labels = boxes[valid], example["labels"][valid]
-        image, boxes, _ = _fit(example["image"], boxes, self.image_size, settings["resize"], example["image_id"])
+        image, scale_range = example["image"], settings["scale_range"]
+        # A range without width draws nothing: what happens to an example without it stays what it was.
+        if scale_range[0] < scale_range[1]:
+            image, boxes = transforms.random_resize(image, boxes, rng, canvas=self.image_size, scale_range=scale_range)
+        else:
+            image, boxes, _ = _fit(image, boxes, self.image_size, settings["resize"], example["image_id"])
         image, boxes = transforms.random_flip_and_rotation(
             image,
             boxes,
@@ -118,6 +123,8 @@ class _TrainingRows:
             max_degrees=settings["max_degrees"],
             quarter_turn_labels=settings["quarter_turn_labels"],
         )
+        if settings["gain_range"][0] < settings["gain_range"][1]:
+            image = transforms.random_gain(image, rng, settings["gain_range"])
         keep = transforms.usable(
             boxes, image.shape[:2], min_side=settings["min_side"], drop_outside=settings["drop_outside"]
         )
@@ -287,6 +294,8 @@ def train_batches(
     rotation_probability=0.5,
     max_degrees=180.0,
     quarter_turn_classes=(),
+    scale_range=(1.0, 1.0),
+    gain_range=(1.0, 1.0),
     min_side=5.0,
     drop_outside=True,
     resize="fit",
@@ -309,6 +318,9 @@ def train_batches(
       flip_probabilities: of a horizontal, a vertical and a diagonal flip.
       rotation_probability, max_degrees: of and in a random rotation.
       quarter_turn_classes: images with one of these classes (labels, or names) turn by quarter turns only.
+      scale_range: (least, largest) random factor of size beside that of fitting the canvas; what is then larger than
+        the canvas is cut at random. (1, 1): none.
+      gain_range: (least, largest) random factor of all pixels; (1, 1): none.
       min_side: boxes with a side of that many pixels or less, after resizing, are left out; 0 keeps all.
       drop_outside: leaves out boxes whose centre is outside the image.
       resize: "fit" resizes images to fit the canvas, smaller ones too; "none" pads only, and refuses larger ones.
@@ -335,6 +347,14 @@ def train_batches(
         )
     if not 0 <= rotation_probability <= 1:
         raise ValueError(f"rotation_probability is between 0 and 1, found {rotation_probability}")
+    for name, (least, largest) in (("scale_range", scale_range), ("gain_range", gain_range)):
+        if not 0 < least <= largest or (least == largest != 1):
+            raise ValueError(
+                f"{name} is (1, 1), or the least and the largest of the factors that are drawn, found "
+                f"{(least, largest)}"
+            )
+    if resize == "none" and scale_range[0] < scale_range[1]:
+        raise ValueError(f"scale_range is a factor beside resize='fit', found resize='none' and {tuple(scale_range)}")
     if seed < 0 or first_example < 0:
         raise ValueError(f"expected seed >= 0 and first_example >= 0, found {seed} and {first_example}")
     quarter_turn_labels = _labels_of(quarter_turn_classes, source.class_names)
@@ -356,6 +376,8 @@ def train_batches(
             rotation_probability=rotation_probability,
             max_degrees=max_degrees,
             quarter_turn_labels=quarter_turn_labels,
+            scale_range=tuple(scale_range),
+            gain_range=tuple(gain_range),
             min_side=min_side,
             drop_outside=drop_outside,
             resize=resize,

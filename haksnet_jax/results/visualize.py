@@ -106,7 +106,7 @@ def draw_labels(image, polygons, labels, class_names, *, difficulty=None, text=T
     return _with_legend(canvas, _class_entries(labels, class_names)) if legend else canvas
 
 
-def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5, score_threshold=0.3):
+def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5, score_threshold=0.3, side=None):
     """Draws what is right and wrong in an image, with a legend: found objects, false detections, missed objects.
 
     Args:
@@ -117,10 +117,18 @@ def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5
       class_names: the classes' names.
       iou_threshold: overlap above which a detection and an object match.
       score_threshold: detections below it are left out.
+      side: pixels of the longer side to which the image is resized before anything is drawn; None leaves it as it is.
 
     Returns:
       uint8 [H + strip, W, 3] RGB.
     """
+    factor = 1.0 if side is None else side / max(image.shape[:2])
+    if factor != 1:
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=method)
+        factors = {"boxes": np.array([factor] * 4 + [1]), "polygons": factor}
+        detections = {name: values * factors.get(name, 1) for name, values in detections.items() if name != "size"}
+        labels = {**labels, "polygons": np.asarray(labels["polygons"]) * factor}
     scores = np.asarray(detections["scores"], np.float64).reshape(-1)
     order = np.argsort(-scores, kind="stable")  # the order of the analysis
     order = order[scores[order] >= score_threshold]
@@ -419,13 +427,27 @@ def errors_by_size_figure(counts):
     return figure
 
 
+# What the lines are called that a run's records name otherwise.
+_LINE_NAMES = {
+    "loss": "sum",
+    "loss_rpn_cls": "RPN, object or not",
+    "loss_rpn_box": "RPN, boxes",
+    "loss_roi_cls": "RoI, classes",
+    "loss_roi_box": "RoI, boxes",
+    "AP50_voc07": "AP50 (VOC07)",
+    "AP50_voc12": "AP50 (VOC12)",
+    "AP75_voc12": "AP75 (VOC12)",
+}
+
+
 def training_figure(losses, scores=None):
     """Curves of a training run.
 
     Args:
       losses: a dict from name to (steps, values); drawn on a logarithmic axis, with a running median over the raw line.
         Values that are not finite are left out of the lines.
-      scores: a dict from name to (steps, values in 0..1), such as AP; drawn below in percent. None for none.
+      scores: a dict from name to (steps, values in 0..1), such as AP; drawn below in percent, from 0 to 100, the last
+        value beside the name. None for none.
 
     Returns:
       A matplotlib figure.
@@ -442,7 +464,7 @@ def training_figure(losses, scores=None):
             above.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
             values = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
-        above.plot(steps, values, color=colour, linewidth=1.6, label=name)
+        above.plot(steps, values, color=colour, linewidth=1.6, label=_LINE_NAMES.get(name, name))
     if any((np.asarray(values, np.float64) > 0).any() for _, values in losses.values()):
         above.set_yscale("log")
     above.set(ylabel="loss")
@@ -450,8 +472,10 @@ def training_figure(losses, scores=None):
     if scores:
         for number, (name, (steps, values)) in enumerate(scores.items()):
             percent = 100 * np.asarray(values, np.float64)
-            axes[1].plot(steps, percent, color=_line_colour(number), marker="o", markersize=4, label=name)
-        axes[1].set(ylabel="AP in %", ylim=(0, None))
+            label = f"{_LINE_NAMES.get(name, name)}  {percent[-1]:.1f}" if len(percent) else name
+            axes[1].plot(steps, percent, color=_line_colour(number), marker="o", markersize=4, label=label)
+        axes[1].set(ylabel="AP in %", ylim=(0, 102))
+        axes[1].set_yticks(range(0, 101, 10))
         axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         axes[1].sharex(above)
     (axes[1] if scores else above).set(xlabel="step")

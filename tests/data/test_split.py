@@ -328,6 +328,19 @@ def test_a_second_start_does_only_what_is_missing(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "out/images")) == [f"{name}__64__0___0.png" for name in "abc"]
 
 
+def test_a_log_gets_no_line_for_every_image(tmp_path, capsys):
+    for name in "abc":
+        write_scene(tmp_path, f"{name}.png", noise(40, 40), [])
+    command = [f"--images={tmp_path / 'images'}", f"--output={tmp_path / 'out'}", "--tile=64", "--overlap=8"]
+    assert splitting.main([*command, "--workers=0", "--rates", "0.5,1", "2"]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    parameters = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert parameters["rates"] == [0.5, 1, 2]
+    with pytest.raises(SystemExit):
+        splitting.main([*command, "--rates=a"])
+    assert "expected numbers separated by commas, got 'a'" in capsys.readouterr().err
+
+
 def test_other_parameters_in_the_same_folder_are_refused(tmp_path):
     write_scene(tmp_path, "a.png", noise(64, 64), [])
     split(tmp_path, tmp_path / "out")

@@ -79,6 +79,12 @@ def test_every_bad_line_is_named(tmp_path):
     assert len(report.images[0].objects.labels) == 6  # what training would see
 
 
+def test_objects_that_tiling_cut_and_marked_are_no_problem(tmp_path):
+    make(tmp_path, "a.png", ["-9 1 31 1 31 20 -9 20 ship 2", "-9 22 31 22 31 29 -9 29 ship 0"])
+    report, found = check(tmp_path)
+    assert found == {("a.txt", 2, "partly_outside")} and len(report.images[0].boxes) == 2
+
+
 def test_every_bad_file_is_named(tmp_path):
     good = make(tmp_path, "good.png")
     images, annotations = tmp_path / "images", tmp_path / "labelTxt"
@@ -143,6 +149,17 @@ def test_problems_are_counted_per_reason_and_loss_gives_exit_status_1(tmp_path, 
     assert "1  similar_classes\n" in output
     assert validation.main([*arguments, "--classes=nothing"]) == 1
     assert "expected --classes to be one of dota10" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_a_sentence(tmp_path, monkeypatch, capsys):
+    make(tmp_path)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(validation, "check_one", stop)  # in a thread, as it comes up from there
+    assert validation.main(["--images", str(tmp_path / "images")]) == 130
+    assert capsys.readouterr().err == "\nStopped.\n"
 
 
 def test_images_alone_can_be_checked_and_missing_folders_are_one_sentence(tmp_path, capsys):

@@ -123,6 +123,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one():
     assert_same(part, [{name: value[1::2] for name, value in batch.items()} for batch in whole[3:]])
 
 
+def test_sizes_and_gains_are_drawn_from_the_example_alone():
+    ranges = {"scale_range": (0.5, 1.5), "gain_range": (0.8, 1.25)}
+    whole = training(Numbered(5), 6, **ranges)
+    assert_same(whole[2:], training(Numbered(5), 4, first_example=4, **ranges))
+    assert len({tuple(size) for batch in whole for size in batch["image_size"]}) > 6
+    assert all((batch["image_size"] <= (24, 32)).all() for batch in whole)
+    # Without them nothing is drawn for them: order, flips and turns are as before.
+    plain = training(Numbered(5), 6)
+    assert_same(plain, training(Numbered(5), 6, scale_range=(1.0, 1.0), gain_range=(1.0, 1.0)))
+    assert [batch["image_index"].tolist() for batch in plain] == [batch["image_index"].tolist() for batch in whole]
+
+
 def test_a_limited_run_ends_where_it_was_resumed_too():
     batches = loader.train_batches(Numbered(5), **SETTINGS, num_epochs=2)
     assert len(batches) == 6
@@ -284,6 +296,10 @@ def test_an_unreadable_image_is_named_by_the_iterator(tmp_path):
         ({"quarter_turn_classes": ("tank",)}, "tank"),
         ({"quarter_turn_classes": (2,)}, "2"),
         ({"seed": -1}, "seed"),
+        ({"scale_range": (1.2, 0.8)}, "scale_range"),
+        ({"scale_range": (0.0, 1.0)}, "scale_range"),
+        ({"gain_range": (2.0, 2.0)}, "gain_range"),
+        ({"scale_range": (0.8, 1.2), "resize": "none"}, "scale_range"),
     ],
 )
 def test_arguments_out_of_range_are_refused_at_once(wrong, words):
@@ -297,7 +313,8 @@ def test_steps_of_an_epoch_round_up():
     assert [loader.steps_per_epoch(n, 4) for n in (1, 4, 5, 8)] == [1, 1, 2, 2]
 
 
-def test_boxes_lie_on_their_objects_after_augmentation():
+@pytest.mark.parametrize("scale_range", [(1.0, 1.0), (0.6, 1.3)])
+def test_boxes_lie_on_their_objects_after_augmentation(scale_range):
     """White rectangles on black: inside each box the turned image is white, around it black."""
 
     class Drawn(Numbered):
@@ -311,7 +328,8 @@ def test_boxes_lie_on_their_objects_after_augmentation():
                 "image": image, "polygons": polygons, "labels": np.zeros(1, np.int32)
             }  # fmt: skip
 
-    for batch in training(Drawn(8), 6, image_size=(160, 160), max_boxes=1, rotation_probability=0.8):
+    settings = {"image_size": (160, 160), "max_boxes": 1, "rotation_probability": 0.8, "scale_range": scale_range}
+    for batch in training(Drawn(8), 6, **settings):
         for row in np.flatnonzero(batch["valid"][:, 0]):
             mask = np.zeros((160, 160), np.uint8)
             (polygon,) = boxes_to_polygons(batch["boxes"][row])

@@ -93,6 +93,20 @@ def test_comparison_draws_each_outcome_in_its_colour():
     np.testing.assert_array_equal(drawn[30, 101], visualize._MISSED)
 
 
+def test_comparison_is_drawn_on_the_resized_image():
+    image = np.zeros((50, 100, 3), np.uint8)
+    boxes = np.array([[30, 25, 20, 10, 0]], np.float32)
+    truth = {"polygons": boxes_to_corners(boxes), "labels": np.zeros(1, int), "difficulty": np.zeros(1, int)}
+    detections = {"boxes": boxes, "scores": np.ones(1), "labels": np.zeros(1, int), "size": (100, 50)}
+    for one in (detections, {**detections, "polygons": truth["polygons"]}):
+        drawn = visualize.draw_comparison(image, one, truth, CLASSES, side=400)
+        assert drawn.shape[1] == 400 and drawn.shape[0] > 200  # and the legend
+        green = np.argwhere((drawn[:200, :, 1] > 200) & (drawn[:200, :, 0] < 150))
+        # The box from (20, 20) to (40, 30), four times as large; the line is 2 pixels wide.
+        np.testing.assert_allclose([*green.min(axis=0), *green.max(axis=0)], [80, 80, 120, 160], atol=2)
+    np.testing.assert_array_equal(boxes, [[30, 25, 20, 10, 0]])
+
+
 def test_contact_sheet_holds_every_image():
     images = [np.full((50 + 10 * i, 80, 3), 40 * (i + 1), np.uint8) for i in range(5)]
     sheet = visualize.contact_sheet(images, [f"caption {i} " * 9 for i in range(5)], columns=3, cell=100)

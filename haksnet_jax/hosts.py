@@ -1,9 +1,9 @@
 """Starting a run on several hosts: who takes part, whether all are there, and whether all do the same.
 
 JAX ends a process with a stack trace where a host is missing, and does not say which. So the hosts meet once before JAX
-is asked to connect them: on the port that JAX's coordinator will use, each tells host 0 its number, its name and what it
-is about to run; when all are there, or the time is up, host 0 answers all of them. What can only be compared later (the
-working directory, the data) goes over the devices themselves, with `require_same`.
+is asked to connect them: on the port that JAX's coordinator will use, each tells host 0 its number, its name and what
+it is about to run; when all are there, or the time is up, host 0 answers all of them. What can only be compared later
+(the working directory, the data) goes over the devices themselves, with `require_same`.
 """
 
 import contextlib
@@ -50,8 +50,8 @@ class Membership(NamedTuple):
 def find_membership(coordinator=None, num_hosts=None, host=None, *, timeout=300):
     """Finds out which part of which run this process is, without touching a device.
 
-    What is not given comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; then from the cluster, as
-    JAX recognises it: Cloud TPU, Slurm, Kubernetes (with the package `kubernetes`), Open MPI.
+    What is not given comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; then from the cluster,
+    as JAX recognises it: Cloud TPU, Slurm, Kubernetes (with the package `kubernetes`), Open MPI.
 
     Args:
       coordinator: "ADDRESS:PORT" of host 0, or None.

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from haksnet_jax.ops.anchors import inside_image
 from haksnet_jax.ops.box_coders import encode_delta_xywha, encode_midpoint_offset
 from haksnet_jax.ops.boxes import boxes_to_hboxes
-from haksnet_jax.ops.depthwise import over_mesh
 from haksnet_jax.ops.matching import match_anchors, match_proposals, sample
 from haksnet_jax.ops.rotated_iou import rotated_iou_matrix
+from haksnet_jax.ops.sharding import over_mesh
 
 
 def smooth_l1(difference, beta):

@@ -184,8 +184,6 @@ def lower_step(config, mesh, batch_per_device):
     """
     import jax
     import jax.numpy as jnp
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
 
     from haksnet_jax import devices, optimizer, train
 
@@ -197,13 +195,18 @@ def lower_step(config, mesh, batch_per_device):
     # Made for real, on this machine's processor, which takes seconds: the state is the one of a run by construction.
     here = devices.data_mesh(jax.local_devices(backend="cpu")[:1])
     graph, made = train.create_state(config, len(config.data.class_names), tx, here)
-    whole = devices.replicated(mesh)
-    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), made)
+    state = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        made,
+        devices.state_sharding(mesh, made),
+    )
+    accumulate_steps = config.accumulate_steps
     with jax.set_mesh(mesh):
         num_images, max_boxes = batch_per_device * mesh.devices.size, config.data.max_boxes
-        split = NamedSharding(mesh, P("data"))
+        pieces = (accumulate_steps,) if accumulate_steps > 1 else ()
+        split = devices.batch_sharding(mesh, leading=len(pieces))
         batch = {
-            name: jax.ShapeDtypeStruct((num_images, *shape), dtype, sharding=split)
+            name: jax.ShapeDtypeStruct((*pieces, num_images, *shape), dtype, sharding=split)
             for name, shape, dtype in (
                 ("image", (*config.data.image_size, 3), jnp.uint8),
                 ("boxes", (max_boxes, 5), jnp.float32),
@@ -212,8 +215,11 @@ def lower_step(config, mesh, batch_per_device):
                 ("image_size", (2,), jnp.int32),
             )
         }
-        learning_rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-        step = train.make_train_step(graph, tx, mesh, ema_decay=config.ema_decay, **train.loss_settings(config))
+        learning_rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=devices.replicated(mesh))
+        step = train.make_train_step(
+            graph, tx, mesh,
+            ema_decay=config.ema_decay, accumulate_steps=accumulate_steps, **train.loss_settings(config),
+        )  # fmt: skip
         lowered = step.lower(state, batch, learning_rate)
     return Lowered(lowered, _num_bytes(state), _num_bytes(state.params))
 

@@ -316,8 +316,8 @@ def with_class_names(config):
     found = next((place for place in places if epath.Path(place).exists()), None)
     if found is None:
         raise TrainingError(
-            f"data.class_names is empty, and there is no {places[0]} and no {places[1]}: write the names of the classes "
-            "into one of them, one a line, or set --config.data.class_names"
+            f"data.class_names is empty, and there is no {places[0]} and no {places[1]}: write the names of the "
+            "classes into one of them, one a line, or set --config.data.class_names"
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():

@@ -7,9 +7,9 @@ from flax import nnx
 from haksnet_jax.models.initializers import xavier_normal
 from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.ops.box_coders import decode_delta_xywha
-from haksnet_jax.ops.depthwise import over_mesh
 from haksnet_jax.ops.nms import nms_rotated
 from haksnet_jax.ops.roi_align import roi_levels, rotated_roi_align
+from haksnet_jax.ops.sharding import over_mesh
 from haksnet_jax.structures import Detections
 
 
@@ -52,13 +52,14 @@ class RotatedRoIHead(nnx.Module):
     def pool(self, features, boxes, valid):
         """Args: features p2..p5 [B, H_l, W_l, C]; boxes [B, R, 5]; valid [B, R]. Returns: [B, R, 7, 7, C]."""
 
-        def one_image(features, boxes, valid):
+        def one_image(boxes, valid, *features):
             levels = roi_levels(boxes, num_levels=len(self.strides), finest_scale=self.finest_scale)
             return rotated_roi_align(
                 features, boxes, levels, strides=self.strides, output_size=self.pool_size, valid=valid
             )
 
-        return jax.vmap(one_image)(tuple(features[: len(self.strides)]), boxes, valid)
+        pooled = features[: len(self.strides)]
+        return over_mesh(jax.vmap(one_image), boxes, valid, *pooled, split=2 + len(pooled))
 
     @jax.named_scope("roi_head")
     def __call__(self, features, boxes, valid):
@@ -147,6 +148,4 @@ def select_detections(
     if scale is None:
         scale = jnp.ones((len(logits), 2), jnp.float32)
     # Each device for its own images: loops that end when all are done would make the devices wait for each other.
-    return over_mesh(
-        jax.vmap(one_image), logits, deltas, proposals.boxes, proposals.valid, image_size, scale, split=6
-    )
+    return over_mesh(jax.vmap(one_image), logits, deltas, proposals.boxes, proposals.valid, image_size, scale, split=6)

@@ -10,8 +10,8 @@ from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.ops.anchors import level_shapes
 from haksnet_jax.ops.box_coders import decode_midpoint_offset
 from haksnet_jax.ops.boxes import boxes_to_hboxes
-from haksnet_jax.ops.depthwise import over_mesh
 from haksnet_jax.ops.nms import nms_horizontal
+from haksnet_jax.ops.sharding import over_mesh
 from haksnet_jax.structures import Proposals
 
 

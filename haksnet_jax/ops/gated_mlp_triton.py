@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from haksnet_jax.ops.depthwise import over_mesh
+from haksnet_jax.ops.sharding import over_mesh
 
 try:
     from jax.experimental.pallas import triton as plgpu

@@ -2,9 +2,9 @@
 
 The order of training is one endless stream of examples: every epoch a new permutation of the source, drawn from the
 seed, one after another. Global batch s is the s-th piece of the stream (N pieces, where a batch is made of N
-micro-batches), and process p of P takes the p-th of P equal parts of each piece. What happens to example g of the stream at random depends on the seed and g alone. So neither the number
-of workers nor of processes changes what is trained on, and a position is one number: how many examples of the stream
-were given out.
+micro-batches), and process p of P takes the p-th of P equal parts of each piece. What happens to example g of the
+stream at random depends on the seed and g alone. So neither the number of workers nor of processes changes what is
+trained on, and a position is one number: how many examples of the stream were given out.
 
 A batch is a dict of numpy arrays:
   image        [B, H, W, 3] uint8, RGB, padded at the right and bottom with `transforms.PADDING`

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haksnet_jax.ops import depthwise, depthwise_triton
+from haksnet_jax.ops import depthwise, depthwise_triton, sharding
 from haksnet_jax.ops.depthwise_triton import Tile
 
 BATCH = jax.P("data")
@@ -203,8 +203,10 @@ def test_triton_kernels_split_the_batch_over_the_ambient_mesh(mesh):
     x, gradient, kernel = arrays(3, (4, 6, 7, 8))
     sharded_x, sharded_gradient = on_mesh(mesh, x, gradient)
     (replicated_kernel,) = on_mesh(mesh, kernel, spec=jax.P())
-    convolve = functools.partial(depthwise.over_mesh, FORMS["triton"][0], split=1)
-    weight_gradient = functools.partial(depthwise.over_mesh, functools.partial(FORMS["triton"][1], k=3), split=2)
+    convolve = functools.partial(sharding.over_mesh, FORMS["triton"][0], split=1)
+    weight_gradient = functools.partial(
+        sharding.over_mesh, functools.partial(FORMS["triton"][1], k=3), split=2, summed=True
+    )
     with jax.set_mesh(mesh):
         forward = jax.jit(convolve).lower(sharded_x, replicated_kernel).compile()
         backward = jax.jit(weight_gradient).lower(sharded_x, sharded_gradient).compile()
@@ -218,7 +220,7 @@ def test_triton_kernels_split_the_batch_over_the_ambient_mesh(mesh):
 
 @needs_triton
 def test_triton_kernels_serve_a_batch_that_the_mesh_does_not_divide_and_a_caller_inside_shard_map(mesh):
-    convolve = functools.partial(depthwise.over_mesh, FORMS["triton"][0], split=1)
+    convolve = functools.partial(sharding.over_mesh, FORMS["triton"][0], split=1)
     x, _, kernel = arrays(3, (3, 6, 7, 8))
     with jax.set_mesh(mesh):
         np.testing.assert_allclose(jax.jit(convolve)(x, kernel), convolved(x, kernel), rtol=1e-5, atol=1e-5)

@@ -268,12 +268,15 @@ def _refusal(report, own_report, reports):
 
 
 def _is_open(connection):
+    connection.setblocking(False)  # with a timeout, nothing to read would look like an end
     try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        return connection.recv(1, socket.MSG_PEEK) != b""
     except BlockingIOError:
         return True
     except OSError:
         return False
+    finally:
+        connection.settimeout(10.0)
 
 
 def _receive(connection, seconds=10.0):

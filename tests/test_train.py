@@ -6,12 +6,15 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import haksnet_jax
 from configs import demo
-from haksnet_jax import checkpoint, devices, optimizer, train
+from haksnet_jax import checkpoint, devices, losses, optimizer, train
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
+from haksnet_jax.structures import GroundTruth
 
 
 def _tiny_config(**changes):
@@ -146,20 +149,56 @@ def test_a_batch_without_any_object_gives_finite_losses(stepper):
     assert metrics["finite"] and float(metrics["loss_rpn_box"]) == 0 and float(metrics["positive_rois"]) == 0
 
 
-def test_two_devices_take_the_same_step_as_one(stepper):
+def test_four_devices_that_share_the_state_take_the_same_step_as_one(stepper, monkeypatch):
     mesh, step, fresh = stepper
     batch = _batch(4)
     state, metrics = step(fresh(), devices.place_batch(mesh, batch), np.float32(1e-3))
-    two = devices.data_mesh(jax.devices()[:2])
-    step_of_two, state_of_two = _stepper(_tiny_config(), two)
-    with jax.set_mesh(two):
-        state_of_two, metrics_of_two = step_of_two(state_of_two, devices.place_batch(two, batch), np.float32(1e-3))
+    monkeypatch.setattr(devices, "MIN_SPLIT_SIZE", 256)  # so that arrays of this narrow model are split
+    four = devices.data_mesh(jax.devices()[:4], fsdp=2)
+    step_of_four, state_of_four = _stepper(_tiny_config(), four)
+    split = [leaf for leaf in jax.tree.leaves(state_of_four.params) if not leaf.is_fully_replicated]
+    assert len(split) > 5 and all(leaf.addressable_shards[0].data.size * 2 == leaf.size for leaf in split)
+    with jax.set_mesh(four):
+        state_of_four, metrics_of_four = step_of_four(state_of_four, devices.place_batch(four, batch), np.float32(1e-3))
+    assert [leaf.sharding for leaf in jax.tree.leaves(state_of_four.params) if not leaf.is_fully_replicated] == [
+        leaf.sharding for leaf in split
+    ]
     # sums over the batch in another order, in float32
     for name in ("loss", "loss_rpn_cls", "loss_rpn_box", "loss_roi_cls", "loss_roi_box", "grad_norm"):
-        np.testing.assert_allclose(metrics_of_two[name], metrics[name], rtol=1e-4, err_msg=name)
-    ours, theirs = checkpoint.flatten(state.batch_stats), checkpoint.flatten(state_of_two.batch_stats)
+        np.testing.assert_allclose(metrics_of_four[name], metrics[name], rtol=1e-4, err_msg=name)
+    ours, theirs = checkpoint.flatten(state.batch_stats), checkpoint.flatten(state_of_four.batch_stats)
     for name, value in ours.items():
         np.testing.assert_allclose(theirs[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow  # two more programs to compile, which a change of the other tests' steps cannot break alone
+def test_micro_batches_add_up_to_their_mean():
+    mesh = devices.data_mesh(jax.devices()[:1])
+    config = _tiny_config(accumulate_steps=2)
+    tx = optimizer.make_optimizer(weight_decay=0.05, betas=(0.9, 0.999), clip_norm=35.0)
+    graph, state = train.create_state(config, len(config.data.class_names), tx, mesh)
+    settings = train.loss_settings(config)
+    halves = _batch(2, seed=1), _batch(2, seed=2)
+    keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0), 2)
+
+    @jax.jit
+    def loss_and_norm(params, batch, key):
+        def loss_of(params):
+            truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"], batch["image_size"])
+            model = nnx.merge(graph, params, state.batch_stats)  # (in training a batch's own statistics count)
+            return losses.detection_loss(model, batch["image"], truth, key, **settings)[0]
+
+        return jax.value_and_grad(loss_of)(params)
+
+    found = [loss_and_norm(state.params, half, key) for half, key in zip(halves, keys, strict=True)]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *[gradients for _, gradients in found])
+    step = train.make_train_step(graph, tx, mesh, ema_decay=0.0, accumulate_steps=2, **settings)
+    batch = {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+    state, metrics = step(state, devices.place_batch(mesh, batch, accumulate_steps=2), np.float32(1e-3))
+    # the same sums in another program
+    np.testing.assert_allclose(metrics["loss"], np.mean([loss for loss, _ in found]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(mean), rtol=1e-4)
+    assert int(state.step) == 1
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
@@ -321,7 +360,6 @@ def test_a_configuration_refuses_a_key_that_it_does_not_have():
 
 
 def test_every_configuration_builds_its_model():
-    from flax import nnx
 
     from configs import dota15_ms, dota15_ss, dota_ms, dota_ms_t, dota_ss, dota_ss_t, ssdd
 

@@ -169,6 +169,16 @@ def load_model(directory):
     return flatten(tree), model_info
 
 
+def _is_whole(folder):
+    """Whether everything in one step's folder can be read, whatever configuration it is of."""
+    try:
+        _restore_numpy(folder / "state")
+        json.loads((folder / "data" / "metadata").read_text())
+    except Exception:  # (see restore_newest)
+        return False
+    return True
+
+
 class RunCheckpoints:
     """The checkpoints of one run, written in the background.
 
@@ -181,10 +191,6 @@ class RunCheckpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(epath.Path(workdir).absolute() / "checkpoints", options=options)
 
-    def latest_step(self):
-        """The newest whole checkpoint's step, or None."""
-        return self._manager.latest_step()
-
     def save(self, step, state, data_position):
         """Starts writing. Args: step; state, a pytree of arrays; data_position, a dict that JSON can hold."""
         if step in self._manager.all_steps():
@@ -193,27 +199,43 @@ class RunCheckpoints:
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position))
         )
 
-    def restore(self, step, abstract_state):
-        """Reads a checkpoint onto the devices.
+    def restore_newest(self, abstract_state):
+        """Reads the newest checkpoint that is whole onto the devices.
+
+        One that cannot be read (cut off, a file missing or damaged) is named in a warning, set aside as `STEP.unusable`
+        so that its step can be saved again, and the one before is read.
 
         Args:
-          step: which.
           abstract_state: pytree of jax.ShapeDtypeStruct with shardings.
 
         Returns:
-          (state, data_position).
+          (step, state, data_position), or None where there is no usable checkpoint.
+
+        Raises:
+          CheckpointError: a checkpoint is whole and does not fit this configuration.
         """
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()),
-            )
-        except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(
-                f"{self._manager.directory}/{step} does not fit this configuration ({str(error).splitlines()[0]}); "
-                "use another --workdir, or the configuration that it was made with"
-            ) from error
-        return restored["state"], restored["data"]
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+                    ),
+                )
+                return step, restored["state"], restored["data"]
+            except Exception as error:  # Orbax and its file formats raise whatever they like for a damaged file
+                folder = self._manager.directory / str(step)
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                if _is_whole(folder):
+                    raise CheckpointError(
+                        f"{folder} does not fit this configuration ({reason}); use another --workdir, or the "
+                        "configuration that it was made with"
+                    ) from error
+            logging.warning("%s is not whole and is left aside as %s.unusable (%s)", folder, step, reason)
+            if jax.process_index() == 0 and not files.is_bucket(folder):  # where nothing is renamed
+                folder.rename(folder.parent / f"{step}.unusable")
+            self._manager.reload()
+        return None
 
     def close(self):
         """Waits until everything is written."""

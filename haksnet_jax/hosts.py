@@ -369,6 +369,13 @@ def require_same(facts):
         raise HostsError(error)
 
 
+def any_host(flag):
+    """Whether the flag is set on any host. All take part. Args: flag, bool. Returns: bool, the same on all."""
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
+
+
 def require_same_folder(folder, *, patience=10.0):
     """Checks that all hosts see one folder: host 0 writes a file, all read it.
 

@@ -25,6 +25,9 @@ _JOIN_TIMEOUT = flags.DEFINE_float(
     "join_timeout", 300.0, "Seconds that hosts wait for each other at the start.", lower_bound=1.0
 )
 
+# EX_TEMPFAIL of sysexits.h, "try again later": what a scheduler that restarts failed jobs restarts, told from an error.
+STOPPED = 75
+
 
 def main(argv):
     """Trains and evaluates; mistakes of use end with one sentence and exit status 1."""
@@ -36,7 +39,7 @@ def main(argv):
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname or record.levelname != "INFO")
 
     from haksnet_jax import checkpoint, devices, files, hosts  # (flags are checked before JAX is loaded)
-    from haksnet_jax.train import TrainingError, train_and_evaluate
+    from haksnet_jax.train import Stopped, TrainingError, train_and_evaluate
 
     devices.enable_compilation_cache()
     config = _CONFIG.value
@@ -52,6 +55,9 @@ def main(argv):
             logging.get_absl_handler().setFormatter(python_logging.Formatter(f"host {membership.host}: %(message)s"))
         hosts.join(membership, hosts.facts_of(config, workdir), timeout=_JOIN_TIMEOUT.value)
         card = train_and_evaluate(config, workdir)
+    except Stopped as stopped:
+        logging.info("%s", stopped)
+        sys.exit(STOPPED)
     except (
         TrainingError,
         checkpoint.CheckpointError,

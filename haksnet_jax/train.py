@@ -5,6 +5,8 @@ import hashlib
 import json
 import math
 import os
+import signal
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -53,6 +55,49 @@ class TrainState(NamedTuple):
 
 class TrainingError(RuntimeError):
     """A run that cannot start or go on; the message says why and what to do."""
+
+
+class Stopped(Exception):
+    """A run that was asked to end before its time, and did so with all it had done saved."""
+
+
+class _StopRequest:
+    """Remembers the first SIGTERM or SIGINT; the next one ends the process as usual.
+
+    Signals reach a program's main thread alone, so a run in another thread is not asked.
+    """
+
+    def __init__(self):
+        self.signal = None
+        self._former = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._former[number] = signal.signal(number, self._remember)
+        return self
+
+    def _remember(self, number, _):
+        self.signal = number
+        self._restore()
+
+    def _restore(self):
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
+
+    def __exit__(self, *_):
+        self._restore()
+
+    def agreed(self, at_line):
+        """Whether the run ends at this step. Several hosts agree on it when they write a line of the log.
+
+        Args:
+          at_line: whether this step writes one.
+        """
+        if jax.process_count() == 1:
+            return self.signal is not None
+        return at_line and hosts.any_host(self.signal is not None)
 
 
 def build_model(model, num_classes, *, rngs):
@@ -351,6 +396,7 @@ def train_and_evaluate(config, workdir):
 
     Raises:
       TrainingError, checkpoint.CheckpointError, ValueError, FileNotFoundError: with one sentence that says what to do.
+      Stopped: after SIGTERM or SIGINT; the step in flight was finished and saved.
     """
     mesh = devices.data_mesh(fsdp=config.mesh.fsdp)
     config = with_class_names(config)
@@ -358,11 +404,12 @@ def train_and_evaluate(config, workdir):
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     hosts.require_same_folder(workdir)
-    with jax.set_mesh(mesh):  # kernels that the compiler cannot split ask it for the devices' shares
-        return _run(config, workdir, mesh)
+    # Kernels that the compiler cannot split ask the mesh for the devices' shares.
+    with jax.set_mesh(mesh), _StopRequest() as stop:
+        return _run(config, workdir, mesh, stop)
 
 
-def _run(config, workdir, mesh):
+def _run(config, workdir, mesh, stop):
     started = time.monotonic()
     global_batch = config.batch_size_per_device * mesh.devices.size * config.accumulate_steps
     host_batch = global_batch // jax.process_count()
@@ -435,10 +482,11 @@ def _run(config, workdir, mesh):
     # State
     graph, state = create_state(config, len(class_names), tx, mesh)
     checkpoints = checkpoint.RunCheckpoints(workdir, max_to_keep=config.checkpoints_kept)
-    first_step = checkpoints.latest_step() or 0
-    if first_step:
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        state, position = checkpoints.restore(first_step, abstract)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    restored = checkpoints.restore_newest(abstract)
+    first_step = 0
+    if restored is not None:
+        first_step, state, position = restored
         if position["global_batch"] != global_batch:
             logging.warning(
                 "the run so far took %d images a step, now %d: it goes on at the same example",
@@ -495,7 +543,8 @@ def _run(config, workdir, mesh):
         state, metrics = train_step(state, placed, learning_rate)
         log.add(metrics, batch, waited)
         done = step + 1
-        if done % config.log_every == 0 or done == num_steps or done == first_step + 1:
+        at_line = done % config.log_every == 0 or done == num_steps or done == first_step + 1
+        if at_line:
             skipped_in_a_row = log.write(done, float(learning_rate), train_source.image_ids)
             if skipped_in_a_row > config.max_skipped_steps:
                 checkpoints.save(done, state, _position(done, global_batch, first_step, first_example))
@@ -516,8 +565,15 @@ def _run(config, workdir, mesh):
                 info = model_info(config) | {"step": done, **result.figures()}
                 if jax.process_index() == 0:
                     checkpoint.save_model(workdir / "best", arrays, info)
-        if done % config.checkpoint_every == 0 or (done == num_steps and config.checkpoint_every <= num_steps):
+        stopping = done < num_steps and stop.agreed(at_line)
+        due = done % config.checkpoint_every == 0 or (done == num_steps and config.checkpoint_every <= num_steps)
+        if due or stopping:
             checkpoints.save(done, state, _position(done, global_batch, first_step, first_example))
+        if stopping:
+            checkpoints.close()
+            batches.close()
+            log.close()
+            raise Stopped(f"stopped at step {done} of {num_steps}, which is saved; the same command goes on from there")
     checkpoints.close()
 
     if result is None and first_step >= num_steps and config.eval_every <= num_steps:  # nothing was left to do

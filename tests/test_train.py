@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -206,19 +208,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     # first checkpoint.
     whole = train.train_and_evaluate(_tiny_config(), tmp_path / "whole")
 
-    class Stop(Exception):
-        pass
+    # The signal comes in the middle of the second step.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(train.Stopped, match="stopped at step 2 of 4"):
+        add, asked = train.RunLog.add, []
 
-    save = checkpoint.RunCheckpoints.save
+        def add_and_ask(self, *args):
+            add(self, *args)
+            asked.append(1)
+            if len(asked) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    def save_and_stop(self, step, *args):
-        save(self, step, *args)
-        self.close()
-        raise Stop
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(checkpoint.RunCheckpoints, "save", save_and_stop)
-        train.train_and_evaluate(_tiny_config(), tmp_path / "parts")
+        patch.setattr(train.RunLog, "add", add_and_ask)
+        train.train_and_evaluate(_tiny_config(checkpoint_every=4), tmp_path / "parts")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     resumed = train.train_and_evaluate(_tiny_config(), tmp_path / "parts")
     assert (whole["facts"]["resumed_at_step"], resumed["facts"]["resumed_at_step"]) == (0, 2)
 

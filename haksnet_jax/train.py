@@ -24,7 +24,7 @@ from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.labels import read_class_names
 from haksnet_jax.pipeline.sources import open_source
 from haksnet_jax.results import visualize
-from haksnet_jax.results.card import code_version, write_result_card, write_whole
+from haksnet_jax.results.card import code_version, write_result_card
 from haksnet_jax.structures import GroundTruth
 
 
@@ -450,8 +450,8 @@ def _run(config, workdir, mesh):
         state = load_initial_weights(config, state, mesh)
         first_example = 0
     if jax.process_index() == 0:
-        write_whole(workdir / checkpoint.MODEL_FILE, json.dumps(model_info(config), indent=2) + "\n")
-        write_whole(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
+        files.write_text(workdir / checkpoint.MODEL_FILE, json.dumps(model_info(config), indent=2) + "\n")
+        files.write_text(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
 
     train_step = make_train_step(
         graph, tx, mesh,
@@ -664,7 +664,7 @@ class RunLog:
         self._records.append(record)
         if not self._is_writer:
             return
-        write_whole(self._workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in self._records))
+        files.write_text(self._workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in self._records))
         for name, value in record.items():
             if name != "step":
                 self._events.add_scalar(name.replace(":", "_"), value, record["step"])

@@ -131,7 +131,7 @@ def _restore_numpy(path):
 
 def _resolve(directory):
     """The folder that holds `state`, and the one with `model.json`, from any folder a user would name."""
-    directory = files.absolute(directory)
+    directory = files.absolute(files.reachable(directory))
     if not directory.exists():
         raise CheckpointError(f"{directory}: no such checkpoint folder")
     if (directory / "state").exists():  # a model alone, or one step of a run

@@ -10,12 +10,28 @@ import pathlib
 import shutil
 import tempfile
 
+import fsspec
 from etils import epath
 
 
 def is_bucket(path):
     """Whether a path is one of a bucket (`gs://...`), where nothing is renamed."""
     return "://" in os.fspath(path)
+
+
+def reachable(path):
+    """The path, if what it takes to reach it is installed. Returns: epath.Path.
+
+    Raises:
+      ValueError: the path is one of a bucket, and a package is missing.
+    """
+    if is_bucket(path):
+        scheme = os.fspath(path).split("://")[0]
+        try:
+            fsspec.get_filesystem_class("gcs" if scheme == "gs" else scheme)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; for gs:// paths: pip install 'haksnet_jax[gcs]'") from error
+    return epath.Path(path)
 
 
 def absolute(path):

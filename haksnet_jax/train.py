@@ -25,6 +25,7 @@ from haksnet_jax.pipeline.labels import read_class_names
 from haksnet_jax.pipeline.sources import open_source
 from haksnet_jax.results import visualize
 from haksnet_jax.results.card import code_version, write_result_card
+from haksnet_jax.results.events import event_writer
 from haksnet_jax.structures import GroundTruth
 
 
@@ -355,7 +356,7 @@ def train_and_evaluate(config, workdir):
     mesh = devices.data_mesh(fsdp=config.mesh.fsdp)
     config = with_class_names(config)
     _check(config, mesh)
-    workdir = epath.Path(workdir)
+    workdir = files.reachable(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     hosts.require_same_folder(workdir)
     with jax.set_mesh(mesh):  # kernels that the compiler cannot split ask it for the devices' shares
@@ -595,9 +596,7 @@ class RunLog:
             self._records = [record for record in records if record["step"] <= first_step]
         self._events = None
         if self._is_writer:
-            import tensorboardX  # (only the writing host needs it)
-
-            self._events = tensorboardX.SummaryWriter(str(workdir / "events"))
+            self._events = event_writer(workdir / "events")
 
     def add(self, metrics, batch, waited):
         """Keeps a step's metrics (still on the devices) until the next line is written."""

@@ -1,7 +1,7 @@
 """A bucket of this machine: `gs://` for `epath` (through fsspec) and for TensorStore (over HTTP), of one content.
 
-Of the storage's interface only what Orbax and this package ask for. As in the real one, an object appears with its whole
-content, there are no folders but the names' own, and nothing can be renamed.
+Of the storage's interface only what Orbax and this package ask for. As in the real one, an object appears with its
+whole content, there are no folders but the names' own, and nothing can be renamed.
 """
 
 import contextlib
@@ -9,7 +9,9 @@ import http.server
 import io
 import json
 import os
+import sys
 import threading
+import types
 import urllib.parse
 from unittest import mock
 
@@ -50,7 +52,9 @@ class BucketFileSystem(fsspec.AbstractFileSystem):
         if path in names:
             return [self.info(path)] if detail else [path]
         beginning = path + "/"
-        entries = sorted({beginning + name[len(beginning) :].split("/")[0] for name in names if name.startswith(beginning)})
+        entries = sorted(
+            {beginning + name[len(beginning) :].split("/")[0] for name in names if name.startswith(beginning)}
+        )
         if not entries and "/" in path:
             raise FileNotFoundError(path)
         return [self.info(entry) for entry in entries] if detail else entries
@@ -219,13 +223,16 @@ def local_bucket():
     BucketFileSystem.objects.clear()
     for protocol in BucketFileSystem.protocol:
         fsspec.register_implementation(protocol, BucketFileSystem, clobber=True)
+    # Orbax asks Google's library whether a bucket has real folders, before it removes an old checkpoint.
+    google_cloud = types.ModuleType("google.cloud")
+    google_cloud.storage = types.SimpleNamespace(Client=lambda: types.SimpleNamespace(get_bucket=lambda name: object()))
     environment = {
         "TENSORSTORE_GCS_HTTP_URL": f"http://localhost:{server.server_port}",
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
         "EPATH_USE_TF": "false",
     }
     try:
-        with mock.patch.dict(os.environ, environment):
+        with mock.patch.dict(os.environ, environment), mock.patch.dict(sys.modules, {"google.cloud": google_cloud}):
             yield BucketFileSystem.objects
     finally:
         server.shutdown()

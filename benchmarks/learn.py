@@ -32,10 +32,10 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
+from haksnet_jax import files
 from haksnet_jax.evaluate import evaluate_files
 from haksnet_jax.parity.rows import Found, Limits, match_boxes
 from haksnet_jax.results import dota, mean_ap, visualize
-from haksnet_jax.results.card import write_whole
 
 # Training's evaluation looks at many images at once and `predict` at one: in bfloat16 other sums are rounded, and a
 # detection at a threshold changes sides. One detection of 240 ships is 0.004.
@@ -199,7 +199,7 @@ def main(argv=None):
     report |= {"best_step": best["step"], "precision": settings["precision"]}
     report["average_precision"] = compare(best, json.loads((out / "scores.json").read_text())["mean"])
     write_sheets(out, predictions, settings, best["class_names"])
-    write_whole(out / "learn.json", json.dumps(report, indent=2) + "\n")
+    files.write_text(out / "learn.json", json.dumps(report, indent=2) + "\n")
     for name, row in report["average_precision"].items():
         print(
             f"{name}: training {row['training']:.6f}, files {row['files']:.6f}, equal to {row['equal_digits']} digits"
@@ -211,7 +211,7 @@ def main(argv=None):
         settings["precision"]: without_counterpart(predictions, others),
         other: without_counterpart(others, predictions),
     }
-    write_whole(out / "learn.json", json.dumps(report, indent=2) + "\n")
+    files.write_text(out / "learn.json", json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
     difference = report["average_precision"].get("AP50_voc12", {}).get("difference", 0.0)
     if abs(difference) > TOLERANCE:

@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from haksnet_jax import files
 from haksnet_jax.pipeline import image_files, labels
 
 # The object stays and only something about it is odd; every other reason loses an object, a file or an image.
@@ -378,13 +379,10 @@ def write_dota(builder, source, folder):
                     for polygon, label, difficulty, _ in zip(*annotation[0], strict=True)
                 ]
                 text = "".join(lines)
-                write_whole(target / "labelTxt" / f"{path.stem}.txt", functools.partial(_write_text, text))
-            write_whole(target / "images" / path.name, functools.partial(_link, path))
+                files.write_text(target / "labelTxt" / f"{path.stem}.txt", text, sync=False)
+            with files.whole(target / "images" / path.name, sync=False) as temporary:
+                _link(path, temporary)
     return {split: len(images) for split, images in content.items()}
-
-
-def _write_text(text, name):
-    name.write_text(text, encoding="utf-8")
 
 
 def _link(path, name):
@@ -392,17 +390,6 @@ def _link(path, name):
         os.link(path, name)
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(path, name)
-
-
-def write_whole(path, write):
-    """Calls `write` with a temporary name beside `path`, then renames: the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def add_arguments(parser):

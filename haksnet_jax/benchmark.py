@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from haksnet_jax import devices, optimizer, train
+from haksnet_jax import devices, files, optimizer, train
 from haksnet_jax.evaluate import make_detect_step
 from haksnet_jax.models.haksnet import SIZES, HAKSNet
 from haksnet_jax.models.oriented_rcnn import STRIDES, OrientedRCNN
@@ -42,7 +42,7 @@ from haksnet_jax.ops.depthwise import depthwise_conv
 from haksnet_jax.pipeline.labels import CLASSES
 from haksnet_jax.pipeline.loader import train_batches
 from haksnet_jax.pipeline.sources import FolderSource, SceneSource, write_dota_folder
-from haksnet_jax.results.card import code_version, write_whole
+from haksnet_jax.results.card import code_version
 from haksnet_jax.structures import GroundTruth
 
 NUM_CLASSES = 15
@@ -654,7 +654,7 @@ def main(argv=None):
     if options.json:
         facts = {"hardware": devices.hardware(), "jax": jax.__version__, "commit": code_version()}
         figures = facts | {"ceilings": ceilings._asdict(), "rows": [row._asdict() for row in rows]}
-        write_whole(options.json, json.dumps(figures, indent=2) + "\n")
+        files.write_text(options.json, json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

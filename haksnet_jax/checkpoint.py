@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from flax import nnx
+
+from haksnet_jax import files
 
 MODEL_FILE = "model.json"
 
@@ -88,12 +89,18 @@ def save_model(directory, arrays, model_info):
       arrays: {"a.b.c": array} parameters and batch statistics.
       model_info: dict for `model.json`: architecture, class names, normalisation, input size.
     """
-    directory = epath.Path(directory).absolute()  # Orbax takes no other
+    directory = files.absolute(directory)  # Orbax takes no other
+    if files.is_bucket(directory):
+        # Nothing is renamed there. A folder is a model if it has its description, which leaves first and comes last.
+        (directory / MODEL_FILE).unlink(missing_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        _save_arrays(directory / "state", arrays)
+        files.write_text(directory / MODEL_FILE, json.dumps(model_info, indent=2) + "\n")
+        return
     temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}"
     try:
         temporary.mkdir(parents=True)
-        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
-            checkpointer.save(temporary / "state", unflatten({k: np.asarray(v) for k, v in arrays.items()}))
+        _save_arrays(temporary / "state", arrays)
         (temporary / MODEL_FILE).write_text(json.dumps(model_info, indent=2) + "\n")
         if directory.exists():
             # The old one leaves in one step too: a reader finds the old, the new, or nothing, never a mixture.
@@ -109,6 +116,11 @@ def save_model(directory, arrays, model_info):
         raise
 
 
+def _save_arrays(path, arrays):
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+        checkpointer.save(path, unflatten({k: np.asarray(v) for k, v in arrays.items()}), force=True)
+
+
 def _restore_numpy(path):
     """Reads an Orbax tree of arrays as numpy, whatever devices it was saved from."""
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -119,14 +131,14 @@ def _restore_numpy(path):
 
 def _resolve(directory):
     """The folder that holds `state`, and the one with `model.json`, from any folder a user would name."""
-    directory = epath.Path(directory).absolute()
+    directory = files.absolute(files.reachable(directory))
     if not directory.exists():
         raise CheckpointError(f"{directory}: no such checkpoint folder")
     if (directory / "state").exists():  # a model alone, or one step of a run
         if (directory / MODEL_FILE).exists():
             return directory / "state", directory / MODEL_FILE
         return directory / "state", directory.parent.parent / MODEL_FILE
-    if (directory / "best" / "state").exists():
+    if (directory / "best" / MODEL_FILE).exists():
         return directory / "best" / "state", directory / "best" / MODEL_FILE
     steps = directory / "checkpoints" if (directory / "checkpoints").exists() else directory
     numbers = [int(p.name) for p in steps.iterdir() if re.fullmatch(r"\d+", p.name) and (p / "state").exists()]
@@ -189,7 +201,7 @@ class RunCheckpoints:
 
     def __init__(self, workdir, *, max_to_keep=3):
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(epath.Path(workdir).absolute() / "checkpoints", options=options)
+        self._manager = ocp.CheckpointManager(files.absolute(workdir) / "checkpoints", options=options)
 
     def save(self, step, state, data_position):
         """Starts writing. Args: step; state, a pytree of arrays; data_position, a dict that JSON can hold."""

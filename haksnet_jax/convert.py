@@ -9,7 +9,6 @@ or of another shape. Exit status: 0 done; 1 refused, 130 stopped, and nothing is
 
 import argparse
 import ast
-import contextlib
 import dataclasses
 import errno
 import fnmatch
@@ -22,12 +21,13 @@ import pathlib
 import re
 import shutil
 import sys
-import uuid
 
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from haksnet_jax import files
 from haksnet_jax.models.torch_reader import MAX_BYTES, CheckpointError, Inert, read_checkpoint
 from haksnet_jax.models.torch_weights import (
     CLASSIFIER,
@@ -194,8 +194,9 @@ def convert(source, output, **options):
     Raises:
       CheckpointError, ConversionError: nothing is left at `output`.
     """
-    output = pathlib.Path(output).absolute()
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / "model.json").is_file()):
+    output = files.absolute(output)
+    is_other_folder = output.is_dir() and any(output.iterdir()) and not (output / "model.json").exists()
+    if is_other_folder or (output.exists() and not output.is_dir()):
         raise ConversionError(f"{output} is there already and is not a converted model: name another --output")
     model = read_torch_model(source, **options)
 
@@ -204,7 +205,8 @@ def convert(source, output, **options):
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # Asked before, because the library that writes arrays fills pages when it runs out of space.
-        needed, free = sum(array.nbytes for array in model.params.values()), shutil.disk_usage(output.parent).free
+        needed = sum(array.nbytes for array in model.params.values())
+        free = needed if files.is_bucket(output) else shutil.disk_usage(output.parent).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed and {free >> 20} MiB free on its disk")
         checkpoint.save_model(output, model.params, model.info)
@@ -235,7 +237,7 @@ def export(source, target, **options):
     Raises:
       CheckpointError, ConversionError: nothing is left at `target`.
     """
-    target = pathlib.Path(target)
+    target = epath.Path(target)
     if target.suffix not in (".safetensors", ".pth", ".pt"):
         raise ConversionError(f"{target}: expected a name that ends in .safetensors, .pth or .pt")
     if target.suffix != ".safetensors" and importlib.util.find_spec("torch") is None:
@@ -250,22 +252,18 @@ def export(source, target, **options):
         backbone_prefix=is_detector or origin.get("backbone_prefix", False),
     )
     names = model.info["class_names"]
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix == ".safetensors":
-            save_file(weights, temporary, metadata={"format": "pt", "classes": json.dumps(names)})
-        else:
-            import torch
+        with files.whole(target) as temporary:
+            if target.suffix == ".safetensors":
+                save_file(weights, temporary, metadata={"format": "pt", "classes": json.dumps(names)})
+            else:
+                import torch
 
-            tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
-            torch.save({"meta": {"CLASSES": tuple(names)}, "state_dict": tensors}, temporary)
-        os.replace(temporary, target)
+                tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+                torch.save({"meta": {"CLASSES": tuple(names)}, "state_dict": tensors}, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's and safetensors' own beside the system's
         raise ConversionError(f"cannot write {target}: {_system_reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):  # where the folder is none, there is nothing to remove
-            temporary.unlink(missing_ok=True)
     return model
 
 
@@ -445,11 +443,9 @@ def _arguments(argv):
 
 
 def _write_report(path, text):
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_text(_printable(text), encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, _printable(text))
 
 
 def _printable(text):

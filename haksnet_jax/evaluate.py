@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
-from haksnet_jax import checkpoint, devices
+from haksnet_jax import checkpoint, devices, files
 from haksnet_jax.pipeline import image_files, loader, sources
 from haksnet_jax.pipeline.labels import CLASSES, LEFT_OUT, read_class_names, read_labels
 from haksnet_jax.results import dota, mean_ap, visualize
@@ -309,9 +310,9 @@ def evaluate_files(predictions, labels_folder, class_names):
 
 def run_settings(directory):
     """The configuration of the run that a checkpoint belongs to, a dict, or None for a converted model."""
-    folder = pathlib.Path(directory).absolute()
+    folder = files.absolute(directory)
     for place in (folder, folder.parent, folder.parent.parent):
-        if (place / "config.json").is_file() and (place / checkpoint.MODEL_FILE).is_file():
+        if (place / "config.json").exists() and (place / checkpoint.MODEL_FILE).exists():
             return json.loads((place / "config.json").read_text())
     return None
 
@@ -465,7 +466,7 @@ def write_report(folder, result, detections, labels_by_image, class_names, pictu
     Returns:
       Names of the worst images that were not drawn for want of their pixels.
     """
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     visualize.save_figure(visualize.precision_recall_figure(result), folder / "precision_recall.png")
     errors = mean_ap.analyse_errors(detections, labels_by_image, class_names, score_threshold=score)
@@ -538,7 +539,7 @@ def _run(arguments):
     for target in (arguments.json, arguments.output):
         if target:  # before any work is done
             try:
-                pathlib.Path(target).absolute().parent.mkdir(parents=True, exist_ok=True)
+                files.absolute(target).parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise EvaluationError(f"cannot write {target}: {error.strerror}") from error
     if arguments.predictions:
@@ -564,11 +565,8 @@ def _run(arguments):
     result = mean_average_precision(detections, labels_by_image, names, ignore_truncated=arguments.ignore_truncated)
     print(result.table())
     if arguments.json:
-        path = pathlib.Path(arguments.json)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        temporary.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-        print(path)
+        files.write_text(arguments.json, json.dumps(result.to_json(), indent=2) + "\n")
+        print(arguments.json)
     if arguments.output:
         if arguments.ignore_truncated:  # what is drawn knows one kind of ignored objects
             labels_by_image = {
@@ -601,9 +599,9 @@ def write_predictions(folder, detections, class_names):
     """Writes detections.json, classes.txt and task1/ as `predict` does. Args: folder; detections by image; classes."""
     from haksnet_jax.predict import write_detections_json
 
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+    files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in class_names))
     dota.write_task1(folder / "task1", detections, class_names)
     entries = ((name, *one["size"], one) for name, one in detections.items())
     write_detections_json(folder / "detections.json", entries, class_names)

@@ -10,12 +10,28 @@ import pathlib
 import shutil
 import tempfile
 
+import fsspec
 from etils import epath
 
 
 def is_bucket(path):
     """Whether a path is one of a bucket (`gs://...`), where nothing is renamed."""
     return "://" in os.fspath(path)
+
+
+def reachable(path):
+    """The path, if what it takes to reach it is installed. Returns: epath.Path.
+
+    Raises:
+      ValueError: the path is one of a bucket, and a package is missing.
+    """
+    if is_bucket(path):
+        scheme = os.fspath(path).split("://")[0]
+        try:
+            fsspec.get_filesystem_class("gcs" if scheme == "gs" else scheme)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; for gs:// paths: pip install 'haksnet_jax[gcs]'") from error
+    return epath.Path(path)
 
 
 def absolute(path):
@@ -34,13 +50,14 @@ def join(*parts):
 
 
 @contextlib.contextmanager
-def whole(path):
+def whole(path, *, sync=True):
     """Gives a path on a disk of this machine to write to; at the end the content is the file's, whole.
 
     Where the body raises, nothing is left, and a file that was there before stays.
 
     Args:
       path: of the file, on a disk or in a bucket; its folder exists. The temporary file has its suffix.
+      sync: whether to wait until a disk has it. One of many thousands, which can be made again, need not be waited for.
 
     Yields:
       pathlib.Path, not there yet.
@@ -57,22 +74,23 @@ def whole(path):
     temporary = pathlib.Path(path.parent, f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path, data):
-    """Writes a file whole or not at all. Args: path, on a disk or in a bucket; data, bytes."""
+def write_bytes(path, data, *, sync=True):
+    """Writes a file whole or not at all. Args: path, on a disk or in a bucket; data, bytes; sync, see `whole`."""
     if is_bucket(path):
         epath.Path(path).write_bytes(data)
         return
-    with whole(path) as temporary:
+    with whole(path, sync=sync) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(path, text):
-    """Writes a text file in UTF-8 whole or not at all. Args: path, on a disk or in a bucket; text."""
-    write_bytes(path, text.encode())
+def write_text(path, text, *, sync=True):
+    """Writes a text file in UTF-8 whole or not at all. Args: as `write_bytes`, with text."""
+    write_bytes(path, text.encode(), sync=sync)

@@ -543,8 +543,7 @@ def main(argv):
     has_gpus = not (_TOPOLOGY.value or "").startswith(_TPUS) and os.path.exists("/dev/nvidia0")
     os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if has_gpus else "cpu")
 
-    from haksnet_jax import devices
-    from haksnet_jax.results.card import write_whole
+    from haksnet_jax import devices, files
     from haksnet_jax.train import TrainingError
 
     try:
@@ -553,7 +552,7 @@ def main(argv):
             devices.enable_compilation_cache()
         found = make_plan(_CONFIG.value, topology, batch_per_device=_BATCH.value, num_images=_IMAGES.value)
         if _JSON.value:
-            write_whole(_JSON.value, json.dumps(found, indent=2) + "\n")
+            files.write_text(_JSON.value, json.dumps(found, indent=2) + "\n")
     except (PlanError, TrainingError, ValueError, OSError) as error:
         if os.environ.get("HAKSNET_TRACEBACK"):
             raise

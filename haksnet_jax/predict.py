@@ -20,7 +20,9 @@ import sys
 import time
 
 import numpy as np
+from etils import epath
 
+from haksnet_jax import files
 from haksnet_jax.ops.boxes import boxes_to_corners
 from haksnet_jax.pipeline.image_files import EXTENSIONS
 from haksnet_jax.results import dota, geojson, visualize
@@ -94,21 +96,15 @@ def write_detections_json(path, entries, class_names):
       entries: iterable of (image name, width, height, detections); one at a time is in memory.
       class_names: the classes, by label.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write('{"images": [')
-            for number, (name, width, height, detections) in enumerate(entries):
-                head = json.dumps({"image": name, "width": width, "height": height}, ensure_ascii=False)
-                file.write(f'{"," if number else ""}\n{head[:-1]}, "detections": [')
-                for row, line in enumerate(detection_lines(detections, class_names)):
-                    file.write(f"{',' if row else ''}\n  {line}")
-                file.write("]}")
-            file.write("\n]}\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write('{"images": [')
+        for number, (name, width, height, detections) in enumerate(entries):
+            head = json.dumps({"image": name, "width": width, "height": height}, ensure_ascii=False)
+            file.write(f'{"," if number else ""}\n{head[:-1]}, "detections": [')
+            for row, line in enumerate(detection_lines(detections, class_names)):
+                file.write(f"{',' if row else ''}\n  {line}")
+            file.write("]}")
+        file.write("\n]}\n")
 
 
 class _Results:
@@ -135,7 +131,7 @@ class _Results:
         if not (record.is_file() and record.read_text(encoding="utf-8") == run):
             shutil.rmtree(self._parts, ignore_errors=True)
             self._parts.mkdir(parents=True)
-            _write_text(record, run)
+            files.write_text(record, run)
 
     def _part(self, path):
         return self._parts / f"{dota.image_stem(path.name)}.npz"
@@ -166,10 +162,8 @@ class _Results:
             if self.geojson:
                 self._write_geojson(path, name, detections)
             part = self._part(path)
-            temporary = part.with_name(f".{part.name}")
-            with open(temporary, "wb") as file:
-                np.savez(file, **detections, size=(image.width, image.height), identity=_identity(path))
-            os.replace(temporary, part)
+            with files.whole(part) as temporary:
+                np.savez(temporary, **detections, size=(image.width, image.height), identity=_identity(path))
         finally:
             image.close()
 
@@ -197,7 +191,7 @@ class _Results:
 
     def finish(self, paths, *, task1):
         """Writes what is made of all images. Args: paths of those that are done. Returns: number of detections."""
-        _write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in self.class_names))
+        files.write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in self.class_names))
         if task1:
             by_image = {dota.image_stem(path.name): self._read(path)[3] for path in paths}
             dota.write_task1(self.folder / "task1", by_image, self.class_names)
@@ -217,12 +211,6 @@ class _Results:
 def _identity(path):
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _write_text(path, text):
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class _Progress:
@@ -316,6 +304,8 @@ def _arguments(argv):
 
 def _prepare_output(folder):
     """Makes the output folder and finds out whether it can be written to, before any work is done."""
+    if files.is_bucket(folder):
+        raise PredictError(f"--output={folder} is in a bucket: name a folder on a disk, and copy it from there")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{os.getpid()}.probe"
@@ -334,8 +324,8 @@ def predict(arguments):
     """
     started = time.monotonic()
     paths, num_others = find_images(arguments.images)
+    _prepare_output(epath.Path(arguments.output))
     folder = pathlib.Path(arguments.output)
-    _prepare_output(folder)
     if num_others:
         print(f"{num_others} files that do not end like an image are left out", file=sys.stderr)
 

@@ -31,6 +31,7 @@ import cv2
 import numpy as np
 import shapely
 
+from haksnet_jax import files
 from haksnet_jax.pipeline import image_files, labels
 from haksnet_jax.results import tiles
 
@@ -151,21 +152,10 @@ def written_class_names(path):
     return tuple(names)
 
 
-def _write(path, data):
-    """Writes bytes so that the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _write_tile(path, pixels):
     """Encodes and writes one tile, [H, W, C]."""
     if path.suffix != ".tif":
-        _write(path, cv2.imencode(path.suffix, pixels)[1].tobytes())
+        files.write_bytes(path, cv2.imencode(path.suffix, pixels)[1].tobytes(), sync=False)
         return
     if rasterio is None:
         raise image_files.ImageError(
@@ -178,7 +168,7 @@ def _write_tile(path, pixels):
     with rasterio.io.MemoryFile() as memory:
         with memory.open(**profile, compress="deflate", photometric="rgb" if channels == 3 else "minisblack") as file:
             file.write(np.moveaxis(pixels, -1, 0))
-        _write(path, memory.read())
+        files.write_bytes(path, memory.read(), sync=False)
 
 
 def _tile_extension(pixels, extension):
@@ -279,7 +269,7 @@ def split_image(job, output, parameters):
                         labels.format_label_line(polygon, class_names[label], difficulty) + "\n"
                         for polygon, label, difficulty in zip(polygons, objects.labels[keep], difficulties, strict=True)
                     ]
-                    _write(output / "labelTxt" / f"{name}.txt", "".join(lines).encode())
+                    files.write_text(output / "labelTxt" / f"{name}.txt", "".join(lines), sync=False)
                     num_written += len(lines)
                     num_truncated += int(cut_off.sum())
                 started = time.perf_counter()
@@ -400,7 +390,7 @@ def _check_manifest(output, settings):
 
 def _write_or_refuse(path, data):
     try:
-        _write(path, data)
+        files.write_bytes(path, data)
     except OSError as error:
         raise SplitError(f"Cannot write {path}: {error.strerror}.") from None
 

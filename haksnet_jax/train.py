@@ -26,7 +26,8 @@ from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.labels import read_class_names
 from haksnet_jax.pipeline.sources import open_source
 from haksnet_jax.results import visualize
-from haksnet_jax.results.card import code_version, write_result_card, write_whole
+from haksnet_jax.results.card import code_version, write_result_card
+from haksnet_jax.results.events import event_writer
 from haksnet_jax.structures import GroundTruth
 
 
@@ -401,7 +402,7 @@ def train_and_evaluate(config, workdir):
     mesh = devices.data_mesh(fsdp=config.mesh.fsdp)
     config = with_class_names(config)
     _check(config, mesh)
-    workdir = epath.Path(workdir)
+    workdir = files.reachable(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     hosts.require_same_folder(workdir)
     # Kernels that the compiler cannot split ask the mesh for the devices' shares.
@@ -498,8 +499,8 @@ def _run(config, workdir, mesh, stop):
         state = load_initial_weights(config, state, mesh)
         first_example = 0
     if jax.process_index() == 0:
-        write_whole(workdir / checkpoint.MODEL_FILE, json.dumps(model_info(config), indent=2) + "\n")
-        write_whole(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
+        files.write_text(workdir / checkpoint.MODEL_FILE, json.dumps(model_info(config), indent=2) + "\n")
+        files.write_text(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
 
     train_step = make_train_step(
         graph, tx, mesh,
@@ -651,9 +652,7 @@ class RunLog:
             self._records = [record for record in records if record["step"] <= first_step]
         self._events = None
         if self._is_writer:
-            import tensorboardX  # (only the writing host needs it)
-
-            self._events = tensorboardX.SummaryWriter(str(workdir / "events"))
+            self._events = event_writer(workdir / "events")
 
     def add(self, metrics, batch, waited):
         """Keeps a step's metrics (still on the devices) until the next line is written."""
@@ -720,7 +719,7 @@ class RunLog:
         self._records.append(record)
         if not self._is_writer:
             return
-        write_whole(self._workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in self._records))
+        files.write_text(self._workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in self._records))
         for name, value in record.items():
             if name != "step":
                 self._events.add_scalar(name.replace(":", "_"), value, record["step"])

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from haksnet_jax import splitting
+from haksnet_jax import files, splitting
 from haksnet_jax.pipeline import image_files, labels
 from haksnet_jax.results import visualize
 
@@ -346,9 +346,7 @@ def main(argv=None):
         if args.sheet:
             sheet = contact_sheet(report)
             data = cv2.imencode(pathlib.Path(args.sheet).suffix or ".png", sheet[..., ::-1])[1].tobytes()
-            temporary = pathlib.Path(f"{args.sheet}.tmp")
-            temporary.write_bytes(data)
-            os.replace(temporary, args.sheet)
+            files.write_bytes(args.sheet, data)
             print(f"\ndrawn samples: {args.sheet}")
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

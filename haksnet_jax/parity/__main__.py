@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from haksnet_jax import files
 from haksnet_jax.parity import data, networks, operators
 from haksnet_jax.parity.rows import Fixture, Row
-from haksnet_jax.results.card import write_whole
 
 # By the beginning of a fixture's name: "inference" stands for inference_t, inference_s and any other.
 CHECKS = {
@@ -157,9 +157,9 @@ def run():
             print(f"nothing is compared with {', '.join(unread)}")
         if json_file.value:
             records = [row._asdict() | {name: _number(getattr(row, name)) for name in _FIGURES} for row in rows]
-            write_whole(pathlib.Path(json_file.value), json.dumps({"rows": records, "unread": unread}, indent=1) + "\n")
+            files.write_text(json_file.value, json.dumps({"rows": records, "unread": unread}, indent=1) + "\n")
         if markdown.value:
-            write_whole(pathlib.Path(markdown.value), as_markdown(rows))
+            files.write_text(markdown.value, as_markdown(rows))
         sys.exit(1 if red else 0)
 
     app.run(main)

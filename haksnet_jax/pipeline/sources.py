@@ -18,6 +18,7 @@ import pathlib
 import cv2
 import numpy as np
 
+from haksnet_jax import files
 from haksnet_jax.pipeline import scenes
 from haksnet_jax.pipeline.labels import (
     Problem,
@@ -494,7 +495,8 @@ def open_source(kind, class_names, *, filter_empty=False, **settings):
       **settings: what the source of this kind takes.
 
     Raises:
-      ValueError: an unknown kind, or a setting that this kind does not have; and what the source itself raises.
+      ValueError: an unknown kind, a setting that this kind does not have, or a path in a bucket; and what the source
+        itself raises.
     """
     kinds = {"folder": FolderSource, "tfds": TfdsSource, "scenes": SceneSource}
     if kind not in kinds:
@@ -505,6 +507,12 @@ def open_source(kind, class_names, *, filter_empty=False, **settings):
         inspect.signature(kinds[kind]).bind(class_names=class_names, **settings)
     except TypeError as error:
         raise ValueError(f"settings of a source of kind '{kind}' do not fit: {error}") from error
+    for name in ("directory", "images_dir", "labels_dir"):
+        if files.is_bucket(settings.get(name) or ""):
+            raise ValueError(
+                f"{name}: {settings[name]} is in a bucket, and images and records are read from disks: mount the "
+                "bucket or copy the folder to a disk of each host, and name that"
+            )
     return kinds[kind](class_names=class_names, **settings)
 
 
@@ -533,12 +541,6 @@ def write_dota_folder(source, folder, *, extension="png"):
                 example["polygons"], example["labels"], example["difficulty"], strict=True
             )
         ]
-        _write_whole(labels_dir / f"{example['image_id']}.txt", "".join(line + "\n" for line in lines).encode())
-        _write_whole(images_dir / f"{example['image_id']}.{extension}", data.tobytes())
+        files.write_text(labels_dir / f"{example['image_id']}.txt", "".join(line + "\n" for line in lines), sync=False)
+        files.write_bytes(images_dir / f"{example['image_id']}.{extension}", data.tobytes(), sync=False)
     return images_dir, labels_dir
-
-
-def _write_whole(path, data):
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    os.replace(partial, path)

@@ -6,6 +6,8 @@ import subprocess
 
 from etils import epath
 
+from haksnet_jax import files
+
 
 def code_version():
     """Commit of the checkout that runs, "-dirty" where it has changes, or "unknown" outside a checkout."""
@@ -20,14 +22,6 @@ def code_version():
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def write_whole(path, text):
-    """Writes a text file whole or not at all."""
-    path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def as_markdown(card):
@@ -54,5 +48,5 @@ def as_markdown(card):
 def write_result_card(workdir, card):
     """Writes `result.json` and `result.md`. Args: workdir; card, see `as_markdown`."""
     workdir = epath.Path(workdir)
-    write_whole(workdir / "result.json", json.dumps(card, indent=2) + "\n")
-    write_whole(workdir / "result.md", as_markdown(card))
+    files.write_text(workdir / "result.json", json.dumps(card, indent=2) + "\n")
+    files.write_text(workdir / "result.md", as_markdown(card))

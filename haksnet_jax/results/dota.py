@@ -11,7 +11,9 @@ import tempfile
 import zipfile
 
 import numpy as np
+from etils import epath
 
+from haksnet_jax import files
 from haksnet_jax.ops.boxes import boxes_to_corners
 from haksnet_jax.pipeline.labels import MAX_COORDINATE, Problem
 from haksnet_jax.results import polygon_iou
@@ -102,6 +104,8 @@ def _from_top_left(polygons):
 def write_task1(folder, detections_by_image, class_names):
     """Writes one Task-1 file for every class; either all of them appear or, if one cannot be written, none.
 
+    (In a bucket, where nothing can be renamed, each of them appears whole.)
+
     Args:
       folder: where; made if it does not exist.
       detections_by_image: as in `format_task1`.
@@ -114,12 +118,16 @@ def write_task1(folder, detections_by_image, class_names):
       ValueError: the folder holds a Task-1 file of another class, which would be taken for one of these.
       OSError: a file cannot be written.
     """
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     texts = format_task1(detections_by_image, class_names)
     folder.mkdir(parents=True, exist_ok=True)
     others = sorted(path.name for path in folder.glob("Task1_*.txt") if path.name not in texts)
     if others:
         raise ValueError(f"{folder} holds files of other classes ({', '.join(others[:3])}): choose an empty folder.")
+    if files.is_bucket(folder):
+        for name, text in texts.items():
+            files.write_text(folder / name, text)
+        return [folder / name for name in texts]
     with tempfile.TemporaryDirectory(prefix=".task1-", dir=folder) as temporary:
         for name, text in texts.items():
             (pathlib.Path(temporary) / name).write_text(text, encoding="utf-8")

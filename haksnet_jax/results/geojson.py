@@ -1,12 +1,11 @@
 """Detections as GeoJSON: in the coordinate system of a georeferenced image, and in WGS84."""
 
 import json
-import os
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from haksnet_jax import files
 from haksnet_jax.ops.boxes import boxes_to_corners
 from haksnet_jax.pipeline import image_files
 
@@ -143,16 +142,10 @@ def _crs_name(crs):
 
 def write_geojson(path, collection):
     """Writes a FeatureCollection, one feature a line; the file appears whole or not at all."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     head = json.dumps({name: value for name, value in collection.items() if name != "features"}, ensure_ascii=False)
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(f'{head[:-1]}, "features": [')
-            for number, feature in enumerate(collection["features"]):
-                file.write(",\n" if number else "\n")
-                file.write(json.dumps(feature, ensure_ascii=False))
-            file.write("\n]}\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(f'{head[:-1]}, "features": [')
+        for number, feature in enumerate(collection["features"]):
+            file.write(",\n" if number else "\n")
+            file.write(json.dumps(feature, ensure_ascii=False))
+        file.write("\n]}\n")

@@ -5,12 +5,12 @@ Figures are matplotlib figures without a window: write them with `save_figure`.
 """
 
 import itertools
-import os
-import pathlib
 
 import cv2
 import numpy as np
+from etils import epath
 
+from haksnet_jax import files
 from haksnet_jax.ops.boxes import boxes_to_corners
 from haksnet_jax.results import mean_ap
 
@@ -212,23 +212,14 @@ def write_image(path, image):
       ValueError: the ending is not that of an image format.
       OSError: the file cannot be written.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     try:
         encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error:
         encoded = False
     if not encoded:
         raise ValueError(f"{path}: expected a name that ends like an image, for example .png or .jpg.")
-    _write_whole(path, lambda temporary: temporary.write_bytes(data.tobytes()))
-
-
-def _write_whole(path, write):
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_bytes(path, data.tobytes())
 
 
 def _canvas(image):
@@ -329,8 +320,8 @@ def _with_legend(canvas, entries):
 
 def save_figure(figure, path, *, dpi=120):
     """Writes a figure as PNG, PDF or SVG by the path's ending; the file appears whole or not at all."""
-    path = pathlib.Path(path)
-    _write_whole(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format=path.suffix[1:]))
+    with files.whole(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=temporary.suffix[1:])
 
 
 def precision_recall_figure(result, *, iou_threshold=0.5):

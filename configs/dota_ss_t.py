@@ -57,6 +57,7 @@ def get_config():
     config.data.min_side = 2.0  # pixels: labelled boxes with a shorter side are left out, as upstream's reader; counted
     config.data.filter_empty = True  # leave tiles without objects out of training, as upstream
     config.data.num_workers = 8  # processes that decode and augment, on each host
+    config.data.stall_seconds = 60.0  # a batch that takes longer is told of each time; the 10th time is the end
     config.data.train = ml_collections.ConfigDict({"directory": "data/records/dota10_ss", "split": "trainval"})
     config.data.val = ml_collections.ConfigDict({"directory": "data/records/dota10_ss", "split": "val"})
 

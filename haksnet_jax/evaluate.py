@@ -106,6 +106,7 @@ class Evaluator:
             batch_size=per_host,
             image_size=tuple(self._config.data.image_size),
             num_workers=self._config.data.num_workers,
+            stall_seconds=self._config.data.stall_seconds,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

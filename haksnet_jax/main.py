@@ -39,6 +39,7 @@ def main(argv):
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname or record.levelname != "INFO")
 
     from haksnet_jax import checkpoint, devices, files, hosts  # (flags are checked before JAX is loaded)
+    from haksnet_jax.pipeline.loader import PipelineError
     from haksnet_jax.train import Stopped, TrainingError, train_and_evaluate
 
     devices.enable_compilation_cache()
@@ -62,17 +63,17 @@ def main(argv):
         TrainingError,
         checkpoint.CheckpointError,
         hosts.HostsError,
+        PipelineError,
         ValueError,
-        FileNotFoundError,
-        NotADirectoryError,
+        OSError,
     ) as error:
         if os.environ.get("HAKSNET_TRACEBACK"):
             raise
         message = f"error: {error}\n(HAKSNET_TRACEBACK=1 shows where)"
-        if membership is None:
+        if membership is None and not isinstance(error, PipelineError):
             sys.exit(message)
-        # At once: an orderly end would wait for the other hosts, which wait for this one.
-        print(f"host {membership.host}: {message}", file=sys.stderr, flush=True)
+        # At once: an orderly end would wait for the other hosts, which wait for this one, or for a read that hangs.
+        print(message if membership is None else f"host {membership.host}: {message}", file=sys.stderr, flush=True)
         os._exit(1)
     if membership is not None and membership.host:
         return

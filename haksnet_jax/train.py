@@ -373,6 +373,8 @@ def with_class_names(config):
 
 def _check(config, mesh):
     """Finds before any time is spent what would end the run later."""
+    if not config.data.stall_seconds > 0:
+        raise TrainingError(f"data.stall_seconds: expected a time above 0, got {config.data.stall_seconds}")
     for name in ("batch_size_per_device", "accumulate_steps", "checkpoint_every", "eval_every", "log_every"):
         if config[name] < 1:
             raise TrainingError(f"{name}: expected at least 1, got {config[name]}")
@@ -517,6 +519,7 @@ def _run(config, workdir, mesh, stop):
         seed=config.seed,
         first_example=first_example,
         num_workers=config.data.num_workers,
+        stall_seconds=config.data.stall_seconds,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         accumulate_steps=config.accumulate_steps,

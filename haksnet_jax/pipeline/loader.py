@@ -21,13 +21,25 @@ Evaluation adds
 """
 
 import functools
+import multiprocessing
+import os
+import queue
+import signal
+import threading
 
 import cv2
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from haksnet_jax.pipeline import transforms
 from haksnet_jax.pipeline.labels import polygons_to_boxes
+
+# Periods of waiting for one batch after which it is not waited for any more.
+MAX_STALLED_PERIODS = 10
+
+
+class PipelineError(RuntimeError):
+    """Batches do not come any more; the message says why and what to do."""
 
 
 def steps_per_epoch(num_examples, global_batch):
@@ -192,9 +204,19 @@ def _stack(rows):
 
 
 def _start_worker(worker_index, worker_count):
-    """Runs in each worker process: processes are the parallelism, OpenCV's own threads would only get in their way."""
+    """Runs in each worker process."""
     del worker_index, worker_count
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # processes are the parallelism, OpenCV's own threads would only get in their way
+    # Schedulers and terminals send these to all processes of a run. The first process ends its step and saves it; it
+    # needs batches until then, and ends its workers itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)  # killed, it could not end its workers, which would wait for it for ever
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _batches(rows, batch_size, num_workers, num_threads, prefetch):
@@ -218,6 +240,73 @@ def _batches(rows, batch_size, num_workers, num_threads, prefetch):
     return iter(dataset)
 
 
+class _Watched:
+    """An iterator whose elements are waited for with a limit, in a thread that may be left behind.
+
+    Args:
+      iterator: of batches.
+      stall_seconds: of a period, at whose end a warning says what is waited for.
+      what: what the elements are, for messages.
+    """
+
+    def __init__(self, iterator, stall_seconds, what):
+        self._iterator = iterator
+        self._stall_seconds = stall_seconds
+        self._what = what
+        self._workers = []
+        self._wanted, self._given = queue.SimpleQueue(), queue.SimpleQueue()
+        # A daemon, since an element that never comes must not keep the process from ending.
+        threading.Thread(target=self._take, daemon=True).start()
+
+    def _take(self):
+        while self._wanted.get():
+            try:
+                self._given.put((next(self._iterator), None))
+            except BaseException as error:  # handed on to who waits
+                self._given.put((None, error))
+
+    def __next__(self):
+        self._wanted.put(True)
+        periods = 0
+        while True:
+            try:
+                element, error = self._given.get(timeout=self._stall_seconds)
+                break
+            except queue.Empty:
+                periods += 1
+            self._require_workers()
+            waited = f"{periods * self._stall_seconds:g} s"
+            if periods >= MAX_STALLED_PERIODS:
+                raise PipelineError(
+                    f"waited {waited} for {self._what}, which did not come: see whether the data's disk or bucket "
+                    "answers; data.stall_seconds says how long a period of waiting is, and this was the last of "
+                    f"{MAX_STALLED_PERIODS}"
+                )
+            logging.warning("waiting for %s since %s", self._what, waited)
+        if isinstance(error, RuntimeError):
+            self._require_workers(error)  # grain says it at length
+        if error is not None:
+            raise error
+        # (grain starts its workers, children of this process, with the first element)
+        self._workers = self._workers or multiprocessing.active_children()
+        return element
+
+    def _require_workers(self, cause=None):
+        # Of a dead child the list is not sure to tell; of one that is starting, only the list does.
+        for worker in set(self._workers) | set(multiprocessing.active_children()):
+            if worker.exitcode:
+                how = f"signal {-worker.exitcode}" if worker.exitcode < 0 else f"exit status {worker.exitcode}"
+                raise PipelineError(
+                    f"a process that makes {self._what} died ({how}; 9 is what the kernel sends where memory ran out): "
+                    "start the same command again, with a smaller data.num_workers if memory is short"
+                ) from cause
+
+    def close(self):
+        self._wanted.put(False)
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
+
+
 class Batches:
     """Iterator over batches, whose position can be saved and restored.
 
@@ -225,12 +314,14 @@ class Batches:
       num_batches: how many there are in all, or None for an endless stream.
     """
 
-    def __init__(self, open_at, examples_per_batch, first_example, num_batches):
+    def __init__(self, open_at, examples_per_batch, first_example, num_batches, *, stall_seconds=None, what="a batch"):
         self._open_at = open_at  # function of (first example, batches left) that gives an iterator
         self._examples_per_batch = examples_per_batch
         self._position = first_example
         self._iterator = None
         self._given = 0
+        self._stall_seconds = stall_seconds
+        self._what = what
         self.num_batches = num_batches
 
     def __iter__(self):
@@ -248,6 +339,8 @@ class Batches:
         if self._iterator is None:
             left = None if self.num_batches is None else self.num_batches - self._given
             self._iterator = self._open_at(self._position, left)
+            if self._stall_seconds is not None:
+                self._iterator = _Watched(self._iterator, self._stall_seconds, self._what)
         batch = next(self._iterator)
         self._position += self._examples_per_batch
         self._given += 1
@@ -309,6 +402,7 @@ def train_batches(
     process_index=0,
     process_count=1,
     accumulate_steps=1,
+    stall_seconds=None,
 ):
     """Augmented batches in random order. An image that is left without boxes stays, as one of background.
 
@@ -337,15 +431,20 @@ def train_batches(
       process_count: how many there are.
       accumulate_steps: micro-batches that a batch is made of, one after another in its rows; the examples of each are
         then the same for any number of processes.
+      stall_seconds: after that long a warning says that a batch is waited for, and again after each such period; after
+        MAX_STALLED_PERIODS of them, or where a worker is dead, it is an error. None waits for ever.
 
     Returns:
       Batches, an iterator with get_state, set_state and close.
 
     Raises:
       ValueError: an argument out of range. While iterating: an image that cannot be read, by its name.
+      PipelineError: while iterating: a worker died, or nothing came for too long.
     """
     image_size = tuple(image_size)
     _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize)
+    if stall_seconds is not None and not stall_seconds > 0:
+        raise ValueError(f"stall_seconds is a time above 0, or None, found {stall_seconds}")
     probabilities = np.asarray(flip_probabilities, np.float64)
     if probabilities.shape != (3,) or probabilities.min() < 0 or probabilities.sum() > 1 + 1e-9:
         raise ValueError(
@@ -397,7 +496,9 @@ def train_batches(
         return _batches(rows, batch_size, num_workers, num_threads, prefetch)
 
     num_batches = None if num_epochs is None else num_epochs * steps_per_epoch(len(source), global_batch)
-    return Batches(open_at, global_batch, first_example, num_batches)
+    return Batches(
+        open_at, global_batch, first_example, num_batches, stall_seconds=stall_seconds, what="a batch of training data"
+    )
 
 
 def _labels_of(classes, class_names):
@@ -422,6 +523,7 @@ def evaluation_batches(
     prefetch=2,
     process_index=0,
     process_count=1,
+    stall_seconds=None,
 ):
     """Batches in the source's order, every image exactly once over all processes, all of one shape.
 
@@ -438,15 +540,20 @@ def evaluation_batches(
       prefetch: batches kept ready (by each worker).
       process_index: which of the processes of a run this is.
       process_count: how many there are.
+      stall_seconds: after that long a warning says that a batch is waited for, and again after each such period; after
+        MAX_STALLED_PERIODS of them, or where a worker is dead, it is an error. None waits for ever.
 
     Returns:
       Batches, an iterator with a length.
 
     Raises:
       ValueError: an argument out of range. While iterating: an image that cannot be read, by its name.
+      PipelineError: while iterating: a worker died, or nothing came for too long.
     """
     image_size = tuple(image_size)
     _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize)
+    if stall_seconds is not None and not stall_seconds > 0:
+        raise ValueError(f"stall_seconds is a time above 0, or None, found {stall_seconds}")
     global_batch = batch_size * process_count
 
     def open_at(position, batches_left):
@@ -463,4 +570,7 @@ def evaluation_batches(
         )
         return _batches(rows, batch_size, num_workers, num_threads, prefetch)
 
-    return Batches(open_at, global_batch, 0, steps_per_epoch(len(source), global_batch))
+    num_batches = steps_per_epoch(len(source), global_batch)
+    return Batches(
+        open_at, global_batch, 0, num_batches, stall_seconds=stall_seconds, what="a batch of evaluation data"
+    )

@@ -1,8 +1,13 @@
 """Batches: order, sharding, positions, caps, and what a worker process needs."""
 
 import collections
+import os
+import pathlib
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import cv2
 import numpy as np
@@ -352,3 +357,100 @@ def test_boxes_lie_on_their_objects_after_augmentation(scale_range):
             assert polygons_to_boxes(polygon[None])[1].all()
             # an outline of 180 pixels, half a pixel off, around 1640 pixels; some are cut off by the canvas
             assert (white & (mask > 0)).sum() > 0.9 * white.sum()
+
+
+class Stuck(Numbered):
+    """Numbered, but for images from the fifth on, which do not come until `released` is set."""
+
+    released = threading.Event()
+
+    def __getitem__(self, index):
+        if index >= 4:
+            self.released.wait()
+        return super().__getitem__(index)
+
+
+def test_a_batch_that_does_not_come_is_told_of_and_then_given_up(caplog):
+    batches = loader.evaluation_batches(
+        Stuck(8), batch_size=2, image_size=(24, 32), num_threads=1, prefetch=1, stall_seconds=0.1
+    )
+    try:
+        assert [int(next(batches)["image_index"][0]) for _ in range(2)] == [0, 2]
+        with pytest.raises(
+            loader.PipelineError, match=r"waited 1 s for a batch of evaluation data, which did not come"
+        ):
+            next(batches)
+    finally:
+        Stuck.released.set()  # or this process would wait for it at its end
+    told = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
+    assert told[:2] == [f"waiting for a batch of evaluation data since {time} s" for time in ("0.1", "0.2")]
+    assert len(told) == loader.MAX_STALLED_PERIODS - 1
+
+
+def test_errors_of_reading_come_through_the_watch():
+    class Broken(Numbered):
+        def __getitem__(self, index):
+            raise ValueError(f"number {index}: not an image")
+
+    batches = loader.evaluation_batches(Broken(4), batch_size=2, image_size=(24, 32), num_threads=1, stall_seconds=60)
+    with pytest.raises(ValueError, match="number 0: not an image"):
+        next(batches)
+
+
+# Of a process that starts workers: a file, since they start by importing it. Numbered is too quick to be worth copying.
+WORKERS = """
+import multiprocessing, os, signal, sys, time
+from absl import logging
+from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline.sources import SceneSource
+
+if __name__ == "__main__":
+    batches = loader.train_batches(SceneSource(50, size=64, seed=0), batch_size=2, image_size=(64, 64), max_boxes=8,
+                                   seed=0, num_workers=1, prefetch=1, stall_seconds=5)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)  # as a scheduler sends it to every process of a run
+    for _ in range(10):
+        next(batches)
+    print(worker.pid, flush=True)
+    if sys.argv[1] == "parent":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(worker.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    try:
+        while True:
+            next(batches)
+    except loader.PipelineError as error:
+        print(f"{error} {time.monotonic() - killed < 30}", flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("victim", ["worker", "parent"])
+def test_a_dead_worker_ends_the_batches_and_a_dead_parent_its_workers(victim, tmp_path):
+    (tmp_path / "script.py").write_text(WORKERS)
+    root = pathlib.Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), victim],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    if victim == "worker":
+        assert "a process that makes a batch of training data died (signal 9;" in done.stdout
+        assert done.stdout.endswith("True\n")
+        return
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    until = time.monotonic() + 20
+
+    def runs():
+        try:  # (a process that has ended, and that nobody asked how, is a zombie)
+            return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    while runs() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not runs()

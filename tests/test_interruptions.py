@@ -17,7 +17,7 @@ from haksnet_jax import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEMPORARY_FAILURE = 75  # sysexits.h
-NUM_STEPS = 60  # of interrupted_config.py
+NUM_STEPS = 36  # of interrupted_config.py
 
 
 def _start(workdir, log):
@@ -87,7 +87,7 @@ def _assert_undisturbed(workdir, undisturbed):
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, NUM_STEPS + 1))
     names = {path.name for path in (workdir / "checkpoints").iterdir()}
-    assert names == {"54", "57", "60"}  # checkpoints_kept, and nothing that a killed save left
+    assert names == {"30", "33", "36"}  # checkpoints_kept, and nothing that a killed save left
 
 
 def _kill(workdir, num_kills):
@@ -101,12 +101,20 @@ def _kill(workdir, num_kills):
         assert status == -signal.SIGKILL, printed
 
 
+def test_a_folder_that_cannot_be_written_to_is_an_error_of_one_sentence(tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        process = _start("/sys/run", log)  # where nobody makes folders, not even root
+        assert process.wait(timeout=120) == 1
+    printed = (tmp_path / "log").read_text()
+    assert re.search(r"^error: .*/sys/run", printed, re.M) and "Traceback" not in printed, printed
+
+
 def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(tmp_path, undisturbed):
     workdir = tmp_path / "run"
     _kill(workdir, 3)
     status, printed = _run(workdir, kill=signal.SIGTERM)
     assert status == TEMPORARY_FAILURE, printed
-    stopped = re.search(r"stopped at step (\d+) of 60, which is saved; the same command goes on from there", printed)
+    stopped = re.search(r"stopped at step (\d+) of 36, which is saved; the same command goes on from there", printed)
     status, printed = _run(workdir)
     assert status == 0, printed
     assert f"resuming at step {stopped[1]}, example {4 * int(stopped[1])}" in printed

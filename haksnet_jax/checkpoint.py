@@ -1,13 +1,17 @@
 """Checkpoints (Orbax): of a run, with the optimiser's state and the data position; and of a model alone.
 
-A run keeps `WORKDIR/checkpoints/STEP/{state,data}`; a model alone is `DIR/state` beside `DIR/model.json`. In both the
-arrays lie under their names in nested dicts, so that either can be opened with Orbax alone.
+A run keeps `WORKDIR/checkpoints/STEP/{state,data}`, and beside these two `manifest.json` with the sizes and sums of
+their files; a model alone is `DIR/state` beside `DIR/model.json`. In both the arrays lie under their names in nested
+dicts, so that either can be opened with Orbax alone.
 """
 
+import concurrent.futures
+import contextlib
 import json
 import re
 import shutil
 import uuid
+import zlib
 
 import jax
 import numpy as np
@@ -15,9 +19,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import nnx
 
-from haksnet_jax import files
+from haksnet_jax import files, hosts
 
 MODEL_FILE = "model.json"
+MANIFEST_FILE = "manifest.json"  # in a step's folder, written when everything else there is
 
 
 class CheckpointError(ValueError):
@@ -191,6 +196,55 @@ def _is_whole(folder):
     return True
 
 
+def _files_in(folder, prefix=""):
+    """Yields (path relative to the folder, epath.Path) of every file below it."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.is_dir():
+            yield from _files_in(path, f"{prefix}{path.name}/")
+        else:
+            yield prefix + path.name, path
+
+
+def _size_and_sum(path):
+    size, total = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            size, total = size + len(block), zlib.crc32(block, total)
+    return [size, total]
+
+
+def _write_manifest(folder):
+    """Writes down size and CRC-32 of every file of a step that is saved whole."""
+    try:
+        found = {name: _size_and_sum(path) for name, path in _files_in(folder) if name != MANIFEST_FILE}
+        files.write_text(folder / MANIFEST_FILE, json.dumps(found, indent=1) + "\n")
+    except OSError as error:
+        if folder.exists():  # else a newer checkpoint took its place meanwhile
+            logging.warning("%s is saved, but its %s could not be written (%s)", folder, MANIFEST_FILE, error)
+
+
+def _difference_from_manifest(folder):
+    """What is not as it was when the step was saved, in words; "" where nothing is, or there is no manifest.
+
+    Orbax notices a file that is missing or cut off; a changed byte in an array it may hand on as a number.
+    """
+    if not (folder / MANIFEST_FILE).exists():  # made before there were manifests, or killed before it was written
+        return ""
+    try:
+        expected = json.loads((folder / MANIFEST_FILE).read_text())
+        for name, size_and_sum in expected.items():
+            if not (folder / name).exists():
+                return f"{name} is missing"
+            size, total = _size_and_sum(folder / name)
+            if size != size_and_sum[0]:
+                return f"{name} has {size} bytes, expected {size_and_sum[0]}"
+            if total != size_and_sum[1]:
+                return f"{name} is not as it was written: its CRC-32 differs"
+    except (OSError, ValueError, AttributeError, TypeError, IndexError) as error:
+        return f"{MANIFEST_FILE} or a file that it names cannot be read: {error}"
+    return ""
+
+
 class RunCheckpoints:
     """The checkpoints of one run, written in the background.
 
@@ -202,20 +256,71 @@ class RunCheckpoints:
     def __init__(self, workdir, *, max_to_keep=3):
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(files.absolute(workdir) / "checkpoints", options=options)
+        self._being_saved = None  # step
+        self._sums = concurrent.futures.ThreadPoolExecutor(1)  # reading gigabytes back must not hold up the steps
+
+    @contextlib.contextmanager
+    def _naming_errors(self, step):
+        try:
+            yield
+        except Exception as error:  # (Orbax hands on what its storage raised, whatever it is)
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{self._manager.directory}/{step} could not be written ({reason}); checkpoints that were saved before "
+                "are intact: see that there is space and that the folder may be written to, and start the same command "
+                "again"
+            ) from error
 
     def save(self, step, state, data_position):
-        """Starts writing. Args: step; state, a pytree of arrays; data_position, a dict that JSON can hold."""
+        """Starts writing, after what is still being written is.
+
+        Args:
+          step: steps taken.
+          state: a pytree of arrays.
+          data_position: a dict that JSON can hold.
+
+        Raises:
+          CheckpointError: this one or the one before could not be written.
+        """
+        self._finish()
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position))
-        )
+        with self._naming_errors(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position)),
+            )
+        self._being_saved = step
+
+    def check(self):
+        """Looks, without waiting, how the save in the background does.
+
+        Raises:
+          CheckpointError: it failed.
+        """
+        if self._being_saved is None:
+            return
+        with self._naming_errors(self._being_saved):
+            self._manager.check_for_errors()
+        if not self._manager.is_saving_in_progress():
+            self._finish()
+
+    def _finish(self):
+        """Waits for the save in the background, and has its manifest written in the background."""
+        if self._being_saved is None:
+            return
+        step, self._being_saved = self._being_saved, None
+        with self._naming_errors(step):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        if jax.process_index() == 0:
+            self._sums.submit(_write_manifest, self._manager.directory / str(step))
 
     def restore_newest(self, abstract_state):
         """Reads the newest checkpoint that is whole onto the devices.
 
-        One that cannot be read (cut off, a file missing or damaged) is named in a warning, set aside as `STEP.unusable`
-        so that its step can be saved again, and the one before is read.
+        One that is not (cut off, changed, a file missing) is named in a warning, set aside as `STEP.unusable` so that
+        its step can be saved again, and the one before is read.
 
         Args:
           abstract_state: pytree of jax.ShapeDtypeStruct with shardings.
@@ -227,30 +332,48 @@ class RunCheckpoints:
           CheckpointError: a checkpoint is whole and does not fit this configuration.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
-                    ),
-                )
-                return step, restored["state"], restored["data"]
-            except Exception as error:  # Orbax and its file formats raise whatever they like for a damaged file
-                folder = self._manager.directory / str(step)
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                if _is_whole(folder):
-                    raise CheckpointError(
-                        f"{folder} does not fit this configuration ({reason}); use another --workdir, or the "
-                        "configuration that it was made with"
-                    ) from error
+            folder = self._manager.directory / str(step)
+            reason = _difference_from_manifest(folder) if jax.process_index() == 0 else ""
+            # All hosts leave a checkpoint aside, or none: they restore together.
+            if jax.process_count() > 1 and hosts.any_host(bool(reason)):
+                reason = reason or "found by host 0"
+            if not reason:
+                try:
+                    restored = self._manager.restore(
+                        step,
+                        args=ocp.args.Composite(
+                            state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+                        ),
+                    )
+                    return step, restored["state"], restored["data"]
+                except Exception as error:  # Orbax and its file formats raise whatever they like for a damaged file
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    if _is_whole(folder):
+                        raise CheckpointError(
+                            f"{folder} does not fit this configuration ({reason}); use another --workdir, or the "
+                            "configuration that it was made with"
+                        ) from error
             logging.warning("%s is not whole and is left aside as %s.unusable (%s)", folder, step, reason)
             if jax.process_index() == 0 and not files.is_bucket(folder):  # where nothing is renamed
-                folder.rename(folder.parent / f"{step}.unusable")
+                folder.rename(_free_name(folder.parent, f"{step}.unusable"))
             self._manager.reload()
         return None
 
     def close(self):
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-        logging.flush()
+        """Waits until everything is written. Raises: CheckpointError, it could not be."""
+        try:
+            self._finish()
+        finally:
+            self._sums.shutdown()
+            with contextlib.suppress(Exception):  # (what went wrong was raised before)
+                self._manager.close()
+            logging.flush()
+
+
+def _free_name(folder, name):
+    """A path in the folder that nothing is at: `name`, `name.1`, ... The same step may be damaged more than once."""
+    path, number = folder / name, 0
+    while path.exists():
+        number += 1
+        path = folder / f"{name}.{number}"
+    return path

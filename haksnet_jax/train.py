@@ -546,6 +546,7 @@ def _run(config, workdir, mesh, stop):
         done = step + 1
         at_line = done % config.log_every == 0 or done == num_steps or done == first_step + 1
         if at_line:
+            checkpoints.check()
             skipped_in_a_row = log.write(done, float(learning_rate), train_source.image_ids)
             if skipped_in_a_row > config.max_skipped_steps:
                 checkpoints.save(done, state, _position(done, global_batch, first_step, first_example))

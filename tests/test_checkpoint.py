@@ -1,6 +1,8 @@
 """Checkpoints of a run that are damaged, and those that do not fit."""
 
+import resource
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -16,6 +18,18 @@ def _largest(folder):
 def cut_off(step):
     path = _largest(step / "state")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def changed(step):
+    # Orbax reads it without a word: see the next test.
+    path = _largest(step / "state")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def without_metadata(step):
+    (step / "state" / "_METADATA").unlink()
 
 
 def without_an_array(step):
@@ -47,7 +61,7 @@ def _saved(workdir):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("damage", [cut_off, without_an_array, without_position, emptied])
+@pytest.mark.parametrize("damage", [cut_off, changed, without_metadata, without_an_array, without_position, emptied])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage, tmp_path, caplog):
     _saved(tmp_path)
     damage(tmp_path / "checkpoints" / "2")
@@ -59,6 +73,53 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage, tmp_path, 
     checkpoints.save(2, _state(2), {"examples": 2})  # the step is reached again
     checkpoints.close()
     assert checkpoint.RunCheckpoints(tmp_path).restore_newest(_abstract(_state(0)))[0] == 2
+
+
+@pytest.mark.parametrize("damage", [cut_off, without_an_array, without_position])
+def test_damage_is_found_without_a_manifest_too(damage, tmp_path):
+    _saved(tmp_path)
+    (tmp_path / "checkpoints" / "2" / checkpoint.MANIFEST_FILE).unlink()
+    damage(tmp_path / "checkpoints" / "2")
+    assert checkpoint.RunCheckpoints(tmp_path).restore_newest(_abstract(_state(0)))[0] == 1
+
+
+def test_a_checkpoint_without_a_manifest_is_used(tmp_path):
+    _saved(tmp_path)
+    for step in (1, 2):  # every save gets one, though the run went on at once
+        (tmp_path / "checkpoints" / str(step) / checkpoint.MANIFEST_FILE).unlink()
+    assert checkpoint.RunCheckpoints(tmp_path).restore_newest(_abstract(_state(0)))[0] == 2
+
+
+def test_a_step_that_is_damaged_twice_is_set_aside_twice(tmp_path):
+    for _ in range(2):
+        _saved(tmp_path)
+        changed(tmp_path / "checkpoints" / "2")
+        assert checkpoint.RunCheckpoints(tmp_path).restore_newest(_abstract(_state(0)))[0] == 1
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2.unusable", "2.unusable.1"}
+
+
+def test_a_save_that_finds_no_space_is_an_error_soon_and_leaves_the_one_before(tmp_path):
+    checkpoints = checkpoint.RunCheckpoints(tmp_path)
+    checkpoints.save(1, _state(1, size=500_000), {"examples": 1})
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        checkpoints._finish()
+        # No file may grow beyond half a megabyte now; the array has two.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, former[1]))
+        with pytest.raises(
+            checkpoint.CheckpointError, match=r"checkpoints/2 could not be written \(.*; checkpoints that"
+        ):
+            checkpoints.save(2, _state(2, size=500_000), {"examples": 2})
+            until = time.monotonic() + 20
+            while time.monotonic() < until:  # the lines of a log
+                checkpoints.check()
+                time.sleep(0.05)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    checkpoints.close()
+    step, state, _ = checkpoint.RunCheckpoints(tmp_path).restore_newest(_abstract(_state(0, size=500_000)))
+    assert step == 1
+    np.testing.assert_array_equal(state["params"]["kernel"], _state(1, size=500_000)["params"]["kernel"])
 
 
 def test_a_checkpoint_of_another_shape_is_an_error_and_stays(tmp_path):

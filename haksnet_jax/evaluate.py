@@ -402,7 +402,7 @@ def evaluate_checkpoint(arguments):
         rounded = [-(-side // 32) * 32 for side in detector.input_size]
         config = ml_collections.ConfigDict(
             {
-                "data": {"image_size": rounded, "num_workers": arguments.num_workers},
+                "data": {"image_size": rounded, "num_workers": arguments.num_workers, "stall_seconds": 60.0},
                 "evaluation": {"batch_size_per_device": arguments.batch_size or 1},
                 "rpn": detector.proposal_caps,
                 "detection": detector.detection_caps,

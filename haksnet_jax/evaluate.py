@@ -627,7 +627,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (loader.PipelineError, ValueError, OSError) as error:
         if os.environ.get("HAKSNET_TRACEBACK"):
             raise
         if isinstance(error, OSError) and error.strerror:

@@ -129,7 +129,7 @@ def parse_topology(name):
     return Topology(name, CHIPS[kind], tuple(int(side) for side in shape.split("x")), kind in _TPUS)
 
 
-def topology_mesh(topology):
+def topology_mesh(topology, *, fsdp=1):
     """The mesh over the devices of a slice that is not here.
 
     For GPUs: over those of this machine where it has enough of them, else one device of this machine.
@@ -144,7 +144,7 @@ def topology_mesh(topology):
     if not topology.is_tpu:
         here = jax.devices()
         enough = here[0].platform == "gpu" and len(here) >= topology.num_devices
-        return devices.data_mesh(here[: topology.num_devices] if enough else here[:1])
+        return devices.data_mesh(here[: topology.num_devices], fsdp=fsdp) if enough else devices.data_mesh(here[:1])
     # What the TPU runtime would ask the machine it expects to run on.
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -168,7 +168,7 @@ def topology_mesh(topology):
     except Exception as error:  # (its type is private to JAX)
         reason = str(error).splitlines()[0]
         raise PlanError(f"--topology={topology.name}: the TPU compiler knows no such slice: {reason}") from error
-    return devices.data_mesh(description.devices)
+    return devices.data_mesh(description.devices, fsdp=fsdp)
 
 
 def lower_step(config, mesh, batch_per_device):
@@ -185,13 +185,9 @@ def lower_step(config, mesh, batch_per_device):
     import jax
     import jax.numpy as jnp
 
-    from haksnet_jax import devices, optimizer, train
+    from haksnet_jax import devices, train
 
-    tx = optimizer.make_optimizer(
-        weight_decay=config.optimizer.weight_decay,
-        betas=tuple(config.optimizer.betas),
-        clip_norm=config.optimizer.clip_norm,
-    )
+    tx = train.make_optimizer(config)
     # Made for real, on this machine's processor, which takes seconds: the state is the one of a run by construction.
     here = devices.data_mesh(jax.local_devices(backend="cpu")[:1])
     graph, made = train.create_state(config, len(config.data.class_names), tx, here)
@@ -372,31 +368,26 @@ def schedule(config, global_batch, num_images):
     Returns:
       dict: learning_rate, and where the length of the run is known num_steps, warmup_steps, and steps_per_epoch.
     """
-    from haksnet_jax import optimizer
+    from haksnet_jax import train
     from haksnet_jax.pipeline import loader
 
-    settings = config.optimizer
-    peak = optimizer.scaled_learning_rate(
-        settings.learning_rate,
-        global_batch=global_batch,
-        reference_batch=settings.reference_batch,
-        scaling=settings.lr_scaling,
-        ceiling=settings.max_lr,
-    )
+    peak = train.peak_learning_rate(config, global_batch)
     result = {"learning_rate": peak}
     if num_images:
         result["steps_per_epoch"] = loader.steps_per_epoch(num_images, global_batch)
     num_steps = config.num_steps or config.num_epochs * result.get("steps_per_epoch", 0)
     if num_steps:
         result["num_steps"] = num_steps
-        result["warmup_steps"] = min(settings.warmup_steps, int(settings.max_warmup_fraction * num_steps))
+        _, result["warmup_steps"] = train.learning_rate_schedule(
+            config, peak, num_steps, result.get("steps_per_epoch", 0)
+        )
     return result
 
 
 def figures(config, topology, step, *, num_images=0, is_largest=False, is_estimate=False):
     """All figures of a plan as one dict of plain values (see the printed table for their meaning)."""
     limit = topology.chip.memory
-    global_batch = step.batch_per_device * topology.num_devices
+    global_batch = step.batch_per_device * topology.num_devices * config.accumulate_steps
     result = {
         "config": config.name,
         "topology": topology.name,
@@ -519,7 +510,7 @@ def make_plan(config, topology, *, batch_per_device=0, num_images=0):
     config = with_class_names(config)
     if any(side % 32 for side in config.data.image_size):
         raise PlanError(f"data.image_size: expected multiples of 32, got {tuple(config.data.image_size)}")
-    mesh = topology_mesh(topology)
+    mesh = topology_mesh(topology, fsdp=config.mesh.fsdp)
     is_largest = False
     if batch_per_device:
         step = compile_step(config, mesh, batch_per_device, num_devices=topology.num_devices)

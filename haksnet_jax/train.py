@@ -175,6 +175,33 @@ def loss_settings(config):
     }
 
 
+def make_optimizer(config):
+    """The optax.GradientTransformation of a configuration."""
+    return optimizer.make_optimizer(
+        weight_decay=config.optimizer.weight_decay,
+        betas=tuple(config.optimizer.betas),
+        clip_norm=config.optimizer.clip_norm,
+    )
+
+
+def peak_learning_rate(config, global_batch):
+    """The learning rate of a configuration after its warm-up. Args: config; global_batch, images a step."""
+    return optimizer.scaled_learning_rate(
+        config.optimizer.learning_rate,
+        global_batch=global_batch,
+        reference_batch=config.optimizer.reference_batch,
+        scaling=config.optimizer.lr_scaling,
+        ceiling=config.optimizer.max_lr,
+    )
+
+
+def learning_rate_schedule(config, peak, num_steps, steps_per_epoch):
+    """`optimizer.learning_rate_schedule` of a configuration. Returns: (step -> learning rate, steps of warm-up)."""
+    names = ("schedule", "drop_epochs", "drop_factor", "final_ratio", "warmup_steps", "warmup_ratio")
+    settings = {name: config.optimizer[name] for name in (*names, "max_warmup_fraction")}
+    return optimizer.learning_rate_schedule(peak, num_steps=num_steps, steps_per_epoch=steps_per_epoch, **settings)
+
+
 def make_train_step(graph, tx, mesh, *, ema_decay, accumulate_steps=1, **settings):
     """Compiles (at its first call) one step of training.
 
@@ -189,9 +216,9 @@ def make_train_step(graph, tx, mesh, *, ema_decay, accumulate_steps=1, **setting
 
     Returns:
       (state, batch, learning_rate) -> (state, metrics), where the arrays of the batch are [B, ...], or [N, B / N, ...]
-      where N is more than 1. The state's memory is reused. The learning rate comes from
-      outside, so that another schedule is not another program to compile. Metrics are scalars: what `detection_loss`
-      gives, `grad_norm`, and `finite`: whether the update was made.
+      where N is more than 1. The state's memory is reused. The learning rate comes from outside, so that another
+      schedule is not another program to compile. Metrics are scalars: what `detection_loss` gives, `grad_norm`, and
+      `finite`: whether the update was made.
     """
 
     whole = devices.replicated(mesh)
@@ -452,30 +479,9 @@ def _run(config, workdir, mesh, stop):
     num_steps = config.num_steps or config.num_epochs * steps_per_epoch
 
     # Optimiser
-    peak = optimizer.scaled_learning_rate(
-        config.optimizer.learning_rate,
-        global_batch=global_batch,
-        reference_batch=config.optimizer.reference_batch,
-        scaling=config.optimizer.lr_scaling,
-        ceiling=config.optimizer.max_lr,
-    )
-    schedule, warmup = optimizer.learning_rate_schedule(
-        peak,
-        num_steps=num_steps,
-        steps_per_epoch=steps_per_epoch,
-        **{
-            key: config.optimizer[key]
-            for key in (
-                "schedule", "drop_epochs", "drop_factor", "final_ratio",
-                "warmup_steps", "warmup_ratio", "max_warmup_fraction",
-            )
-        },
-    )  # fmt: skip
-    tx = optimizer.make_optimizer(
-        weight_decay=config.optimizer.weight_decay,
-        betas=tuple(config.optimizer.betas),
-        clip_norm=config.optimizer.clip_norm,
-    )
+    peak = peak_learning_rate(config, global_batch)
+    schedule, warmup = learning_rate_schedule(config, peak, num_steps, steps_per_epoch)
+    tx = make_optimizer(config)
     logging.info(
         "%d steps (%d an epoch) of %d images; learning rate %.3g (%.3g for %d images, scaling %s), warm-up %d steps",
         num_steps, steps_per_epoch, global_batch, peak, config.optimizer.learning_rate,
@@ -559,13 +565,12 @@ def _run(config, workdir, mesh, stop):
                     f"{config.max_skipped_steps}); the images are named above, the state before them is saved"
                 )
         if done % config.eval_every == 0 or (done == num_steps and config.eval_every <= num_steps):
-            variables = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+            variables = devices.gather(mesh, state.ema or {"params": state.params, "batch_stats": state.batch_stats})
             result = evaluator(variables, pictures=workdir / "pictures")
             log.evaluated(done, result, evaluator.pictures)
             figure = result.figures()["AP50_voc12"]
             if figure is not None and figure > best:  # the same figure on all hosts
                 best = figure
-                variables = devices.gather(mesh, variables)
                 arrays = checkpoint.flatten(variables["params"]) | checkpoint.flatten(variables["batch_stats"])
                 info = model_info(config) | {"step": done, **result.figures()}
                 if jax.process_index() == 0:

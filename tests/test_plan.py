@@ -171,3 +171,12 @@ def test_the_status_is_1_where_the_step_does_not_fit(tmp_path):
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 1 and "DOES NOT FIT" in done.stdout
+
+
+def test_micro_batches_count_in_the_images_of_a_step():
+    config = _tiny_config()
+    with config.unlocked():
+        config.accumulate_steps = 3
+    found = plan.figures(config, SLICE, _fake_step(2, 1.0, 2.0), num_images=1000)
+    assert found["batch_per_device"] == 2 and found["global_batch"] == 2 * 4 * 3
+    assert found["steps_per_epoch"] == 42  # 1000 / 24, rounded up

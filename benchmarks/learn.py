@@ -34,7 +34,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the pack
 
 from haksnet_jax import files
 from haksnet_jax.evaluate import evaluate_files
-from haksnet_jax.parity.rows import Found, Limits, match_boxes
+from haksnet_jax.parity.networks import ROUNDED_LIMITS, ROUNDED_SCORE
+from haksnet_jax.parity.rows import Found, match_boxes
 from haksnet_jax.results import dota, mean_ap, visualize
 
 # Training's evaluation looks at many images at once and `predict` at one: in bfloat16 other sums are rounded, and a
@@ -101,8 +102,8 @@ def compare(trained, scored):
     return rows
 
 
-def without_counterpart(first, second, score=0.3):
-    """Detections of one detections.json that have no counterpart in another: IoU above 0.95, scores within 0.02.
+def without_counterpart(first, second, score=ROUNDED_SCORE):
+    """Detections of one detections.json that have no counterpart in another, by the report on parity's limits.
 
     Args:
       first, second: files, of the same images.
@@ -125,7 +126,7 @@ def without_counterpart(first, second, score=0.3):
             )
             for many in ([one for one in detections if one["score"] >= score], found[1][name])
         )
-        missing += len(match_boxes(ours, theirs, Limits(score=0.02, iou=0.95, pixels=0.0))[1])
+        missing += len(match_boxes(ours, theirs, ROUNDED_LIMITS)[1])
         total += len(ours.boxes)
     return {"without_counterpart": missing, "of": total}
 
@@ -140,7 +141,7 @@ def write_sheets(out, predictions, settings, class_names):
       class_names: the classes.
     """
     detections, labels, _ = evaluate_files(predictions, settings["labels"], class_names)
-    files = {dota.image_stem(path.name): path for path in settings["images"].iterdir() if dota.is_image_file(path)}
+    paths = {dota.image_stem(path.name): path for path in settings["images"].iterdir() if dota.is_image_file(path)}
     errors = dict.fromkeys(labels, 0)
     errors |= dict(mean_ap.analyse_errors(detections, labels, class_names).worst_images(len(labels)))
     objects = {name: len(one["labels"]) for name, one in labels.items()}
@@ -150,7 +151,7 @@ def write_sheets(out, predictions, settings, class_names):
     for file_name, names in (("worst.jpg", worst[:SHEET_IMAGES]), ("best.jpg", best[:SHEET_IMAGES])):
         drawn = [
             visualize.draw_comparison(
-                cv2.imread(str(files[name]))[..., ::-1],
+                cv2.imread(str(paths[name]))[..., ::-1],
                 detections.get(name, nothing),
                 labels[name],
                 class_names,

@@ -11,6 +11,7 @@ Records are ArrayRecord; TensorFlow is not needed. Annotations are all read befo
 from which something would be lost is not built unless that is asked for.
 """
 
+import abc
 import argparse
 import collections
 import contextlib
@@ -74,6 +75,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Names of the classes, in the order of their labels."""
         return self.CLASSES
 
+    @abc.abstractmethod
     def records(self, source):
         """The data set's content.
 
@@ -86,7 +88,6 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Raises:
           DataError: the source does not look like this data set.
         """
-        raise NotImplementedError
 
     def _info(self):
         # dataset_info_from_configs wants each builder in a folder of its own

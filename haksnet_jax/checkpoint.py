@@ -186,6 +186,11 @@ def load_model(directory):
     return flatten(tree), model_info
 
 
+def _reason(error):
+    """The first line of what an error says, or its kind where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def _is_whole(folder):
     """Whether everything in one step's folder can be read, whatever configuration it is of."""
     try:
@@ -264,7 +269,7 @@ class RunCheckpoints:
         try:
             yield
         except Exception as error:  # (Orbax hands on what its storage raised, whatever it is)
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = _reason(error)
             raise CheckpointError(
                 f"{self._manager.directory}/{step} could not be written ({reason}); checkpoints that were saved before "
                 "are intact: see that there is space and that the folder may be written to, and start the same command "
@@ -347,7 +352,7 @@ class RunCheckpoints:
                     )
                     return step, restored["state"], restored["data"]
                 except Exception as error:  # Orbax and its file formats raise whatever they like for a damaged file
-                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    reason = _reason(error)
                     if _is_whole(folder):
                         raise CheckpointError(
                             f"{folder} does not fit this configuration ({reason}); use another --workdir, or the "

@@ -392,12 +392,11 @@ class _Program:
                 visit(instruction, names, times)
 
 
-def program_cost(text, per_instruction=None):
+def program_cost(text):
     """Adds up the work of a compiled program.
 
     Args:
       text: `compiled.as_text()`.
-      per_instruction: None, or a function of (Instruction, times, matrix, vector, bytes, cycles) called for each.
 
     Returns:
       Cost of one chip.
@@ -424,8 +423,6 @@ def program_cost(text, per_instruction=None):
         vector += times * operations[1]
         num_bytes += times * size
         cycles += times * estimate
-        if per_instruction:
-            per_instruction(instruction, times, *operations, size, estimate)
 
     program.walk(program.entry, 1, visit)
     return Cost(matrix, vector, num_bytes, cycles, collectives, program.unknown)

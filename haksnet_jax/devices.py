@@ -4,6 +4,7 @@ A mesh has two axes. The batch is split over both; `fsdp` (1 unless asked for) a
 that the devices along it hold a part each instead of all of it.
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -106,7 +107,13 @@ def gather(mesh, tree):
     """The same arrays, whole on every device. All hosts take part in it. Args: mesh; tree of global arrays."""
     if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
         return tree
-    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return _gathering(mesh)(tree)
+
+
+@functools.cache
+def _gathering(mesh):
+    """One function for all calls, so that each evaluation need not compile its own."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def place_batch(mesh, batch, *, accumulate_steps=1):

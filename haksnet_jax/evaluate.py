@@ -132,7 +132,6 @@ class Evaluator:
                 }
 
         # One batch ahead: the device works while the host unpacks the batch before.
-        replicate = jax.jit(lambda x: x, out_shardings=devices.replicated(self._mesh))
         pending = None
         for batch in batches:
             placed = devices.place_batch(
@@ -142,7 +141,8 @@ class Evaluator:
             if pending is not None:
                 collect(*pending)
             # Rows of all hosts, since every host's rows have to reach every host's list.
-            rows = jax.device_get(replicate({k: placed[k] for k in ("image_index", "image_size", "scale")}))
+            named = {k: placed[k] for k in ("image_index", "image_size", "scale")}
+            rows = jax.device_get(devices.gather(self._mesh, named))
             pending = (rows, detections)
         if pending is not None:
             collect(*pending)

@@ -54,9 +54,7 @@ def match_and_sample_anchors(key, anchors, ground_truth, *, num_samples=256, pos
         return matches.gt_index, samples
 
     keys = jax.random.split(key, ground_truth.boxes.shape[0])
-    return over_mesh(
-        jax.vmap(one_image), ground_truth.boxes, ground_truth.valid, ground_truth.image_size, keys, split=4
-    )
+    return over_mesh(jax.vmap(one_image), ground_truth.boxes, ground_truth.valid, ground_truth.image_size, keys)
 
 
 def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta=1 / 9):
@@ -120,7 +118,7 @@ def match_and_sample_proposals(
 
     keys = jax.random.split(key, ground_truth.boxes.shape[0])
     return over_mesh(
-        jax.vmap(one_image), proposals.boxes, proposals.valid, ground_truth.boxes, ground_truth.valid, keys, split=5
+        jax.vmap(one_image), proposals.boxes, proposals.valid, ground_truth.boxes, ground_truth.valid, keys
     )
 
 

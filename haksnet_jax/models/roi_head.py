@@ -58,8 +58,7 @@ class RotatedRoIHead(nnx.Module):
                 features, boxes, levels, strides=self.strides, output_size=self.pool_size, valid=valid
             )
 
-        pooled = features[: len(self.strides)]
-        return over_mesh(jax.vmap(one_image), boxes, valid, *pooled, split=2 + len(pooled))
+        return over_mesh(jax.vmap(one_image), boxes, valid, *features[: len(self.strides)])
 
     @jax.named_scope("roi_head")
     def __call__(self, features, boxes, valid):
@@ -148,4 +147,4 @@ def select_detections(
     if scale is None:
         scale = jnp.ones((len(logits), 2), jnp.float32)
     # Each device for its own images: loops that end when all are done would make the devices wait for each other.
-    return over_mesh(jax.vmap(one_image), logits, deltas, proposals.boxes, proposals.valid, image_size, scale, split=6)
+    return over_mesh(jax.vmap(one_image), logits, deltas, proposals.boxes, proposals.valid, image_size, scale)

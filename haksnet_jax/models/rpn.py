@@ -203,4 +203,4 @@ def select_proposals(
         return Proposals(boxes=boxes, scores=jax.nn.sigmoid(best), valid=best > -jnp.inf)
 
     # Each device for its own images: loops that end when all are done would make the devices wait for each other.
-    return over_mesh(jax.vmap(one_image), logits, deltas, split=2)
+    return over_mesh(jax.vmap(one_image), logits, deltas)

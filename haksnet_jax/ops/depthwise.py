@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haksnet_jax.ops import depthwise_triton
+from haksnet_jax.ops import depthwise_triton, triton
 from haksnet_jax.ops.sharding import over_mesh
 
 
@@ -75,7 +75,7 @@ def _depthwise_conv_backward(residuals, gradient):
     x_gradient = _convolve(gradient, kernel[::-1, ::-1])
     forms = {platform: functools.partial(weight_gradient, k=k) for platform, (_, weight_gradient) in _forms(k).items()}
     weight_gradient = functools.partial(jax.lax.platform_dependent, **forms)
-    return x_gradient, over_mesh(weight_gradient, x, gradient, split=2, summed=True).astype(kernel.dtype)
+    return x_gradient, over_mesh(weight_gradient, x, gradient, summed=True).astype(kernel.dtype)
 
 
 depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
@@ -86,9 +86,9 @@ def _forms(k):
     slices = (convolve_slices, weight_gradient_slices)
     bands = (convolve_bands, weight_gradient_bands)
     library = (convolve_library, weight_gradient_library)
-    triton = (depthwise_triton.convolve, depthwise_triton.weight_gradient)
+    kernels = (depthwise_triton.convolve, depthwise_triton.weight_gradient)
     return {
-        "cuda": triton if depthwise_triton.usable() else library,
+        "cuda": kernels if triton.usable() else library,
         "rocm": library,
         # By the TPU compiler's own cycle counts for v5e (slices / bands, millions, 2 x 256 x 256 x 32 in bfloat16):
         # forward 3 x 3 0.32 / 0.51, 5 x 5 0.80 / 0.56, 9 x 9 2.5 / 0.66; weight gradient 0.60 / 0.61, 1.2 / 0.80,

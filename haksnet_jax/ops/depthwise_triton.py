@@ -16,10 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-try:
-    from jax.experimental.pallas import triton as plgpu
-except ImportError:  # deprecated since jax 0.11: without it the XLA form serves
-    plgpu = None
+from haksnet_jax.ops.triton import plgpu, power_of_two
 
 
 class Tile(NamedTuple):
@@ -40,42 +37,26 @@ class Tile(NamedTuple):
     chunks: int = 1
 
 
-def usable():
-    """Whether the kernels compile here: Pallas has its Triton backend and every CUDA device is Ampere or newer."""
-    if plgpu is None:
-        return False
-    try:
-        devices = jax.local_devices(backend="cuda")
-    except RuntimeError:  # no CUDA device in this process
-        return False
-    return all(float(device.compute_capability) >= 8.0 for device in devices)
-
-
-def _power_of_two(n):
-    """Smallest power of two that is not below n."""
-    return 1 << (n - 1).bit_length()
-
-
 def _channel_block(num_channels, most=32):
     """Largest power of two up to `most` that divides the channels; if that is below 8, one that covers them, masked."""
     divisor = math.gcd(num_channels, most)
-    return divisor if divisor >= 8 else min(_power_of_two(num_channels), most)
+    return divisor if divisor >= 8 else min(power_of_two(num_channels), most)
 
 
 def convolve_tile(shape):
     """Tile of `convolve` for an input of this shape."""
     _, height, width, num_channels = shape
     channels = _channel_block(num_channels)
-    columns = min(512 // channels, _power_of_two(width))
-    return Tile(min(8, _power_of_two(height)), columns, channels, num_warps=4)
+    columns = min(512 // channels, power_of_two(width))
+    return Tile(min(8, power_of_two(height)), columns, channels, num_warps=4)
 
 
 def weight_gradient_tile(shape):
     """Tile of `weight_gradient` for an input of this shape."""
     num_images, height, width, num_channels = shape
     channels = _channel_block(num_channels)
-    columns = min(512 // channels, _power_of_two(width))
-    rows = min(8, _power_of_two(height))
+    columns = min(512 // channels, power_of_two(width))
+    rows = min(8, power_of_two(height))
     # The more chunks, the fewer sums across threads; but a thousand programs are wanted to fill a large GPU.
     row_blocks = pl.cdiv(height, rows)
     programs = num_images * row_blocks * pl.cdiv(width, columns) * pl.cdiv(num_channels, channels)

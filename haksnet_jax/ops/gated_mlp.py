@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haksnet_jax.ops import depthwise_triton, gated_mlp_triton
+from haksnet_jax.ops import gated_mlp_triton, triton
 from haksnet_jax.ops.depthwise import depthwise_conv
 
 # Widest input of the composed form: 16 C operations at a matrix unit's rate against 4 bytes moved and a depthwise
@@ -71,7 +71,7 @@ def _forms(x, weights):
     plain, composed = ((form, _gradients_of(form)) for form in (gated_mlp_plain, gated_mlp_composed))
     library = composed if x.shape[-1] <= _WIDEST_COMPOSED else plain
     cuda = library
-    if depthwise_triton.usable() and gated_mlp_triton.suits(x, weights):
+    if triton.usable() and gated_mlp_triton.suits(x, weights):
         cuda = gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients
     return {"cpu": plain, "cuda": cuda, "default": library}
 

@@ -20,11 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from haksnet_jax.ops.sharding import over_mesh
-
-try:
-    from jax.experimental.pallas import triton as plgpu
-except ImportError:  # deprecated since jax 0.11: without it the XLA forms serve
-    plgpu = None
+from haksnet_jax.ops.triton import plgpu
 
 _SIDE = 3  # of the depthwise kernel
 _EDGES = 16  # rows of `edges`: nine taps, one for what is always seen, and zeros, since products want sixteen

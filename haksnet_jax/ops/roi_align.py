@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from haksnet_jax.ops import depthwise_triton, roi_align_triton
+from haksnet_jax.ops import roi_align_triton, triton
 
 
 def roi_levels(boxes, num_levels=4, finest_scale=56.0):
@@ -127,7 +127,7 @@ def _weighted_rows(num_rows, table, index, weight):
     """
     del num_rows
     # A TPU does not fuse gathers: unrolled, the rows of all terms would be in memory at once.
-    cuda = roi_align_triton.weighted_rows if depthwise_triton.usable() else _unrolled_sum
+    cuda = roi_align_triton.weighted_rows if triton.usable() else _unrolled_sum
     return lax.platform_dependent(table, index, weight, tpu=_looped_sum, cuda=cuda, default=_unrolled_sum)
 
 

@@ -11,17 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-try:
-    from jax.experimental.pallas import triton as plgpu
-except ImportError:  # deprecated since jax 0.11: without it the XLA forms serve
-    plgpu = None
+from haksnet_jax.ops.triton import plgpu, power_of_two
 
 _SUMS = 16  # of a program
 _MOST_CHANNELS = 256  # of a program
 
 
 def _channel_block(num_channels):
-    return min(_MOST_CHANNELS, 1 << (num_channels - 1).bit_length())
+    return min(_MOST_CHANNELS, power_of_two(num_channels))
 
 
 def _sum_kernel(table_ref, index_ref, weight_ref, out_ref):

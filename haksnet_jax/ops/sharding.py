@@ -5,7 +5,7 @@ import math
 import jax
 
 
-def over_mesh(function, *arrays, split, summed=False):
+def over_mesh(function, *arrays, split=None, summed=False):
     """Runs `function` on every device of the ambient mesh with its share of the batch.
 
     What is under it asks nothing of the other devices: a loop over images, which ends when the last of them is done,
@@ -15,12 +15,13 @@ def over_mesh(function, *arrays, split, summed=False):
     Args:
       function: of the arrays; its results all have a batch axis, or are all sums over the batch.
       *arrays: arrays; the first `split` have a leading batch axis, the others are the same on each device.
-      split: how many arrays have a batch axis.
+      split: how many arrays have a batch axis; None: all of them.
       summed: whether the results are sums over the batch.
 
     Returns:
       The results for the whole batch: sharded over the batch axis, or summed over the devices.
     """
+    split = len(arrays) if split is None else split
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(
         name

@@ -362,7 +362,7 @@ class Batches:
         self._iterator = None
 
 
-def _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize):
+def _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize, stall_seconds):
     if len(image_size) != 2 or min(image_size) < 1:
         raise ValueError(f"image_size is (rows, columns) in pixels, found {image_size}")
     if batch_size < 1 or num_workers < 0 or (max_boxes is not None and max_boxes < 1):
@@ -374,6 +374,8 @@ def _check(source, batch_size, image_size, max_boxes, num_workers, process_index
         raise ValueError(f"process_index must be in 0 .. process_count - 1, found {process_index} of {process_count}")
     if resize not in ("fit", "none"):
         raise ValueError(f"resize is 'fit' or 'none', found '{resize}'")
+    if stall_seconds is not None and not stall_seconds > 0:
+        raise ValueError(f"stall_seconds is a time above 0, or None, found {stall_seconds}")
     if not len(source):
         raise ValueError("the source holds no example")
 
@@ -442,9 +444,7 @@ def train_batches(
       PipelineError: while iterating: a worker died, or nothing came for too long.
     """
     image_size = tuple(image_size)
-    _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize)
-    if stall_seconds is not None and not stall_seconds > 0:
-        raise ValueError(f"stall_seconds is a time above 0, or None, found {stall_seconds}")
+    _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize, stall_seconds)
     probabilities = np.asarray(flip_probabilities, np.float64)
     if probabilities.shape != (3,) or probabilities.min() < 0 or probabilities.sum() > 1 + 1e-9:
         raise ValueError(
@@ -551,9 +551,7 @@ def evaluation_batches(
       PipelineError: while iterating: a worker died, or nothing came for too long.
     """
     image_size = tuple(image_size)
-    _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize)
-    if stall_seconds is not None and not stall_seconds > 0:
-        raise ValueError(f"stall_seconds is a time above 0, or None, found {stall_seconds}")
+    _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize, stall_seconds)
     global_batch = batch_size * process_count
 
     def open_at(position, batches_left):

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haksnet_jax.ops import depthwise, depthwise_triton, sharding
+from haksnet_jax.ops import depthwise, depthwise_triton, sharding, triton
 from haksnet_jax.ops.depthwise_triton import Tile
 
 BATCH = jax.P("data")
 
-needs_triton = pytest.mark.skipif(depthwise_triton.plgpu is None, reason="this jax has no Triton backend")
+needs_triton = pytest.mark.skipif(triton.plgpu is None, reason="this jax has no Triton backend")
 
 FORMS = {
     "slices": (depthwise.convolve_slices, depthwise.weight_gradient_slices),

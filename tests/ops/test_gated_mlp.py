@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haksnet_jax.ops import depthwise_triton, gated_mlp_triton
+from haksnet_jax.ops import gated_mlp_triton, triton
 from haksnet_jax.ops.gated_mlp import GatedMLPWeights, gated_mlp, gated_mlp_composed, gated_mlp_plain
 
 FORMS = {"plain": gated_mlp_plain, "composed": gated_mlp_composed, "chosen": gated_mlp}
@@ -72,7 +72,7 @@ def test_in_bfloat16_the_forms_differ_by_rounding_alone():
         assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max(), form
 
 
-@pytest.mark.skipif(depthwise_triton.plgpu is None, reason="this JAX has no Triton backend of Pallas")
+@pytest.mark.skipif(triton.plgpu is None, reason="this JAX has no Triton backend of Pallas")
 def test_the_kernels_do_what_the_plain_form_does():
     # 63 positions an image in tiles of 32: tiles end in the middle of rows and of images; two chunks of hidden channels
     x, weights, gradient = arrays(channels=16, hidden=64, shape=(2, 7, 9))

@@ -33,6 +33,15 @@ class OrientedRPN(nnx.Module):
         self.num_anchors = num_anchors
         self.dtype = dtype
 
+    def _factors(self, x):
+        """Features, and the kernel of the hidden layer, rounded to the type of the arithmetic, in float32.
+
+        Products of such factors are exact in the matrix units' float32 mode, so that their sums, the hidden layer, are
+        not rounded before the output layers. In bfloat16 the rounded ones put boxes in another order: of a trained
+        detector's detections above 0.3, 4.5 % changed sides at a suppression.
+        """
+        return x.astype(self.dtype).astype(jnp.float32), self.conv.kernel[...].astype(self.dtype).astype(jnp.float32)
+
     @jax.named_scope("rpn")
     def __call__(self, features):
         """Scores every anchor.
@@ -46,7 +55,13 @@ class OrientedRPN(nnx.Module):
         """
         batch = features[0].shape[0]
         canvas, corners = _pack(features)
-        hidden = jax.nn.relu(self.conv(canvas))
+        hidden = jax.lax.conv_general_dilated(
+            *self._factors(canvas),
+            window_strides=(1, 1),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        hidden = jax.nn.relu(hidden + self.conv.bias[...])
         logits, deltas = self.logits(hidden), self.deltas(hidden)
 
         def unpack(x, values):
@@ -72,12 +87,8 @@ class OrientedRPN(nnx.Module):
         Returns:
           logits [B, S] and deltas [B, S, 6], float32.
         """
-        patches = _patches(features, index // self.num_anchors)  # [B, S, 9 C]
-        kernel = self.conv.kernel[...].astype(self.dtype)
-        hidden = patches.astype(self.dtype) @ kernel.reshape(-1, kernel.shape[-1]) + self.conv.bias[...].astype(
-            self.dtype
-        )
-        hidden = jax.nn.relu(hidden)
+        patches, kernel = self._factors(_patches(features, index // self.num_anchors))  # [B, S, 9 C]
+        hidden = jax.nn.relu(patches @ kernel.reshape(-1, kernel.shape[-1]) + self.conv.bias[...])
         logits, deltas = self.logits(hidden), self.deltas(hidden)
         which = (index % self.num_anchors)[..., None]
         deltas = deltas.reshape(*index.shape, self.num_anchors, 6)

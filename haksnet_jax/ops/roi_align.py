@@ -2,8 +2,9 @@
 
 Every pooled value is a weighted sum of rows (one row: the channels of one position) of one table that holds the
 levels one after another: 4 samples a bin with 4 neighbours each. So the forward pass is 16 gathers of rows, added up
-in float32 as they are read, and the gradient 16 scatters of rows. RoIs are not pooled on levels that they do not
-belong to, and no array holds the separate samples.
+in float32 as they are read, and the gradient 16 scatters of rows; or, where a kernel can do so, the terms sorted by
+the row that they add to, and each row's summed. RoIs are not pooled on levels that they do not belong to, and no array
+holds the separate samples.
 """
 
 import functools
@@ -158,16 +159,51 @@ def _weighted_rows_forward(num_rows, table, index, weight):
 
 def _weighted_rows_backward(num_rows, saved, gradient):
     index, weight = saved
+    return _spread_rows(num_rows)(index, weight, gradient), None, None
 
-    # A loop on all platforms: each scatter is a kernel of its own whatever we write, and this way the products of one
-    # term are held at a time, not of all.
+
+_weighted_rows.defvjp(_weighted_rows_forward, _weighted_rows_backward)
+
+
+def _spread_rows(num_rows):
+    """The transpose of `_weighted_rows`, as a function of (index [K, P], weight [K, P], gradient [P, C]).
+
+    It knows what to do under vmap: the terms of all images are sorted at once, since sorting some images' terms
+    side by side takes a GPU much longer.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def spread(index, weight, gradient):
+        one = lambda *arrays: roi_align_triton.spread_rows(num_rows, *(x[None] for x in arrays))[0]  # noqa: E731
+        return choose(one, functools.partial(_scattered_rows, num_rows), index, weight, gradient)
+
+    @spread.def_vmap
+    def spread_images(num_images, batched, *arrays):
+        arrays = (
+            x if is_batched else jnp.broadcast_to(x, (num_images, *x.shape))
+            for x, is_batched in zip(arrays, batched, strict=True)
+        )
+        together = functools.partial(roi_align_triton.spread_rows, num_rows)
+        return choose(together, jax.vmap(functools.partial(_scattered_rows, num_rows)), *arrays), True
+
+    def choose(sorting, scattering, *arrays):
+        cuda = sorting if triton.usable() else scattering
+        return lax.platform_dependent(*arrays, cuda=cuda, default=scattering)
+
+    return spread
+
+
+def _scattered_rows(num_rows, index, weight, gradient):
+    """[T, C] sums of weight[k, p] * gradient[p] over all terms with index[k, p] = t.
+
+    A loop: each scatter is a kernel of its own whatever we write, and this way the products of one term are held at a
+    time, not of all.
+    """
+
     def add_term(total, term):
         term_index, term_weight = term
         return total.at[term_index].add(term_weight[:, None] * gradient.astype(jnp.float32), mode="drop"), None
 
     total = jnp.zeros((num_rows, gradient.shape[-1]), jnp.float32)
     total, _ = lax.scan(add_term, total, (index, weight))
-    return total.astype(gradient.dtype), None, None
-
-
-_weighted_rows.defvjp(_weighted_rows_forward, _weighted_rows_backward)
+    return total.astype(gradient.dtype)

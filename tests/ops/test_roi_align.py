@@ -260,6 +260,22 @@ def test_all_forms_of_the_sum_agree():
         np.testing.assert_allclose(jax.jit(form)(table, index, weight), expected, rtol=0, atol=ATOL)
 
 
+@pytest.mark.skipif(triton.plgpu is None, reason="this JAX has no Triton backend of Pallas")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_sorted_transpose_of_the_sum_agrees(dtype):
+    rng = np.random.default_rng(9)
+    index, weight = rng.integers(0, 31, (2, 16, 40)).astype(np.int32), rng.uniform(size=(2, 16, 40)).astype(np.float32)
+    index[0, :, :30] = 7  # one row takes most of what there is, and some take nothing
+    gradient = jnp.asarray(rng.normal(size=(2, 40, 5)), dtype)
+    rows = jnp.swapaxes(jax.nn.one_hot(index, 31, axis=-1), 0, 1)[..., :30]  # [K, B, P, T]; samples outside are dropped
+    expected = jnp.einsum("kbpt,bkp,bpc->btc", rows, weight, gradient.astype(jnp.float32), precision="highest")
+    found = roi_align_triton.spread_rows(30, index, weight, gradient, interpret=True)
+    assert found.dtype == dtype
+    # Of sums of up to 480 terms; of one result.
+    rounding = (1e-6 if dtype == jnp.float32 else 2.0**-8) * np.abs(expected).max()
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0, atol=rounding)
+
+
 def test_one_stride_a_feature_map_is_asked_for():
     features, boxes, levels = scene(8, 4)
     with pytest.raises(ValueError, match="one stride a feature map; got 4 maps and strides=\\(4, 8\\)"):

@@ -2,9 +2,9 @@
 
     python benchmarks/depthwise_tiles.py [--size=t] [--batch=8] [--sides=3,5,7,9] [--stages=1,2,3,4] [--json=FILE]
 
-All tiles that fit the registers are compiled, side by side, and timed one after another on random data. Printed for
-each shape, convolution and weight gradient apart: the library's time, that of the tile that the package chooses, and
-the five fastest ones. `haksnet_jax/ops/depthwise_triton.py` holds what was learned from it.
+All tiles that fit the registers are compiled, side by side, and then timed one after another on random data. Printed
+for each shape, convolution and weight gradient apart: the library's time, that of the tile that the package chooses,
+and the five fastest ones. `haksnet_jax/ops/depthwise_triton.py` holds what was learned from it.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def tiles(shape, k, gradient):
     ):
         each = columns * channels / (32 * num_warps)  # numbers of a row that a thread holds
         held = each * ((k + rows) if gradient else rows)
-        if num_channels % channels or columns > width or rows * chunks > height or not 2 <= each <= 8 or not 24 <= held <= 100:
-            continue
-        found.append(Tile(rows, columns, channels, num_warps, chunks))
+        fits = num_channels % channels == 0 and columns <= width and rows * chunks <= height
+        if fits and 2 <= each <= 8 and 24 <= held <= 100:
+            found.append(Tile(rows, columns, channels, num_warps, chunks))
     return found
 
 
@@ -61,14 +61,13 @@ def measure(shape, k, gradient, pool):
         make = lambda tile: lambda x, kernel: depthwise_triton.convolve(x, kernel, tile=tile)  # noqa: E731
     candidates = list(dict.fromkeys([chosen, *tiles(shape, k, gradient)]))
     futures = [(tile, pool.submit(compiled, make(tile), *arguments)) for tile in candidates]
-    times = {"library": 1e3 * time_calls(compiled(library, *arguments), arguments, seconds=0.05)[0]}
-    timed = []
-    for tile, future in futures:
-        milliseconds = 1e3 * time_calls(future.result(), arguments, seconds=0.03)[0]
-        timed.append((milliseconds, tile))
-        if tile == chosen:
-            times["chosen"] = milliseconds
-    return times | {"tiles": sorted(timed)}
+    concurrent.futures.wait([future for _, future in futures])  # compiling beside it would delay what is timed
+    timed = sorted((1e3 * time_calls(future.result(), arguments, seconds=0.03)[0], tile) for tile, future in futures)
+    return {
+        "library": 1e3 * time_calls(compiled(library, *arguments), arguments, seconds=0.03)[0],
+        "chosen": next(milliseconds for milliseconds, tile in timed if tile == chosen),
+        "tiles": timed,
+    }
 
 
 def main():

@@ -180,10 +180,18 @@ def time_calls(function, arguments, *, state=False, seconds=0.6):
     return statistics.median(samples), arguments
 
 
-def compile_part(part):
-    """Compiles a part ahead of its calls. Returns: (compiled function, seconds, GiB of device memory that it needs)."""
+def compile_part(part, **options):
+    """Compiles a part ahead of its calls.
+
+    Args:
+      part: Part.
+      **options: of the compiler.
+
+    Returns:
+      (compiled function, seconds that it took, GiB of device memory that it needs).
+    """
     start = time.perf_counter()
-    compiled = part.function.lower(*part.arguments).compile()
+    compiled = part.function.lower(*part.arguments).compile(options or None)
     seconds = time.perf_counter() - start
     needs = compiled.memory_analysis()
     memory = (
@@ -289,11 +297,11 @@ def backbone(name, image, batch, dtype, *, gradient=False):
     return Part(f"backbone_{name}/{batch}", jax.jit(forward), (variables, images), batch, work)
 
 
-def _detector(name, dtype):
-    """(graph definition, parameters, batch statistics) of a detector with random weights, on the first device."""
+def _detector(name, dtype, mesh):
+    """(graph definition, parameters, batch statistics) of a detector with random weights, on the devices of a mesh."""
     model = OrientedRCNN(SIZES[name], NUM_CLASSES, dtype=dtype, rngs=nnx.Rngs(0))
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graph, *jax.device_put((nnx.as_pure(params), nnx.as_pure(stats)), devices.replicated(_mesh()))
+    return graph, *jax.device_put((nnx.as_pure(params), nnx.as_pure(stats)), devices.replicated(mesh))
 
 
 def _mesh():
@@ -302,24 +310,26 @@ def _mesh():
 
 def detector(name, image, batch, dtype):
     """Part: detection, the last suppression included."""
-    graph, params, stats = _detector(name, dtype)
+    graph, params, stats = _detector(name, dtype, _mesh())
     variables = {"params": params, "batch_stats": stats}
     arguments = (variables, random_images(batch, image), jnp.full((batch, 2), image, jnp.int32))
     work = backbone_work(SIZES[name], image, batch) + neck_and_heads_work(SIZES[name], image, batch, 2000)
     return Part(f"detect_{name}/{batch}", make_detect_step(graph, _mesh()), arguments, batch, work)
 
 
-def training(name, image, batch, dtype):
-    """Part: a whole training step, the optimiser included."""
-    graph, params, stats = _detector(name, dtype)
+def training(name, image, batch, dtype, *, mesh=None):
+    """Part: a whole training step, the optimiser included, on a mesh's devices (default: the first device)."""
+    mesh = mesh or _mesh()
+    graph, params, stats = _detector(name, dtype, mesh)
     tx = optimizer.make_optimizer(weight_decay=0.05, betas=(0.9, 0.999), clip_norm=35.0)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     zero = np.zeros((), np.int32)
     random = jax.random.key_data(jax.random.key(0))
     state = train.TrainState(zero, params, stats, tx.init(params), {}, random, zero, zero)
     arrays = {"image": random_images(batch, image)} | random_ground_truth(batch, image)._asdict()
-    state, arrays = jax.device_put((state, arrays), devices.replicated(_mesh()))
-    step = train.make_train_step(graph, tx, _mesh(), ema_decay=0.0)
+    state = jax.device_put(state, devices.replicated(mesh))
+    arrays = jax.device_put(arrays, devices.batch_sharding(mesh))
+    step = train.make_train_step(graph, tx, mesh, ema_decay=0.0)
     work = backbone_work(SIZES[name], image, batch) + neck_and_heads_work(SIZES[name], image, batch, 512)
     # Parameter and two moments are read and written, the gradient is read.
     work = work.times(3) + Work(7 * 4 * num_parameters)
@@ -514,7 +524,9 @@ def profile(part, steps=5):
       part: Part.
       steps: calls that are recorded.
     """
-    compiled, _, _ = compile_part(part)
+    # Kernels that are launched together, as a command buffer, appear as one of no name.
+    options = {"xla_gpu_enable_command_buffer": ""} if jax.default_backend() == "gpu" else {}
+    compiled, _, _ = compile_part(part, **options)
     pieces = {}
     for match in re.finditer(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", compiled.as_text(), re.MULTILINE):
         pieces[match[1].replace(".", "_").replace("-", "_")] = match[2]
@@ -648,13 +660,15 @@ def main(argv=None):
             rows.append(row)
             # As they come: a long run that is cut off has shown what it measured.
             print(
-                f"{row.part}: {row.milliseconds:.3g} ms, compiled in {_text(row.compile_seconds, '.1f')} s", flush=True
+                f"{row.part}: {row.milliseconds:.3g} ms, {_text(row.memory_gib, '.2f')} GiB, "
+                f"compiled in {_text(row.compile_seconds, '.1f')} s",
+                flush=True,
             )
+            if options.json:
+                facts = {"hardware": devices.hardware(), "jax": jax.__version__, "commit": code_version()}
+                figures = facts | {"ceilings": ceilings._asdict(), "rows": [row._asdict() for row in rows]}
+                files.write_text(options.json, json.dumps(figures, indent=2) + "\n")
     print("\n" + table(rows, ceilings))
-    if options.json:
-        facts = {"hardware": devices.hardware(), "jax": jax.__version__, "commit": code_version()}
-        figures = facts | {"ceilings": ceilings._asdict(), "rows": [row._asdict() for row in rows]}
-        files.write_text(options.json, json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

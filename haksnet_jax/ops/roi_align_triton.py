@@ -97,7 +97,9 @@ def _spread_kernel(start_ref, term_ref, weight_ref, gradient_ref, out_ref, *, nu
 
 
 def spread_rows(num_rows, index, weight, gradient, *, interpret=False):
-    """[B, T, C] sums of weight[b, k, p] * gradient[b, p] over all k, p with index[b, k, p] = t: `weighted_rows` transposed.
+    """The transpose of `weighted_rows` for several images.
+
+    out[b, t] = sum of weight[b, k, p] * gradient[b, p] over all k, p with index[b, k, p] = t
 
     Args:
       num_rows: T; below 2^31 / B.

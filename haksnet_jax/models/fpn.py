@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from haksnet_jax.models.initializers import xavier_uniform
+from haksnet_jax.models.layers import OutputLinear
 
 
 def _upsample_to(x, height, width):
@@ -17,13 +18,13 @@ class FPN(nnx.Module):
     Args:
       channels_in: widths of the backbone's maps.
       channels: width of the pyramid.
-      dtype: dtype of the arithmetic.
+      dtype: dtype of the results and of the factors of products; what is added over levels is float32.
       rngs: source of the initial parameters (Xavier uniform).
     """
 
     def __init__(self, channels_in, channels=256, *, dtype=jnp.float32, rngs):
         self.laterals = nnx.List(
-            [nnx.Linear(c, channels, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs) for c in channels_in]
+            [OutputLinear(c, channels, kernel_init=xavier_uniform, rngs=rngs) for c in channels_in]
         )
         self.outputs = nnx.List(
             [
@@ -32,9 +33,11 @@ class FPN(nnx.Module):
             ]
         )
 
+        self.dtype = dtype
+
     def __call__(self, maps):
         """Args: maps, four [B, H_s, W_s, C_s], finest first. Returns: p2..p6, five [B, H_s, W_s, C]."""
-        levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
+        levels = [lateral(x.astype(self.dtype)) for lateral, x in zip(self.laterals, maps, strict=True)]
         for i in range(len(levels) - 1, 0, -1):
             height, width = levels[i - 1].shape[1:3]
             levels[i - 1] = levels[i - 1] + _upsample_to(levels[i], height, width)

@@ -49,9 +49,9 @@ class PatchEmbedding(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.norm = BatchNorm(channels_out, dtype=dtype)
+        self.norm = BatchNorm(channels_out, dtype=jnp.float32)
 
-    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']
+    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C'] float32
         return self.norm(self.conv(x), train=train)
 
 
@@ -148,7 +148,11 @@ class RedundancySuppression(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each normalised, scaled for each channel, and added to its input."""
+    """Attention and MLP, each normalised, scaled for each channel, and added to its input.
+
+    What is added up is float32 whatever the arithmetic inside the branches: in bfloat16 every block would round the sum
+    of all before it.
+    """
 
     def __init__(self, channels, mlp_ratio, *, dtype, rngs):
         self.norm1 = BatchNorm(channels, dtype=dtype)
@@ -158,13 +162,13 @@ class Block(nnx.Module):
         self.mlp = RedundancySuppression(channels, round(channels * mlp_ratio), dtype=dtype, rngs=rngs)
         self.layer_scale_2 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
 
-    def __call__(self, x, *, train, drop_rate=0.0, key=None):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x, *, train, drop_rate=0.0, key=None):  # [B, H, W, C] -> [B, H, W, C], both float32
         keys = (None, None) if key is None else jax.random.split(key)
         x = self._residual(x, self.attention(self.norm1(x, train=train)), self.layer_scale_1, drop_rate, keys[0])
         return self._residual(x, self.mlp(self.norm2(x, train=train)), self.layer_scale_2, drop_rate, keys[1])
 
     def _residual(self, x, branch, layer_scale, drop_rate, key):
-        branch = branch * layer_scale[...].astype(branch.dtype)
+        branch = branch.astype(jnp.float32) * layer_scale[...]
         return x + (branch if key is None else drop_path(branch, drop_rate, key))
 
 

@@ -29,7 +29,7 @@ from haksnet_jax import checkpoint
 def start(workdir, arguments, log):
     """Starts the training command. Returns: subprocess.Popen."""
     search = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "haksnet_jax.main", f"--workdir={workdir}", "--config.log_every=1", *arguments]
+    command = [sys.executable, "-m", "haksnet_jax.main", *arguments, "--config.log_every=1", f"--workdir={workdir}"]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search}, stdout=log, stderr=log)
 
 

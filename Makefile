@@ -1,7 +1,10 @@
-# make venv | test | test-slow | lint | format | demo | clean      PYTHON=python3.12 chooses another interpreter
+# make venv | test | test-slow | lint | format | demo | clean      PYTHON=python3.12 chooses another interpreter, WORKERS=4 more processes for the tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Compilations, most of the tests' time, are of one thread each. A file's tests share theirs, so files stay whole; in
+# their order, as the shortest lists hold the longest tests.
+WORKERS ?= 2
 STAMP := $(VENV)/installed
 
 .PHONY: venv test test-slow lint format demo wheel clean
@@ -16,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: venv
-	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: venv
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

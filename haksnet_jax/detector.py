@@ -10,6 +10,7 @@ into overlapping windows at their own scale, and what is found in the windows is
 
 import collections
 import contextlib
+import functools
 import math
 import pathlib
 import queue
@@ -290,6 +291,13 @@ def make_step(graph, mesh, *, proposal_caps, detection_caps):
     return jax.jit(detect, out_shardings=devices.replicated(mesh))
 
 
+@functools.lru_cache(maxsize=8)
+def _abstract_model(size, num_classes, **options):
+    """(graph definition, parameters, statistics) of a detector, by shapes alone; takes a second for each model."""
+    model = nnx.eval_shape(lambda: OrientedRCNN(size, num_classes, **options, rngs=nnx.Rngs(0)))
+    return nnx.split(model, nnx.Param, nnx.BatchStat)
+
+
 class Detector:
     """Finds oriented objects in images of any size.
 
@@ -342,21 +350,17 @@ class Detector:
                 raise checkpoint.CheckpointError(
                     f"model.json names {len(self.class_names)} classes, the model has {architecture['num_classes']}"
                 )
-            model = nnx.eval_shape(
-                lambda: OrientedRCNN(
-                    BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios"))),
-                    architecture["num_classes"],
-                    channels=architecture["fpn_channels"],
-                    hidden=architecture["hidden"],
-                    pixel_mean=tuple(model_info["pixel_mean"]),
-                    pixel_std=tuple(model_info["pixel_std"]),
-                    dtype=jnp.dtype(precision),
-                    rngs=nnx.Rngs(0),
-                )
+            self.graph, params, stats = _abstract_model(
+                BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios"))),
+                architecture["num_classes"],
+                channels=architecture["fpn_channels"],
+                hidden=architecture["hidden"],
+                pixel_mean=tuple(model_info["pixel_mean"]),
+                pixel_std=tuple(model_info["pixel_std"]),
+                dtype=jnp.dtype(precision),
             )
         except (KeyError, TypeError) as error:
             raise checkpoint.CheckpointError(f"model.json does not describe a model: {error!r}") from error
-        self.graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         self.variables = {
             name: checkpoint.fill(nnx.as_pure(state), arrays, what="the checkpoint")
             for name, state in (("params", params), ("batch_stats", stats))

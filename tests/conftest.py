@@ -8,6 +8,9 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
     [
+        # Programs here are compiled far longer than they run: the training step of the tests takes 37 processor seconds
+        # to compile so, and 65 at the default level. (What is in the environment comes later, and wins.)
+        "--xla_backend_optimization_level=0",
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
         # Several devices share two cores here: one may arrive at a collective long after the first, and after 40 s, the
@@ -28,6 +31,10 @@ sys.path.insert(0, str(IN_REPOSITORY))  # reference_weights.py
 jax.config.update("jax_default_matmul_precision", "highest")  # the reference is exact float32
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# For `jax.jit` where large images are looked at: these programs run longer than they compile.
+OPTIMIZED = {"xla_backend_optimization_level": 3}
 
 
 class Golden:

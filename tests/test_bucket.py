@@ -1,12 +1,11 @@
 """Runs, models and results in a bucket (one of this machine, see bucket.py), where nothing can be renamed."""
 
-import jax
 import numpy as np
 import pytest
 from bucket import local_bucket
-from test_train import _tiny_config
+from test_train import _tiny_config, one_program  # noqa: F401 (a fixture of every test here)
 
-from haksnet_jax import checkpoint, devices, evaluate, files, train
+from haksnet_jax import checkpoint, evaluate, files, train
 from haksnet_jax.pipeline import sources
 from haksnet_jax.results import dota
 
@@ -15,13 +14,6 @@ from haksnet_jax.results import dota
 def bucket():
     with local_bucket() as objects:
         yield objects
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """As in test_train.py, whose compilations these runs share."""
-    mesh_of = devices.data_mesh
-    monkeypatch.setattr(devices, "data_mesh", lambda chosen=None, **more: mesh_of(chosen or jax.devices()[:1], **more))
 
 
 def test_a_run_in_a_bucket_is_evaluated_resumed_and_loaded(bucket, tmp_path):

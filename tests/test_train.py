@@ -6,7 +6,6 @@ import os
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,7 +13,7 @@ from flax import nnx
 
 import haksnet_jax
 from configs import demo
-from haksnet_jax import checkpoint, devices, losses, optimizer, train
+from haksnet_jax import checkpoint, devices, evaluate, losses, optimizer, train
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.structures import GroundTruth
 
@@ -51,11 +50,38 @@ def _tiny_config(**changes):
     return config
 
 
+def _once(function, key):
+    """`function`, called once for each value of `key`, which takes the same arguments."""
+    results = {}
+
+    @functools.wraps(function)
+    def shared(*arguments, **settings):
+        wanted = key(*arguments, **settings)
+        if wanted not in results:
+            results[wanted] = function(*arguments, **settings)
+        return results[wanted]
+
+    return shared
+
+
+def _all_that_is_given(*arguments, **settings):
+    return (*arguments, repr(sorted(settings.items())))
+
+
+# Tracing the step and the detector takes a run of these tests longer than all its steps.
+_make_optimizer = _once(train.make_optimizer, lambda config: config.optimizer.to_json())
+_make_train_step = _once(train.make_train_step, _all_that_is_given)
+_make_detect_step = _once(evaluate.make_detect_step, _all_that_is_given)
+
+
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """The loop takes all devices; these runs are of one, so that all share their compilations."""
+def one_program(monkeypatch):
+    """The loop takes all devices; these runs are of one, and those that are alike share their compiled functions."""
     mesh_of = devices.data_mesh
     monkeypatch.setattr(devices, "data_mesh", lambda chosen=None, **more: mesh_of(chosen or jax.devices()[:1], **more))
+    monkeypatch.setattr(train, "make_optimizer", _make_optimizer)
+    monkeypatch.setattr(train, "make_train_step", _make_train_step)
+    monkeypatch.setattr(evaluate, "make_detect_step", _make_detect_step)
 
 
 def _batch(num_images, seed=0):
@@ -117,12 +143,12 @@ def test_losses_fall_on_one_batch_and_one_compilation_serves_all_steps(stepper):
     assert step.num_compilations() == 1
     assert int(state.step) == 30 and int(state.skipped) == 0
     # the average of the weights follows them: nearer to them than to the start
-    start = jax.tree.leaves(fresh().params)
-    moved = sum(float(jnp.abs(a - b).sum()) for a, b in zip(jax.tree.leaves(state.params), start, strict=True))
-    behind = sum(
-        float(jnp.abs(a - b).sum())
-        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema["params"]), strict=True)
-    )
+    start, end, average = jax.device_get((fresh().params, state.params, state.ema["params"]))
+
+    def distance(a, b):
+        return sum(np.abs(x - y).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+    moved, behind = distance(end, start), distance(end, average)
     assert 0 < behind < 0.6 * moved
 
 
@@ -252,22 +278,31 @@ def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path, mo
     assert len(arrays) > 100
 
 
+def _save_model(folder, **changes):
+    """Saves the model of a new run. Returns: its arrays, what is known about it."""
+    config = _tiny_config(**changes)
+    _, state = train.create_state(config, 5, optimizer.make_optimizer(), devices.data_mesh())
+    arrays = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
+    info = train.model_info(config)
+    checkpoint.save_model(folder, arrays, info)
+    return arrays, info
+
+
 def test_weights_of_another_shape_are_refused_with_every_name(tmp_path):
-    train.train_and_evaluate(_tiny_config(num_steps=2), tmp_path / "run")
-    config = _tiny_config(init=str(tmp_path / "run"))
+    _save_model(tmp_path / "model")
+    config = _tiny_config(init=str(tmp_path / "model"))
     config.model.hidden = 24
     with pytest.raises(checkpoint.CheckpointError, match=r"roi_head\.fc_1\.bias has shape \(16,\), expected \(24,\)"):
         train.train_and_evaluate(config, tmp_path / "other")
 
 
 def test_a_backbone_fills_only_the_backbone(tmp_path):
-    train.train_and_evaluate(_tiny_config(num_steps=2), tmp_path / "run")
-    config = _tiny_config(pretrained=str(tmp_path / "run"), seed=5)
+    saved, _ = _save_model(tmp_path / "model", seed=1)
+    config = _tiny_config(pretrained=str(tmp_path / "model"), seed=5)
     mesh = devices.data_mesh()
     _, state = train.create_state(config, 5, optimizer.make_optimizer(), mesh)
     loaded = checkpoint.flatten(train.load_initial_weights(config, state, mesh).params)
     fresh = checkpoint.flatten(train.create_state(config, 5, optimizer.make_optimizer(), mesh)[1].params)
-    saved, _ = checkpoint.load_model(tmp_path / "run")
     for name, value in loaded.items():
         expected = saved[name] if name.startswith("backbone.") else fresh[name]
         np.testing.assert_array_equal(value, expected, err_msg=name)
@@ -283,10 +318,7 @@ def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go
             train.load_initial_weights(config, state, mesh).params
         )
 
-    config = _tiny_config(seed=1)
-    _, state = train.create_state(config, 5, optimizer.make_optimizer(), mesh)
-    arrays = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
-    info = train.model_info(config)
+    arrays, info = _save_model(tmp_path / "model", seed=1)
 
     # What `convert --allow-missing` left out starts at random, and is named.
     wanting = "roi_head.fc_1.kernel"

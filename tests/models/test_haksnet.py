@@ -161,7 +161,17 @@ def run_backbone(golden_file):
     return run
 
 
-@pytest.mark.parametrize("case", ["tiny_random", "t_random", "s_random", "tiny_image", "t_image"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "tiny_random",
+        "t_random",
+        "s_random",
+        "tiny_image",
+        # The network of t_random and the picture of tiny_image.
+        pytest.param("t_image", marks=pytest.mark.slow),
+    ],
+)
 def test_the_whole_backbone_gives_the_recorded_stages(golden, golden_file, run_backbone, case):
     fixture = golden("backbone_full")
     settings = fixture.manifest["cases"][case]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import OPTIMIZED
 from detectors import reference_detector
 from flax import nnx
 
@@ -47,13 +48,16 @@ def test_inference_of_the_published_sizes_is_the_recorded_one(golden_file, varia
 
 @pytest.fixture(scope="module")
 def own_record(golden_file):
-    """(image, what was recorded, detector compiled for one image and one for two with padding)."""
+    """(batch of a recorded image and of a part of it with padding, their sizes, what was recorded, detector)."""
     record = json.loads(golden_file("end_to_end.json").read_text())
     image = cv2.imread(str(golden_file("end_to_end.png")))[..., ::-1]
+    images = np.stack([image, np.zeros_like(image)])
+    images[1, :160, :224] = image[:160, :224]
+    size = np.array([image.shape[:2], (160, 224)], np.int32)
     graph, state = nnx.split(reference_detector(golden_file("state_dict_tiny.json")))
-    detect = jax.jit(lambda images, size: nnx.merge(graph, state).detect(images, size))
+    detect = jax.jit(lambda images, size: nnx.merge(graph, state).detect(images, size), compiler_options=OPTIMIZED)
     theirs = Found(*(np.array(record[name], np.float32) for name in ("boxes", "scores", "labels")))
-    return image, theirs, detect
+    return images, size, theirs, detect
 
 
 def found_in(detections, row):
@@ -63,18 +67,15 @@ def found_in(detections, row):
 
 def test_a_generated_scene_gives_what_this_package_once_gave(own_record):
     # Our own outputs, recorded when they agreed with the reference's on its images; allowed as there.
-    image, theirs, detect = own_record
-    ours = found_in(detect(image[None], np.array([image.shape[:2]], np.int32)), 0)
+    images, size, theirs, detect = own_record
+    ours = found_in(detect(images, size), 0)
     _, left_of_ours, left_of_theirs = match_boxes(ours, theirs, Limits())
     assert len(theirs.boxes) == 172
     assert max(len(left_of_ours), len(left_of_theirs)) <= 1
 
 
 def test_a_batch_gives_each_image_its_own_detections_whatever_the_padding_holds(own_record):
-    image, theirs, detect = own_record
-    size = np.array([image.shape[:2], (160, 224)], np.int32)
-    images = np.stack([image, np.zeros_like(image)])
-    images[1, :160, :224] = image[:160, :224]
+    images, size, theirs, detect = own_record
     dirty = images.copy()
     dirty[1, 160:], dirty[1, :, 224:] = 255, 99
     clean, other = detect(images, size), detect(dirty, size)

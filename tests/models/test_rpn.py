@@ -1,5 +1,7 @@
 """The head on one canvas against the head level by level, and the choice of proposals by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,11 +68,14 @@ def test_chosen_anchors_have_the_outputs_and_gradients_that_all_anchors_have():
         rows = jnp.concatenate([logits[..., None], deltas], axis=-1)
         return jnp.take_along_axis(rows, index[..., None], axis=1)
 
-    found, pull_back = jax.vjp(chosen, state, levels)
-    expected, pull_back_expected = jax.vjp(of_all, state, levels)
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(function, state, levels):
+        outputs, pull_back = jax.vjp(function, state, levels)
+        return outputs, pull_back(weight)
+
+    (found, gradients), (expected, expected_gradients) = run(chosen, state, levels), run(of_all, state, levels)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    pairs = zip(jax.tree.leaves(pull_back(weight)), jax.tree.leaves(pull_back_expected(weight)), strict=True)
-    for gradient, expected in pairs:
+    for gradient, expected in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
         # Sums of up to 1600 float32 terms in another order.
         np.testing.assert_allclose(gradient, expected, atol=1e-5 * np.abs(expected).max())
 

@@ -68,8 +68,15 @@ OPS = {"horizontal": (horizontal, horizontal_overlaps), "rotated": (rotated, rot
 
 
 @pytest.mark.parametrize("kind", ["horizontal", "rotated"])
-@pytest.mark.parametrize("block_size", [16, 64, 512])  # many blocks, a last one partly filled, a single one
-@pytest.mark.parametrize("max_outputs", [10, 60, 400])  # ends early, cuts some, room for all
+@pytest.mark.parametrize(
+    ("max_outputs", "block_size"),
+    [
+        # Outputs: ends early, cuts some, room for all. Blocks: many, a last one partly filled, a single one.
+        *((10, 16), (60, 64), (400, 512), (400, 16), (10, 512)),
+        # The other pairs of the same.
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((10, 64), (60, 16), (60, 512), (400, 64))),
+    ],
+)
 def test_kept_boxes_and_their_order_are_those_of_the_plain_loop(kind, block_size, max_outputs):
     op, overlaps = OPS[kind]
     for seed, iou_threshold in enumerate([0.3, 0.3]):

@@ -372,19 +372,20 @@ class Stuck(Numbered):
 
 def test_a_batch_that_does_not_come_is_told_of_and_then_given_up(caplog):
     batches = loader.evaluation_batches(
-        Stuck(8), batch_size=2, image_size=(24, 32), num_threads=1, prefetch=1, stall_seconds=0.1
+        Stuck(8), batch_size=2, image_size=(24, 32), num_threads=1, prefetch=1, stall_seconds=0.2
     )
     try:
         assert [int(next(batches)["image_index"][0]) for _ in range(2)] == [0, 2]
         with pytest.raises(
-            loader.PipelineError, match=r"waited 1 s for a batch of evaluation data, which did not come"
+            loader.PipelineError, match=r"waited 2 s for a batch of evaluation data, which did not come"
         ):
             next(batches)
     finally:
         Stuck.released.set()  # or this process would wait for it at its end
     told = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
-    assert told[:2] == [f"waiting for a batch of evaluation data since {time} s" for time in ("0.1", "0.2")]
-    assert len(told) == loader.MAX_STALLED_PERIODS - 1
+    periods = range(1, loader.MAX_STALLED_PERIODS)
+    # The last ones: on a busy machine the first batches are waited for as well.
+    assert told[-len(periods) :] == [f"waiting for a batch of evaluation data since {n * 0.2:g} s" for n in periods]
 
 
 def test_errors_of_reading_come_through_the_watch():

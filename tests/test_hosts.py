@@ -28,7 +28,10 @@ def meeting(reports, num_hosts, timeout=5.0):
 
     def one(place, host, facts):
         try:
-            hosts.meet(hosts.Membership(coordinator, num_hosts, host), facts, timeout=timeout)
+            for connection in hosts.meet(
+                hosts.Membership(coordinator, num_hosts, host), facts, timeout=timeout
+            ).values():
+                connection.close()
         except hosts.HostsError as error:
             errors[place] = str(error)
 

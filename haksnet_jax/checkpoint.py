@@ -371,7 +371,7 @@ class RunCheckpoints:
         return None
 
     def _require_same_steps(self, patience=20):
-        """Raises HostsError where the hosts do not see the same checkpoints; network disks have `patience` half seconds."""
+        """Raises HostsError where hosts see other checkpoints than host 0 for longer than `patience` half seconds."""
         if jax.process_count() == 1:
             return
         for attempt in range(patience + 1):  # the same number on all hosts, whatever their clocks say

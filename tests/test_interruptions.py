@@ -44,10 +44,11 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_of_one_sentence(tmp_path
 
 
 def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(tmp_path):
+    workdir = tmp_path / "run"
+    _kill(workdir, 1)  # alone: what it compiles the others find
     # Beside each other: a start is mostly the work of one core.
     with runs.Run(tmp_path / "undisturbed") as undisturbed:
-        workdir = tmp_path / "run"
-        _kill(workdir, 3)
+        _kill(workdir, 2)
         statuses, (printed,) = runs.run(workdir, kill=signal.SIGTERM)
         assert statuses == [runs.TEMPORARY_FAILURE], printed
         stopped = re.search(

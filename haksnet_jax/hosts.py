@@ -141,6 +141,8 @@ def _alone_on_its_machine():
 def join(membership, facts, *, timeout=300):
     """Waits for all hosts, compares what they are about to run, and connects them. To be called before any device.
 
+    From then on the end of one host ends the others with a sentence and status 1, unless it took its leave before.
+
     Args:
       membership: Membership; with None there is nothing to do.
       facts: {name: text or number} that must be the same on all hosts.

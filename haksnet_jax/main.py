@@ -70,6 +70,8 @@ def main(argv):
         ValueError,
         OSError,
     ) as error:
+        if membership is not None and not isinstance(error, (TrainingError, hosts.HostsError, PipelineError)):
+            hosts.wait_for_news()  # JAX and Orbax raise some of the others where another host is gone
         if os.environ.get("HAKSNET_TRACEBACK"):
             if membership is None:
                 raise

@@ -13,7 +13,7 @@ from haksnet_jax import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEMPORARY_FAILURE = 75  # sysexits.h
-_PATIENCE = 600  # seconds; a first start compiles, on as many devices as there are, and other tests may run beside it
+_PATIENCE = 1200  # seconds; a first start compiles, on as many devices as there are, and other tests may run beside it
 
 
 def free_port():

@@ -69,7 +69,7 @@ def test_one_image_that_makes_an_update_not_finite_is_named_and_changes_no_weigh
     images = np.full((12, 64, 64, 3), 128, np.uint8)
     images[7, 20, 20] = 255
     config = _folder(tmp_path / "data", _tiny_config(**changes), images, images[:2])
-    config.model.pixel_mean, config.model.pixel_std = (128.0,) * 3, (1e-38,) * 3
+    config.model.pixel_mean, config.model.pixel_std = (128.0,) * 3, (1e-37,) * 3
     with caplog.at_level("WARNING"):
         card = train.train_and_evaluate(config, tmp_path / "run")
     # Six steps of four images are two rounds through twelve: the image comes up twice.

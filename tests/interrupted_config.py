@@ -10,7 +10,7 @@ from test_train import _tiny_config
 
 def get_config():
     """All values of the experiment."""
-    config = _tiny_config(num_steps=16, checkpoint_every=2, eval_every=1000, log_every=1)
+    config = _tiny_config(num_steps=20, checkpoint_every=2, eval_every=1000, log_every=1)
     with config.unlocked():
         config.name = "interrupted"
     return config.lock()

@@ -96,7 +96,7 @@ def undisturbed(tmp_path_factory):
 
 
 def _assert_same_end(workdir, undisturbed):
-    expected, found = runs.state_of(undisturbed, 16), runs.state_of(workdir, 16)
+    expected, found = runs.state_of(undisturbed, 20), runs.state_of(workdir, 20)
     assert found.keys() == expected.keys() and len(found) > 300
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
@@ -108,7 +108,7 @@ def test_two_hosts_stop_together_whichever_is_asked_and_go_on_bit_for_bit(tmp_pa
     for victims in [(1,), (0, 1)]:
         statuses, printed = runs.run(workdir, num_hosts=2, kill=signal.SIGTERM, steps=3, victims=victims)
         assert statuses == [runs.TEMPORARY_FAILURE] * 2, printed
-        assert "of 16, which is saved; the same command goes on from there" in printed[0]
+        assert "of 20, which is saved; the same command goes on from there" in printed[0]
     statuses, printed = runs.run(workdir, num_hosts=2)
     assert statuses == [0, 0], printed
     assert "resuming at step" in printed[0]
@@ -134,7 +134,7 @@ def test_hosts_that_see_other_checkpoints_say_so(tmp_path, undisturbed):
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         (folder / "checkpoints").mkdir(parents=True)
-    for step in ("14", "16"):
+    for step in ("18", "20"):
         (folders[0] / "checkpoints" / step).symlink_to(undisturbed / "checkpoints" / step)
     workdir = tmp_path / "run"
     workdir.mkdir()
@@ -142,6 +142,6 @@ def test_hosts_that_see_other_checkpoints_say_so(tmp_path, undisturbed):
     statuses, printed = runs.run(workdir, num_hosts=2, folders=folders)
     assert statuses == [1, 1], printed
     for text in printed:
-        assert f"checkpoints in {workdir}/checkpoints is 'none' on host 1" in text and "'14, 16' on host 0" in text, (
+        assert f"checkpoints in {workdir}/checkpoints is 'none' on host 1" in text and "'18, 20' on host 0" in text, (
             text
         )

@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import shutil
+import time
 import uuid
 import zlib
 
@@ -335,14 +336,17 @@ class RunCheckpoints:
 
         Raises:
           CheckpointError: a checkpoint is whole and does not fit this configuration.
+          hosts.HostsError: the hosts do not see the same checkpoints.
         """
+        self._require_same_steps()
         for step in sorted(self._manager.all_steps(), reverse=True):
             folder = self._manager.directory / str(step)
             reason = _difference_from_manifest(folder) if jax.process_index() == 0 else ""
             # All hosts leave a checkpoint aside, or none: they restore together.
-            if jax.process_count() > 1 and hosts.any_host(bool(reason)):
+            if hosts.any_host(bool(reason)):
                 reason = reason or "found by host 0"
             if not reason:
+                error = None
                 try:
                     restored = self._manager.restore(
                         step,
@@ -350,19 +354,36 @@ class RunCheckpoints:
                             state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
                         ),
                     )
+                except Exception as raised:  # Orbax and its file formats raise whatever they like for a damaged file
+                    error, reason = raised, _reason(raised)
+                if not hosts.any_host(error is not None):
                     return step, restored["state"], restored["data"]
-                except Exception as error:  # Orbax and its file formats raise whatever they like for a damaged file
-                    reason = _reason(error)
-                    if _is_whole(folder):
-                        raise CheckpointError(
-                            f"{folder} does not fit this configuration ({reason}); use another --workdir, or the "
-                            "configuration that it was made with"
-                        ) from error
+                reason = reason or "found by another host"
+                if not hosts.any_host(not _is_whole(folder)):
+                    raise CheckpointError(
+                        f"{folder} does not fit this configuration ({reason}); use another --workdir, or the "
+                        "configuration that it was made with"
+                    ) from error
             logging.warning("%s is not whole and is left aside as %s.unusable (%s)", folder, step, reason)
             if jax.process_index() == 0 and not files.is_bucket(folder):  # where nothing is renamed
                 folder.rename(_free_name(folder.parent, f"{step}.unusable"))
             self._manager.reload()
         return None
+
+    def _require_same_steps(self, patience=20):
+        """Raises HostsError where hosts see other checkpoints than host 0 for longer than `patience` half seconds."""
+        if jax.process_count() == 1:
+            return
+        for attempt in range(patience + 1):  # the same number on all hosts, whatever their clocks say
+            steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
+            try:
+                hosts.require_same({f"checkpoints in {self._manager.directory}": steps})
+                return
+            except hosts.HostsError:
+                if attempt == patience:
+                    raise
+            time.sleep(0.5)
+            self._manager.reload()
 
     def close(self):
         """Waits until everything is written. Raises: CheckpointError, it could not be."""

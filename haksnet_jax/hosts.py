@@ -4,6 +4,9 @@ JAX ends a process with a stack trace where a host is missing, and does not say 
 is asked to connect them: on the port that JAX's coordinator will use, each tells host 0 its number, its name and what
 it is about to run; when all are there, or the time is up, host 0 answers all of them. What can only be compared later
 (the working directory, the data) goes over the devices themselves, with `require_same`.
+
+The connections of the meeting stay open while the run goes on: where one ends, a host is gone, and the others end too,
+with a sentence, instead of waiting for it in a sum over all devices.
 """
 
 import contextlib
@@ -13,6 +16,8 @@ import re
 import secrets
 import select
 import socket
+import sys
+import threading
 import time
 from typing import NamedTuple
 
@@ -25,6 +30,15 @@ from haksnet_jax import files
 from haksnet_jax.results.card import code_version
 
 _LARGEST_MESSAGE = 2**20  # bytes: a configuration has a few thousand
+
+# Where several hosts end for the same reason, each has time to say it itself before it repeats what another one said.
+_GRACE_SECONDS = 5.0
+
+# A host whose machine is lost closes nothing. Asked after 30 s of silence, every 10 s, it is gone after three answers
+# that do not come: a minute, less than the 100 s after which JAX ends a process with a stack trace.
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
+_watch = None  # of this process's run
 
 
 class HostsError(RuntimeError):
@@ -127,6 +141,8 @@ def _alone_on_its_machine():
 def join(membership, facts, *, timeout=300):
     """Waits for all hosts, compares what they are about to run, and connects them. To be called before any device.
 
+    From then on the end of one host ends the others with a sentence and status 1, unless it took its leave before.
+
     Args:
       membership: Membership; with None there is nothing to do.
       facts: {name: text or number} that must be the same on all hosts.
@@ -137,7 +153,8 @@ def join(membership, facts, *, timeout=300):
     """
     if membership is None:
         return
-    meet(membership, facts, timeout=timeout)
+    global _watch
+    _watch = _Watch(membership.host, meet(membership, facts, timeout=timeout))
     jax.distributed.initialize(
         membership.coordinator,
         membership.num_hosts,
@@ -168,16 +185,92 @@ def facts_of(config, workdir):
     }
 
 
+def leave(error=None):
+    """Tells the other hosts that this process is about to end. Without it, its end is one that ends theirs.
+
+    Args:
+      error: what went wrong, a sentence that the others repeat; None where the run ends here as it should.
+    """
+    if _watch is not None:
+        _watch.leave(error)
+
+
+def wait_for_news():
+    """Waits as long as the loss of another host takes to be noticed, which ends this process with a sentence.
+
+    For errors that may be no more than what such a loss looks like to JAX.
+    """
+    if _watch is not None:
+        time.sleep(2 * _GRACE_SECONDS)
+
+
+class _Watch:
+    """Ends this process with a sentence when another host is gone. Host 0 sees all others, and tells them.
+
+    Args:
+      host: number of this one.
+      connections: {host in words: socket}, those of the meeting.
+    """
+
+    def __init__(self, host, connections):
+        self._host = host
+        self._connections = dict(connections)
+        self._leaving = False
+        for connection in self._connections.values():
+            connection.settimeout(_GRACE_SECONDS)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEPALIVE.items():
+                if hasattr(socket, name):  # (macOS has other names)
+                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        threading.Thread(target=self._listen, daemon=True, name="watch over the other hosts").start()
+
+    def _listen(self):
+        watched = dict(self._connections)
+        while watched:
+            ready, _, _ = select.select(list(watched.values()), [], [])
+            for host in [host for host, connection in watched.items() if connection in ready]:
+                message = _receive(watched.pop(host))
+                if self._leaving or message == {"end": None}:
+                    continue
+                if message is None:  # the connection ended without a word
+                    lost = f"{host} is gone (killed, or its machine or network lost)"
+                    message = {"end": f"{lost}; the same command on all hosts goes on from the newest checkpoint"}
+                self._tell(message)
+                # Told of an error, this host may be about to meet the same one, and to say so itself.
+                time.sleep(message.get("grace", 0.0))
+                print(f"host {self._host}: error: this host ends because {message['end']}", file=sys.stderr, flush=True)
+                os._exit(1)  # the other threads wait for that host, and an orderly end would too
+
+    def leave(self, error):
+        """See `hosts.leave`."""
+        self._leaving = True
+        if error is None:
+            self._tell({"end": None})
+        else:
+            name = f"host {self._host} ({socket.gethostname()})"
+            self._tell({"end": f"{name} ended with an error: {error}", "grace": _GRACE_SECONDS})
+
+    def _tell(self, message):
+        for connection in self._connections.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps(message).encode() + b"\n")
+
+
 def meet(membership, facts, *, timeout=300, progress_every=30):
-    """The part of `join` before JAX: all hosts report to host 0, and get its answer. Args and errors as there."""
+    """The part of `join` before JAX: all hosts report to host 0, and get its answer. Args and errors as there.
+
+    Returns:
+      {host in words: socket}, open connections: host 0's to all others, another's to host 0.
+    """
     deadline = time.monotonic() + timeout
     report = {"host": membership.host, "num_hosts": membership.num_hosts, "name": socket.gethostname(), "facts": facts}
     if membership.host == 0:
-        error = _wait_for_reports(membership, report, deadline, timeout, progress_every)
+        error, connections = _wait_for_reports(membership, report, deadline, timeout, progress_every)
     else:
-        error = _report(membership, report, deadline, timeout)
+        error, connections = _report(membership, report, deadline, timeout)
     if error:
         raise HostsError(error)
+    return connections
 
 
 def _listen(port):
@@ -188,15 +281,15 @@ def _listen(port):
 
 
 def _wait_for_reports(membership, own_report, deadline, timeout, progress_every):
-    """Host 0: collects reports, answers them. Returns: a sentence, or None where all is well."""
+    """Host 0: collects reports, answers them. Returns: (a sentence, {}), or (None, connections) where all is well."""
     port = int(membership.coordinator.rsplit(":", 1)[1])
     try:
         listener = _listen(port)
     except OSError as error:
-        return f"host 0 cannot use port {port} of --coordinator={membership.coordinator}: {error.strerror}"
+        return f"host 0 cannot use port {port} of --coordinator={membership.coordinator}: {error.strerror}", {}
     reports, connections, waiting = {0: own_report}, {}, set()
     said = time.monotonic()
-    error = None
+    error, kept = None, {}
 
     def missing():
         names = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
@@ -241,13 +334,17 @@ def _wait_for_reports(membership, own_report, deadline, timeout, progress_every)
             logging.info("%d of %d hosts joined", len(reports), membership.num_hosts)
             error = differences({f"host {host} ({r['name']})": r["facts"] for host, r in sorted(reports.items())})
         # The port is free by now: JAX's coordinator is about to take it.
+        answer = json.dumps({"error": error, "name": own_report["name"]}).encode() + b"\n"
         for connection in (*connections.values(), *waiting):
             with contextlib.suppress(OSError):
-                connection.sendall(json.dumps({"error": error}).encode() + b"\n")
+                connection.sendall(answer)
+        if error is None:
+            kept = {f"host {host} ({reports[host]['name']})": one for host, one in connections.items()}
     finally:
         for connection in (*connections.values(), *waiting):
-            connection.close()
-    return error
+            if connection not in kept.values():
+                connection.close()
+    return error, kept
 
 
 def _is_report(report):
@@ -290,34 +387,39 @@ def _receive(connection, seconds=10.0):
             data += part
             if not part or len(data) > _LARGEST_MESSAGE:
                 return None
-        return json.loads(data)
+        return json.loads(data.splitlines()[0])  # (of two, the first says why)
     except (OSError, ValueError):
         return None
 
 
 def _report(membership, report, deadline, timeout):
-    """Another host: tells host 0, and waits for its answer. Returns: a sentence, or None where all is well."""
+    """Another host: tells host 0, and waits for its answer. Returns: as `_wait_for_reports`."""
     address, port = membership.coordinator.rsplit(":", 1)
     reached = False
     reason = "no answer"
     while time.monotonic() < deadline:
         try:
-            with socket.create_connection((address.strip("[]"), int(port)), timeout=5) as connection:
+            with contextlib.ExitStack() as closing:
+                connection = socket.create_connection((address.strip("[]"), int(port)), timeout=5)
+                closing.enter_context(connection)
                 connection.sendall(json.dumps(report).encode() + b"\n")
                 reached = True
                 # Host 0 may have started later, and gives up later.
                 answer = _receive(connection, seconds=max(0.0, deadline - time.monotonic()) + timeout)
                 if isinstance(answer, dict) and "error" in answer:
-                    return answer["error"]
+                    if answer["error"]:
+                        return answer["error"], {}
+                    closing.pop_all()  # it stays open
+                    return None, {f"host 0 ({answer['name']})": connection}
         except OSError as error:
             reason = error.strerror or str(error)
         time.sleep(0.5)
     if reached:
-        return f"host 0 at {membership.coordinator} went away before all hosts had joined: look at its log"
+        return f"host 0 at {membership.coordinator} went away before all hosts had joined: look at its log", {}
     return (
         f"host {membership.host} did not reach host 0 at {membership.coordinator} within {timeout:g} s ({reason}): "
         "is host 0 running, and is the port open?"
-    )
+    ), {}
 
 
 def differences(facts_by_host):
@@ -371,6 +473,8 @@ def require_same(facts):
 
 def any_host(flag):
     """Whether the flag is set on any host. All take part. Args: flag, bool. Returns: bool, the same on all."""
+    if jax.process_count() == 1:
+        return bool(flag)
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.int32(flag))))

@@ -6,6 +6,7 @@ On several hosts the same command is started on each; see docs/many_hosts.md.
 import logging as python_logging
 import os
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -56,7 +57,9 @@ def main(argv):
             logging.get_absl_handler().setFormatter(python_logging.Formatter(f"host {membership.host}: %(message)s"))
         hosts.join(membership, hosts.facts_of(config, workdir), timeout=_JOIN_TIMEOUT.value)
         card = train_and_evaluate(config, workdir)
+        hosts.leave()
     except Stopped as stopped:
+        hosts.leave()
         logging.info("%s", stopped)
         sys.exit(STOPPED)
     except (
@@ -67,14 +70,28 @@ def main(argv):
         ValueError,
         OSError,
     ) as error:
+        if membership is not None and not isinstance(error, (TrainingError, hosts.HostsError, PipelineError)):
+            hosts.wait_for_news()  # JAX and Orbax raise some of the others where another host is gone
         if os.environ.get("HAKSNET_TRACEBACK"):
-            raise
+            if membership is None:
+                raise
+            traceback.print_exc()
         message = f"error: {error}\n(HAKSNET_TRACEBACK=1 shows where)"
         if membership is None and not isinstance(error, PipelineError):
             sys.exit(message)
         # At once: an orderly end would wait for the other hosts, which wait for this one, or for a read that hangs.
         print(message if membership is None else f"host {membership.host}: {message}", file=sys.stderr, flush=True)
+        hosts.leave(str(error))
         os._exit(1)
+    except BaseException as error:
+        if membership is None:
+            raise
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if not interrupted:
+            hosts.wait_for_news()
+        traceback.print_exc()
+        hosts.leave(f"{type(error).__name__}: {error}")
+        os._exit(130 if interrupted else 1)  # (as above)
     if membership is not None and membership.host:
         return
     print(f"result card: {files.join(workdir, 'result.md')}")

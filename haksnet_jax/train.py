@@ -541,7 +541,8 @@ def _run(config, workdir, mesh, stop):
     result = None
     best = -1.0
     if first_step and (workdir / "best" / checkpoint.MODEL_FILE).exists():
-        best = json.loads((workdir / "best" / checkpoint.MODEL_FILE).read_text()).get("AP50_voc12") or best
+        known = json.loads((workdir / "best" / checkpoint.MODEL_FILE).read_text()).get("AP50_voc12")
+        best = best if known is None else known  # (0 is a figure too)
     batches_in_order = iter(batches)
     for step in range(first_step, num_steps):
         waited = time.monotonic()

@@ -1,4 +1,4 @@
-"""The configuration of the runs that test_interruptions.py kills: steps of milliseconds, a checkpoint every third."""
+"""The configuration of the runs that tests start as commands: steps of milliseconds, every other one saved."""
 
 import pathlib
 import sys
@@ -10,7 +10,7 @@ from test_train import _tiny_config
 
 def get_config():
     """All values of the experiment."""
-    config = _tiny_config(num_steps=36, checkpoint_every=3, eval_every=1000, log_every=1)
+    config = _tiny_config(num_steps=20, checkpoint_every=2, eval_every=1000, log_every=1)
     with config.unlocked():
         config.name = "interrupted"
     return config.lock()

@@ -217,7 +217,8 @@ class Stage(nnx.Module):
             x = block(x, train=train, drop_rate=drop_rate, key=key)
             return x, nnx.state(block, nnx.BatchStat)
 
-        unroll = jax.default_backend() == "gpu" if self.unroll is None else self.unroll
+        # (a scan over a single block would only be more to compile)
+        unroll = (jax.default_backend() == "gpu" or self.depth == 1) if self.unroll is None else self.unroll
         if self.remat:
             body = jax.checkpoint(body, prevent_cse=unroll)  # inside a scan nothing can be merged
         scanned = (params, stats, drop_rates, keys)
@@ -242,7 +243,7 @@ class HAKSNet(nnx.Module):
       size: BackboneSize.
       drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
       dtype: dtype of the arithmetic (parameters and statistics stay float32).
-      unroll: whether to write the blocks of a stage out instead of scanning over them; None: on GPUs.
+      unroll: whether to write the blocks of a stage out instead of scanning over them; None: on GPUs, and single ones.
       remat: recompute each block in the backward pass instead of storing its intermediates.
       rngs: source of the initial parameters.
     """

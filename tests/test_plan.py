@@ -145,7 +145,7 @@ def test_a_slice_that_does_not_exist_is_refused(slice_mesh):
 
 def test_without_the_compiler_the_message_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(plan.PlanError, match="pip install libtpu"):
+    with pytest.raises(plan.PlanError, match=r"pip install .jax\[tpu\]"):
         plan.topology_mesh(SLICE)
 
 

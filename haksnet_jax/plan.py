@@ -159,7 +159,7 @@ def topology_mesh(topology, *, fsdp=1):
         import libtpu  # noqa: F401 (JAX's own message for its absence is about chips that are not found)
     except ImportError as error:
         raise PlanError(
-            "planning for TPUs needs their compiler: install it with `pip install "jax[tpu]"` (Linux on x86)"
+            "planning for TPUs needs their compiler: install it with `pip install 'jax[tpu]'` (Linux on x86)"
         ) from error
     from jax.experimental import topologies
 

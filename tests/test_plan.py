@@ -1,6 +1,7 @@
 """Plans: figures of a training step compiled for TPUs that are not here, the search for the batch, mistakes of use."""
 
 import json
+import re
 import os
 import pathlib
 import subprocess
@@ -92,8 +93,11 @@ def test_what_the_compiler_refuses_tells_what_it_would_need_and_the_limit_is_our
     program = jax.jit(lambda x: x[::-1] * 2 + x).lower(size)
     needed, cost, _ = plan.compile_lowered(program)
     assert cost is None and needed >= 512 * 2**30
-    with pytest.raises(Exception, match=f"{topology.chip.memory / 2**30:.2f}"):
+    with pytest.raises(Exception, match=r"exceeds available HBM|of [\d.]+G hbm") as refused:
         program.compile()
+    limit = float(re.search(r"(?:available HBM \(|of )([\d.]+)G", str(refused.value))[1])
+    # Releases of the compiler keep some MB more or less for themselves; ours is the least that was seen.
+    assert limit * 0.99 <= topology.chip.memory / 2**30 <= limit
 
 
 def _fake_step(batch, memory, limit):

@@ -6,7 +6,7 @@ import cv2
 import ml_collections
 import numpy as np
 import pytest
-import runs
+import training_runs
 from test_train import _tiny_config, one_device  # noqa: F401 (a fixture of all tests here)
 
 import haksnet_jax
@@ -38,7 +38,7 @@ def test_a_run_whose_updates_stay_not_finite_ends_with_a_sentence_and_the_weight
         config.init = str(tmp_path / "broken")
         train.train_and_evaluate(config, tmp_path / "run")
     assert caplog.text.count("an update was not finite and was left out; images of this host's batch: scene_") == 3
-    saved = runs.state_of(tmp_path / "run", 3)
+    saved = training_runs.state_of(tmp_path / "run", 3)
     assert (int(saved["step"]), int(saved["skipped"]), int(saved["skipped_in_a_row"])) == (3, 3, 3)
     for name, value in arrays.items():
         part = "params" if f"params.{name}" in saved else "batch_stats"
@@ -76,7 +76,7 @@ def test_one_image_that_makes_an_update_not_finite_is_named_and_changes_no_weigh
     assert card["facts"]["skipped_steps"] == 2
     named = [record.getMessage() for record in caplog.records if "an update was not finite" in record.getMessage()]
     assert len(named) == 2 and all("train_7" in message and message.count("train_") == 4 for message in named)
-    states = {step: runs.state_of(tmp_path / "run", step) for step in range(1, 7)}
+    states = {step: training_runs.state_of(tmp_path / "run", step) for step in range(1, 7)}
     counts = {step: int(state["skipped"]) for step, state in states.items()}
     bad = [step for step in range(2, 7) if counts[step] > counts[step - 1]]
     assert bad and counts[6] == 2
@@ -96,7 +96,7 @@ def test_one_image_that_makes_an_update_not_finite_is_named_and_changes_no_weigh
     first = next(step for step in range(1, 7) if counts[step])
     with pytest.raises(train.TrainingError, match=f"step {first}: 1 updates in a row were not finite"):
         train.train_and_evaluate(config, tmp_path / "strict")
-    _assert_same(runs.state_of(tmp_path / "strict", first), states[first], BEFORE)
+    _assert_same(training_runs.state_of(tmp_path / "strict", first), states[first], BEFORE)
 
 
 @pytest.mark.slow  # two runs
@@ -130,7 +130,7 @@ def test_the_best_evaluation_stays_though_later_ones_are_worse(tmp_path):
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "5"}
     arrays, info = checkpoint.load_model(tmp_path / "run")
     assert (info["step"], info["AP50_voc12"]) == (2, figures[2])
-    expected = runs.state_of(tmp_path / "first", 2)  # the run before took the same steps
+    expected = training_runs.state_of(tmp_path / "first", 2)  # the run before took the same steps
     for name, value in arrays.items():
         part = "params" if f"ema.params.{name}" in expected else "batch_stats"
         np.testing.assert_array_equal(value, expected[f"ema.{part}.{name}"], err_msg=name)

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from runs import free_port
+from training_runs import free_port
 
 from haksnet_jax import files, hosts
 

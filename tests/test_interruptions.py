@@ -7,13 +7,13 @@ import signal
 
 import numpy as np
 import pytest
-import runs
+import training_runs
 
 NUM_STEPS = 20  # of interrupted_config.py
 
 
 def _assert_same_end(workdir, undisturbed, num_steps):
-    expected, found = runs.state_of(undisturbed, num_steps), runs.state_of(workdir, num_steps)
+    expected, found = training_runs.state_of(undisturbed, num_steps), training_runs.state_of(workdir, num_steps)
     assert found.keys() == expected.keys() and len(found) > 300
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
@@ -33,12 +33,14 @@ def _kill(workdir, num_kills, *flags):
     for _ in range(num_kills):
         # Within a tenth of a second are all places of a step and of a save.
         moment = {"steps": random.randint(1, 5), "wait": random.uniform(0, 0.1)}
-        statuses, printed = runs.run(workdir, *flags, kill=signal.SIGKILL, **moment)
+        statuses, printed = training_runs.run(workdir, *flags, kill=signal.SIGKILL, **moment)
         assert statuses == [-signal.SIGKILL], (moment, printed)
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error_of_one_sentence(tmp_path):
-    statuses, (printed,) = runs.run("/sys/run", logs=tmp_path / "run")  # where nobody makes folders, not even root
+    statuses, (printed,) = training_runs.run(
+        "/sys/run", logs=tmp_path / "run"
+    )  # where nobody makes folders, not even root
     assert statuses == [1]
     assert re.search(r"^error: .*/sys/run", printed, re.M) and "Traceback" not in printed, printed
 
@@ -47,14 +49,14 @@ def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(tmp_path):
     workdir = tmp_path / "run"
     _kill(workdir, 1)  # alone: what it compiles the others find
     # Beside each other: a start is mostly the work of one core.
-    with runs.Run(tmp_path / "undisturbed") as undisturbed:
+    with training_runs.Run(tmp_path / "undisturbed") as undisturbed:
         _kill(workdir, 2)
-        statuses, (printed,) = runs.run(workdir, kill=signal.SIGTERM)
-        assert statuses == [runs.TEMPORARY_FAILURE], printed
+        statuses, (printed,) = training_runs.run(workdir, kill=signal.SIGTERM)
+        assert statuses == [training_runs.TEMPORARY_FAILURE], printed
         stopped = re.search(
             r"stopped at step (\d+) of 20, which is saved; the same command goes on from there", printed
         )
-        statuses, (printed,) = runs.run(workdir)
+        statuses, (printed,) = training_runs.run(workdir)
         assert statuses == [0], printed
         assert f"resuming at step {stopped[1]}, example {4 * int(stopped[1])}" in printed
         assert undisturbed.end() == [0], undisturbed.printed()
@@ -64,9 +66,9 @@ def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(tmp_path):
 @pytest.mark.slow  # as the test before, more often
 def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path):
     num_steps = "--config.num_steps=124"  # more than six for each kill
-    with runs.Run(tmp_path / "undisturbed", num_steps) as undisturbed:
+    with training_runs.Run(tmp_path / "undisturbed", num_steps) as undisturbed:
         _kill(tmp_path / "run", 20, num_steps)
-        statuses, (printed,) = runs.run(tmp_path / "run", num_steps)
+        statuses, (printed,) = training_runs.run(tmp_path / "run", num_steps)
         assert statuses == [0], printed
         assert "resuming at step" in printed  # none of twenty kills at a fifth step: one chance in a hundred
         assert undisturbed.end() == [0], undisturbed.printed()

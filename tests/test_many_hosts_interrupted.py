@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-import runs
+import training_runs
 
 # Three hosts that have met and are connected by JAX, and do nothing. {end}: how host 2 ends.
 IDLE = """
@@ -30,14 +30,14 @@ class Idle:
     """Three processes that have joined, and what they print at their end."""
 
     def __init__(self, how):
-        coordinator = f"localhost:{runs.free_port()}"
+        coordinator = f"localhost:{training_runs.free_port()}"
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-c", IDLE, coordinator, str(host), how],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                cwd=runs.ROOT,
+                cwd=training_runs.ROOT,
             )
             for host in range(3)
         ]
@@ -90,13 +90,13 @@ def test_hosts_that_leave_at_the_end_of_a_run_end_well():
 def undisturbed(tmp_path_factory):
     """Folder of a run of two processes that is left alone."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    statuses, printed = runs.run(workdir, num_hosts=2)
+    statuses, printed = training_runs.run(workdir, num_hosts=2)
     assert statuses == [0, 0], printed
     return workdir
 
 
 def _assert_same_end(workdir, undisturbed):
-    expected, found = runs.state_of(undisturbed, 20), runs.state_of(workdir, 20)
+    expected, found = training_runs.state_of(undisturbed, 20), training_runs.state_of(workdir, 20)
     assert found.keys() == expected.keys() and len(found) > 300
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
@@ -106,10 +106,10 @@ def _assert_same_end(workdir, undisturbed):
 def test_two_hosts_stop_together_whichever_is_asked_and_go_on_bit_for_bit(tmp_path, undisturbed):
     workdir = tmp_path / "run"
     for victims in [(1,), (0, 1)]:
-        statuses, printed = runs.run(workdir, num_hosts=2, kill=signal.SIGTERM, steps=3, victims=victims)
-        assert statuses == [runs.TEMPORARY_FAILURE] * 2, printed
+        statuses, printed = training_runs.run(workdir, num_hosts=2, kill=signal.SIGTERM, steps=3, victims=victims)
+        assert statuses == [training_runs.TEMPORARY_FAILURE] * 2, printed
         assert "of 20, which is saved; the same command goes on from there" in printed[0]
-    statuses, printed = runs.run(workdir, num_hosts=2)
+    statuses, printed = training_runs.run(workdir, num_hosts=2)
     assert statuses == [0, 0], printed
     assert "resuming at step" in printed[0]
     _assert_same_end(workdir, undisturbed)
@@ -119,10 +119,12 @@ def test_two_hosts_stop_together_whichever_is_asked_and_go_on_bit_for_bit(tmp_pa
 def test_two_hosts_of_which_one_is_killed_both_end_and_go_on_bit_for_bit(tmp_path, undisturbed):
     workdir = tmp_path / "run"
     for victim in (1, 0):
-        statuses, printed = runs.run(workdir, num_hosts=2, kill=signal.SIGKILL, steps=5, wait=0.1, victims=(victim,))
+        statuses, printed = training_runs.run(
+            workdir, num_hosts=2, kill=signal.SIGKILL, steps=5, wait=0.1, victims=(victim,)
+        )
         assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 1, printed
         assert f"this host ends because host {victim} ({socket.gethostname()}) is gone" in printed[1 - victim]
-    statuses, printed = runs.run(workdir, num_hosts=2)
+    statuses, printed = training_runs.run(workdir, num_hosts=2)
     assert statuses == [0, 0], printed
     assert "resuming at step" in printed[0]
     _assert_same_end(workdir, undisturbed)
@@ -139,7 +141,7 @@ def test_hosts_that_see_other_checkpoints_say_so(tmp_path, undisturbed):
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "checkpoints").symlink_to(pathlib.Path("/proc/self/cwd/checkpoints"))
-    statuses, printed = runs.run(workdir, num_hosts=2, folders=folders)
+    statuses, printed = training_runs.run(workdir, num_hosts=2, folders=folders)
     assert statuses == [1, 1], printed
     for text in printed:
         assert f"checkpoints in {workdir}/checkpoints is 'none' on host 1" in text and "'18, 20' on host 0" in text, (

@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-import runs
+import training_runs
 
 pytestmark = pytest.mark.slow  # each number of devices is a program of its own to compile
 
@@ -21,7 +21,7 @@ FLAGS = (
 
 
 def _run(workdir, **more):
-    return runs.run(workdir, *FLAGS, batch=8, **more)
+    return training_runs.run(workdir, *FLAGS, batch=8, **more)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def _assert_same_weights(workdir, expected):
     A bias right before a BatchNorm has the gradient 0, of which rounding leaves something, and Adam makes of it whole
     steps: it wanders. It has no effect, since the BatchNorm takes it away again with its mean, where it reappears.
     """
-    found, expected = runs.state_of(workdir, NUM_STEPS), runs.state_of(expected, NUM_STEPS)
+    found, expected = training_runs.state_of(workdir, NUM_STEPS), training_runs.state_of(expected, NUM_STEPS)
     assert found.keys() == expected.keys()
     compared = 0
     for name, value in expected.items():
@@ -89,7 +89,7 @@ def test_a_run_goes_on_on_other_numbers_of_devices_at_the_same_example(one_devic
     for num_devices, first, last in ((8, 0, 2), (1, 2, 3)):
         # Asked after so many steps, it takes perhaps one more, which is taken away again.
         statuses, (printed,) = _run(workdir, num_devices=num_devices, kill=signal.SIGTERM, steps=last - first)
-        assert statuses == [runs.TEMPORARY_FAILURE], printed
+        assert statuses == [training_runs.TEMPORARY_FAILURE], printed
         assert first == 0 or f"resuming at step {first}, example {8 * first}\n" in printed, printed
         for path in (workdir / "checkpoints").iterdir():
             if int(path.name) > last:

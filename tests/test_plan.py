@@ -1,9 +1,9 @@
 """Plans: figures of a training step compiled for TPUs that are not here, the search for the batch, mistakes of use."""
 
 import json
-import re
 import os
 import pathlib
+import re
 import subprocess
 import sys
 

@@ -38,9 +38,8 @@ def _kill(workdir, num_kills, *flags):
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error_of_one_sentence(tmp_path):
-    statuses, (printed,) = training_runs.run(
-        "/sys/run", logs=tmp_path / "run"
-    )  # where nobody makes folders, not even root
+    # Where nobody makes folders, not even root.
+    statuses, (printed,) = training_runs.run("/sys/run", logs=tmp_path / "run")
     assert statuses == [1]
     assert re.search(r"^error: .*/sys/run", printed, re.M) and "Traceback" not in printed, printed
 
@@ -48,8 +47,9 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_of_one_sentence(tmp_path
 def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(tmp_path):
     workdir = tmp_path / "run"
     _kill(workdir, 1)  # alone: what it compiles the others find
-    # Beside each other: a start is mostly the work of one core.
-    with training_runs.Run(tmp_path / "undisturbed") as undisturbed:
+    # Beside each other: a start is mostly the work of one core. Saved at the end alone: saving hundreds of arrays takes
+    # a second, and is nothing that training may depend on.
+    with training_runs.Run(tmp_path / "undisturbed", f"--config.checkpoint_every={NUM_STEPS}") as undisturbed:
         _kill(workdir, 2)
         statuses, (printed,) = training_runs.run(workdir, kill=signal.SIGTERM)
         assert statuses == [training_runs.TEMPORARY_FAILURE], printed
@@ -66,7 +66,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(tmp_path):
 @pytest.mark.slow  # as the test before, more often
 def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path):
     num_steps = "--config.num_steps=124"  # more than six for each kill
-    with training_runs.Run(tmp_path / "undisturbed", num_steps) as undisturbed:
+    with training_runs.Run(tmp_path / "undisturbed", num_steps, "--config.checkpoint_every=124") as undisturbed:
         _kill(tmp_path / "run", 20, num_steps)
         statuses, (printed,) = training_runs.run(tmp_path / "run", num_steps)
         assert statuses == [0], printed

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 import training_runs
-from test_train import _tiny_config, one_device  # noqa: F401 (a fixture of all tests here)
+from test_train import _tiny_config, one_program  # noqa: F401 (a fixture of all tests here)
 
 import haksnet_jax
 from haksnet_jax import checkpoint, devices, train

@@ -4,7 +4,7 @@
 
 All tiles that fit the registers are compiled, side by side, and then timed one after another on random data. Printed
 for each shape, convolution and weight gradient apart: the library's time, that of the tile that the package chooses,
-and the five fastest ones. `haksnet_jax/ops/depthwise_triton.py` holds what was learned from it.
+and the five fastest ones. docs/performance.md holds what was learned from it.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
+from haksnet_jax import files
 from haksnet_jax.benchmark import time_calls
 from haksnet_jax.models.haksnet import SIZES
+from haksnet_jax.models.oriented_rcnn import STRIDES
 from haksnet_jax.ops import depthwise, depthwise_triton
 from haksnet_jax.ops.depthwise_triton import Tile
-
-STRIDES = (4, 8, 16, 32)
 
 
 def tiles(shape, k, gradient):
@@ -44,6 +44,7 @@ def tiles(shape, k, gradient):
 
 
 def compiled(function, *arguments):
+    """A function, compiled for these arguments."""
     return jax.jit(function).lower(*arguments).compile()
 
 
@@ -93,7 +94,7 @@ def main():
                     flush=True,
                 )
                 if options.json:
-                    options.json.write_text(json.dumps(rows) + "\n")
+                    files.write_text(options.json, json.dumps(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
-from haksnet_jax import benchmark, devices
+from haksnet_jax import benchmark, devices, files
 from haksnet_jax.models.haksnet import SIZES
 
 
@@ -59,7 +59,7 @@ def main():
         )
     if options.json:
         facts = {"hardware": devices.hardware(), "jax": jax.__version__}
-        options.json.write_text(json.dumps(facts | {"size": options.size, "rows": rows}, indent=2) + "\n")
+        files.write_text(options.json, json.dumps(facts | {"size": options.size, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

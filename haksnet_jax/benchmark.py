@@ -647,6 +647,8 @@ def main(argv=None):
                     profile(makers[name]())
             return
         ceilings = measure_ceilings()
+        facts = {"hardware": devices.hardware(), "jax": jax.__version__, "commit": code_version()}
+        facts["ceilings"] = ceilings._asdict()
         rows = []
         for name in chosen:
             with tempfile.TemporaryDirectory() as folder:
@@ -665,8 +667,7 @@ def main(argv=None):
                 flush=True,
             )
             if options.json:
-                facts = {"hardware": devices.hardware(), "jax": jax.__version__, "commit": code_version()}
-                figures = facts | {"ceilings": ceilings._asdict(), "rows": [row._asdict() for row in rows]}
+                figures = facts | {"rows": [row._asdict() for row in rows]}
                 files.write_text(options.json, json.dumps(figures, indent=2) + "\n")
     print("\n" + table(rows, ceilings))
 

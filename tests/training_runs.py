@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+
 from haksnet_jax import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEMPORARY_FAILURE = 75  # sysexits.h
+NUM_STEPS = 20  # of interrupted_config.py
 _PATIENCE = 1200  # seconds; a first start compiles, on as many devices as there are, and other tests may run beside it
 
 
@@ -116,3 +119,11 @@ def run(workdir, *flags, kill=None, steps=1, wait=0.0, victims=(0,), **more):
 def state_of(workdir, step):
     """{name: numpy array} of everything that a run's checkpoint holds of its state."""
     return checkpoint.flatten(checkpoint._restore_numpy(workdir / "checkpoints" / str(step) / "state"))
+
+
+def assert_same_state(workdir, expected_workdir, step):
+    """Every value of a run's checkpoint is that of another run's, bit for bit."""
+    found, expected = state_of(workdir, step), state_of(expected_workdir, step)
+    assert found.keys() == expected.keys() and len(found) > 300
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)

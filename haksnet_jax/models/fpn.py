@@ -32,7 +32,6 @@ class FPN(nnx.Module):
                 for _ in channels_in
             ]
         )
-
         self.dtype = dtype
 
     def __call__(self, maps):

@@ -172,10 +172,14 @@ def _spread_rows(num_rows):
     side by side takes a GPU much longer.
     """
 
+    def of_images(*arrays):
+        scattering = jax.vmap(functools.partial(_scattered_rows, num_rows))
+        cuda = functools.partial(roi_align_triton.spread_rows, num_rows) if triton.usable() else scattering
+        return lax.platform_dependent(*arrays, cuda=cuda, default=scattering)
+
     @jax.custom_batching.custom_vmap
     def spread(index, weight, gradient):
-        one = lambda *arrays: roi_align_triton.spread_rows(num_rows, *(x[None] for x in arrays))[0]  # noqa: E731
-        return choose(one, functools.partial(_scattered_rows, num_rows), index, weight, gradient)
+        return of_images(index[None], weight[None], gradient[None])[0]
 
     @spread.def_vmap
     def spread_images(num_images, batched, *arrays):
@@ -183,12 +187,7 @@ def _spread_rows(num_rows):
             x if is_batched else jnp.broadcast_to(x, (num_images, *x.shape))
             for x, is_batched in zip(arrays, batched, strict=True)
         )
-        together = functools.partial(roi_align_triton.spread_rows, num_rows)
-        return choose(together, jax.vmap(functools.partial(_scattered_rows, num_rows)), *arrays), True
-
-    def choose(sorting, scattering, *arrays):
-        cuda = sorting if triton.usable() else scattering
-        return lax.platform_dependent(*arrays, cuda=cuda, default=scattering)
+        return of_images(*arrays), True
 
     return spread
 

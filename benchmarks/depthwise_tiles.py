@@ -32,14 +32,19 @@ def tiles(shape, k, gradient):
     """Tiles worth trying. Args: shape [B, H, W, C]; k; gradient, whether of the weight gradient. Returns: [Tile]."""
     _, height, width, num_channels = shape
     found = []
-    for rows, columns, channels, num_warps, chunks in itertools.product(
-        (4, 8, 16), (4, 8, 16), (16, 32, 64), (1, 2, 4), (1, 2, 4, 8) if gradient else (1,)
+    for rows, columns, channels, num_warps, chunks, taps in itertools.product(
+        (4, 8, 16),
+        (4, 8, 16),
+        (16, 32, 64),
+        (1, 2, 4),
+        (1, 2, 4, 8) if gradient else (1,),
+        [taps for taps in range(1, k + 1, 2) if k % taps == 0] if gradient else (1,),
     ):
         each = columns * channels / (32 * num_warps)  # numbers of a row that a thread holds
-        held = each * ((k + rows) if gradient else rows)
+        held = each * ((k * taps + rows) if gradient else rows)
         fits = num_channels % channels == 0 and columns <= width and rows * chunks <= height
-        if fits and 2 <= each <= 8 and 24 <= held <= 100:
-            found.append(Tile(rows, columns, channels, num_warps, chunks))
+        if fits and 2 <= each <= 8 and 24 <= held <= (100 if taps == 1 else 170):
+            found.append(Tile(rows, columns, channels, num_warps, chunks, taps))
     return found
 
 
@@ -53,7 +58,7 @@ def measure(shape, k, gradient, pool):
     x, y = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(2))
     kernel = jax.random.normal(jax.random.key(2), (k, k, shape[3]))
     if gradient:
-        arguments, chosen = (x, y), depthwise_triton.weight_gradient_tile(shape)
+        arguments, chosen = (x, y), depthwise_triton.weight_gradient_tile(shape, k)
         library = lambda x, y: depthwise.weight_gradient_library(x, y, k)  # noqa: E731
         make = lambda tile: lambda x, y: depthwise_triton.weight_gradient(x, y, k, tile=tile)  # noqa: E731
     else:

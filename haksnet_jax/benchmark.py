@@ -294,7 +294,8 @@ def backbone(name, image, batch, dtype, *, gradient=False):
         # The backward pass has twice the products of the forward pass, and reads and writes twice as much.
         name = f"backbone_gradient_{name}/{batch}"
         return Part(name, jax.jit(jax.grad(loss)), (variables, images), batch, work.times(3))
-    return Part(f"backbone_{name}/{batch}", jax.jit(forward), (variables, images), batch, work)
+    function = jax.jit(forward, compiler_options=devices.detection_options())
+    return Part(f"backbone_{name}/{batch}", function, (variables, images), batch, work)
 
 
 def _detector(name, dtype, mesh):

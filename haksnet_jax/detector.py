@@ -288,7 +288,7 @@ def make_step(graph, mesh, *, proposal_caps, detection_caps):
             detection_caps={**detection_caps, "score_threshold": score},
         )
 
-    return jax.jit(detect, out_shardings=devices.replicated(mesh))
+    return jax.jit(detect, out_shardings=devices.replicated(mesh), compiler_options=devices.detection_options())
 
 
 @functools.lru_cache(maxsize=8)

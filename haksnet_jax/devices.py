@@ -29,6 +29,18 @@ def enable_compilation_cache():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def detection_options():
+    """Options of the compiler for programs without gradients, or None.
+
+    On a GPU, kernels that do not need each other run side by side: the hundreds of short kernels that one image takes
+    leave most of an H100 idle one after another (backbone T 3.4 -> 2.8 ms, detection 5.9 -> 4.9 ms). Training, whose
+    kernels fill the GPU, would gain nothing and need a quarter more memory.
+    """
+    if jax.default_backend() != "gpu":
+        return None
+    return {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
+
+
 def data_mesh(devices=None, *, fsdp=1):
     """A mesh over all devices of all hosts (or those given) with the axes `data` and `fsdp`.
 

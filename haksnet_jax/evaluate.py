@@ -46,7 +46,7 @@ def make_detect_step(graph, mesh, *, proposal_caps=None, detection_caps=None):
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
         return model.detect(images, image_size, scale, proposal_caps=proposal_caps, detection_caps=detection_caps)
 
-    return jax.jit(detect, out_shardings=devices.replicated(mesh))
+    return jax.jit(detect, out_shardings=devices.replicated(mesh), compiler_options=devices.detection_options())
 
 
 def detection_settings(config):

@@ -223,7 +223,9 @@ class Stage(nnx.Module):
             body = jax.checkpoint(body, prevent_cse=unroll)  # inside a scan nothing can be merged
         scanned = (params, stats, drop_rates, keys)
         if unroll:
-            # A loop of Python's: scan's own unrolling would still stack what is kept for the gradient.
+            # A loop of Python's: scan's own unrolling would still stack what is kept for the gradient. Equal blocks are
+            # traced and lowered once for all of them.
+            body = jax.jit(body)
             new_stats = []
             for i in range(self.depth):
                 x, block_stats = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], scanned))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haksnet_jax.ops import depthwise_triton, triton
+from haksnet_jax.ops.platforms import by_platform
 from haksnet_jax.ops.sharding import over_mesh
 
 
@@ -59,7 +60,7 @@ def _convolve(x, kernel):
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"depthwise_conv expects x in float32 or bfloat16; got {x.dtype}.")
     forms = {platform: convolve for platform, (convolve, _) in _forms(kernel.shape[0]).items()}
-    convolve = functools.partial(jax.lax.platform_dependent, **forms)
+    convolve = functools.partial(by_platform, **forms)
     return over_mesh(convolve, x, kernel.astype(x.dtype), split=1)
 
 
@@ -74,7 +75,7 @@ def _depthwise_conv_backward(residuals, gradient):
     # that JAX would build takes XLA's TPU compiler 15 times as long.
     x_gradient = _convolve(gradient, kernel[::-1, ::-1])
     forms = {platform: functools.partial(weight_gradient, k=k) for platform, (_, weight_gradient) in _forms(k).items()}
-    weight_gradient = functools.partial(jax.lax.platform_dependent, **forms)
+    weight_gradient = functools.partial(by_platform, **forms)
     return x_gradient, over_mesh(weight_gradient, x, gradient, summed=True).astype(kernel.dtype)
 
 
@@ -82,7 +83,7 @@ depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
 
 
 def _forms(k):
-    """(convolution, weight gradient) for each platform of `jax.lax.platform_dependent`: all choices are made here."""
+    """(convolution, weight gradient) for each platform of `by_platform`: all choices are made here."""
     slices = (convolve_slices, weight_gradient_slices)
     bands = (convolve_bands, weight_gradient_bands)
     library = (convolve_library, weight_gradient_library)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from haksnet_jax.ops import gated_mlp_triton, triton
 from haksnet_jax.ops.depthwise import depthwise_conv
+from haksnet_jax.ops.platforms import by_platform
 
 # Widest input of the composed form: 16 C operations at a matrix unit's rate against 4 bytes moved and a depthwise
 # kernel at half of the memory's speed are even near C = 128 on an H100.
@@ -61,13 +62,11 @@ def gated_mlp(x, weights):
     Returns:
       [B, H, W, C] in the type of x.
     """
-    return jax.lax.platform_dependent(
-        x, weights, **{name: forward for name, (forward, _) in _forms(x, weights).items()}
-    )
+    return by_platform(x, weights, **{name: forward for name, (forward, _) in _forms(x, weights).items()})
 
 
 def _forms(x, weights):
-    """(function, its gradients) for each platform of `jax.lax.platform_dependent`."""
+    """(function, its gradients) for each platform of `by_platform`."""
     plain, composed = ((form, _gradients_of(form)) for form in (gated_mlp_plain, gated_mlp_composed))
     library = composed if x.shape[-1] <= _WIDEST_COMPOSED else plain
     cuda = library
@@ -87,7 +86,7 @@ def _gated_mlp_forward(x, weights):
 def _gated_mlp_backward(saved, gradient):
     x, weights = saved
     gradients = {name: backward for name, (_, backward) in _forms(x, weights).items()}
-    return jax.lax.platform_dependent(x, weights, gradient, **gradients)
+    return by_platform(x, weights, gradient, **gradients)
 
 
 gated_mlp.defvjp(_gated_mlp_forward, _gated_mlp_backward)

@@ -25,16 +25,21 @@ from haksnet_jax.ops.triton import plgpu
 _SIDE = 3  # of the depthwise kernel
 _EDGES = 16  # rows of `edges`: nine taps, one for what is always seen, and zeros, since products want sixteen
 _ALWAYS = _SIDE * _SIDE
-_PROGRAMS = 132  # of the gradient's kernel, all chunks together: one for each multiprocessor of an H100
+_PROGRAMS = 264  # of the gradient's kernel, all chunks together: two for each multiprocessor of an H100
 
 
 class Tile(NamedTuple):
-    """What one program of a kernel owns: positions and hidden channels at a time, and the warps that share them."""
+    """What one program of a kernel owns: positions and hidden channels at a time, and the warps that share them.
+
+    The gradient's kernel alone can keep the factors of all taps in shared memory (`keeps_taps`), which pays as long as
+    two programs fit a multiprocessor.
+    """
 
     rows: int
     hidden: int
     num_warps: int
     num_stages: int
+    keeps_taps: bool = False
 
 
 class Composed(NamedTuple):
@@ -124,16 +129,30 @@ def _offsets(tap):
     return row - 1, tap - _SIDE * row - 1
 
 
-def _filtered(x_ref, taps_ref, edges_ref, positions, seen, channels, hidden):
+def _load_tap(taps_ref, tap, channels, hidden):
+    """[C, hidden] factors of one tap."""
+    return plgpu.load(taps_ref.at[tap, channels[:, None], hidden[None, :]])
+
+
+def _load_edges(edges_ref, hidden):
+    """[16, hidden] biases by tap."""
+    return plgpu.load(edges_ref.at[jnp.arange(_EDGES)[:, None], hidden[None, :]])
+
+
+def _neighbours(x_ref, positions, channels, tap):
+    """[n, C] features that the positions see through a tap, zeros beyond the border."""
+    down, right = _offsets(tap)
+    place = positions.index + down * positions.width + right
+    return plgpu.load(x_ref.at[place[:, None], channels[None, :]], mask=positions.inside(down, right), other=0.0)
+
+
+def _filtered(x_ref, taps_ref, edges, positions, seen, channels, hidden):
     """[n, hidden] float32: expanded, filtered, biases included."""
 
     def add_tap(tap, total):
-        down, right = _offsets(tap)
-        place = positions.index + down * positions.width + right
-        x = plgpu.load(x_ref.at[place[:, None], channels[None, :]], mask=positions.inside(down, right), other=0.0)
-        return total + plgpu.dot(x, plgpu.load(taps_ref.at[tap, channels[:, None], hidden[None, :]]))
+        factors = _load_tap(taps_ref, tap, channels, hidden)
+        return total + plgpu.dot(_neighbours(x_ref, positions, channels, tap), factors)
 
-    edges = plgpu.load(edges_ref.at[jnp.arange(_EDGES)[:, None], hidden[None, :]])
     return jax.lax.fori_loop(0, _ALWAYS, add_tap, plgpu.dot(seen, edges))
 
 
@@ -147,7 +166,8 @@ def _forward_kernel(
 
     def add_chunk(chunk, total):
         hidden = chunk * tile.hidden + jnp.arange(tile.hidden)
-        filtered = _filtered(x_ref, taps_ref, edges_ref, positions, seen, channels, hidden)
+        edges = _load_edges(edges_ref, hidden)
+        filtered = _filtered(x_ref, taps_ref, edges, positions, seen, channels, hidden)
         gate = plgpu.dot(x, plgpu.load(gate_ref.at[channels[:, None], hidden[None, :]]))
         gated = filtered * (gate + plgpu.load(gate_bias_ref.at[hidden])[None, :])
         project = plgpu.load(project_ref.at[hidden[:, None], channels[None, :]])
@@ -170,6 +190,8 @@ def _gradient_kernel(
     gate_kernel = plgpu.load(gate_ref.at[channels[:, None], hidden[None, :]])
     gate_bias = plgpu.load(gate_bias_ref.at[hidden])[None, :]
     project = plgpu.load(project_ref.at[hidden[:, None], channels[None, :]])
+    edges = _load_edges(edges_ref, hidden)
+    taps = [_load_tap(taps_ref, tap, channels, hidden) for tap in range(_ALWAYS)] if tile.keeps_taps else []
 
     def one_tile(i, sums):
         edges_sum, gate_sum, gate_edges_sum, project_sum = sums
@@ -178,7 +200,13 @@ def _gradient_kernel(
         seen = positions.seen(x_ref.dtype)
         x = positions.load(x_ref, channels)
         gradient = positions.load(gradient_ref, channels)
-        filtered = _filtered(x_ref, taps_ref, edges_ref, positions, seen, channels, hidden)
+        if taps:
+            filtered = plgpu.dot(seen, edges)
+            for tap, factors in enumerate(taps):
+                neighbours = x if tap == _ALWAYS // 2 else _neighbours(x_ref, positions, channels, tap)
+                filtered += plgpu.dot(neighbours, factors)
+        else:
+            filtered = _filtered(x_ref, taps_ref, edges, positions, seen, channels, hidden)
         gate = plgpu.dot(x, gate_kernel) + gate_bias
         gated_gradient = plgpu.dot(gradient, project, trans_b=True)  # [rows, hidden]
         filtered_gradient = (gated_gradient * gate).astype(x.dtype)
@@ -189,22 +217,26 @@ def _gradient_kernel(
         plgpu.store(
             x_out.at[positions.index[:, None], chunk, channels[None, :]], x_gradient.astype(x.dtype), mask=known
         )
+        # The hidden channels as rows: there are 64 of them, as many as the fastest products take.
         return (
-            edges_sum + plgpu.dot(seen, filtered_gradient, trans_a=True),
-            gate_sum + plgpu.dot(x, gate_gradient, trans_a=True),
-            gate_edges_sum + plgpu.dot(seen, gate_gradient, trans_a=True),
+            edges_sum + plgpu.dot(filtered_gradient, seen, trans_a=True),
+            gate_sum + plgpu.dot(gate_gradient, x, trans_a=True),
+            gate_edges_sum + plgpu.dot(gate_gradient, seen, trans_a=True),
             project_sum + plgpu.dot((filtered * gate).astype(x.dtype), gradient, trans_a=True),
         )
 
     zeros = tuple(
         jnp.zeros(size, jnp.float32)
-        for size in ((_EDGES, tile.hidden), gate_kernel.shape, (_EDGES, tile.hidden), project.shape)
+        for size in ((tile.hidden, _EDGES), project.shape, (tile.hidden, _EDGES), project.shape)
     )
     edges_sum, gate_sum, gate_edges_sum, project_sum = jax.lax.fori_loop(0, num_tiles, one_tile, zeros)
-    plgpu.store(edges_out.at[program, edge_rows[:, None], hidden[None, :]], edges_sum)
-    plgpu.store(gate_out.at[program, channels[:, None], hidden[None, :]], gate_sum)
-    plgpu.store(gate_edges_out.at[program, edge_rows[:, None], hidden[None, :]], gate_edges_sum)
-    plgpu.store(project_out.at[program, hidden[:, None], channels[None, :]], project_sum)
+    for ref, columns, total in (
+        (edges_out, edge_rows, edges_sum),
+        (gate_out, channels, gate_sum),
+        (gate_edges_out, edge_rows, gate_edges_sum),
+        (project_out, channels, project_sum),
+    ):
+        plgpu.store(ref.at[program, hidden[:, None], columns[None, :]], total)
 
 
 def forward_tile(channels):
@@ -216,14 +248,18 @@ def forward_tile(channels):
     return Tile(rows=128, hidden=128 if channels <= 64 else 64, num_warps=8, num_stages=3)
 
 
-def gradient_tile():
+def gradient_tile(channels):
     """Tile of the gradient's kernel, which holds the weights' gradients of its chunk besides.
 
-    On an H100, 8 images, the whole gradient with rows, hidden, warps = 128, 64, 8 / 64, 64, 8 / 64, 64, 4, against the
-    composed form of XLA: 32 channels at 256 x 256 1.8 / 2.7 / 2.2 against 2.7 ms, 64 at 256 x 256 4.2 / 5.9 / 5.1
-    against 5.4, 128 at 128 x 128 3.3 / 4.4 / - against 3.8.
+    On an H100, 8 images, the whole gradient, against 128 rows, 8 warps and one program for each multiprocessor: 32
+    channels at 256 x 256 1.38 against 1.81 ms (1.61 without the taps in shared memory), 64 at 128 x 128 0.99 against
+    1.13; three or four programs, more rows or fewer hidden channels were slower. 128 channels fill the shared memory.
     """
-    return Tile(rows=128, hidden=64, num_warps=8, num_stages=2)
+    if channels > 64:
+        return Tile(rows=128, hidden=64, num_warps=8, num_stages=2)
+    if channels > 32:
+        return Tile(rows=64, hidden=64, num_warps=4, num_stages=2)
+    return Tile(rows=64, hidden=64, num_warps=4, num_stages=1, keeps_taps=True)
 
 
 def gated_mlp_triton(x, weights, *, tile=None, interpret=False):
@@ -267,7 +303,7 @@ def gated_mlp_triton_gradients(x, weights, gradient, *, tile=None, interpret=Fal
       (gradient to x, GatedMLPWeights of gradients).
     """
     num_channels, num_hidden = x.shape[3], weights.project_kernel.shape[0]
-    tile = tile or gradient_tile()
+    tile = tile or gradient_tile(num_channels)
     tile = tile._replace(hidden=min(tile.hidden, num_hidden))
     num_chunks = num_hidden // tile.hidden
     composed, pull_back = jax.vjp(compose, weights)
@@ -277,9 +313,9 @@ def gated_mlp_triton_gradients(x, weights, gradient, *, tile=None, interpret=Fal
         num_rows = x.size // num_channels
         num_programs = min(max(_PROGRAMS // num_chunks, 1), pl.cdiv(num_rows, tile.rows))
         sums = (
-            (num_programs, _EDGES, num_hidden),
-            (num_programs, num_channels, num_hidden),
-            (num_programs, _EDGES, num_hidden),
+            (num_programs, num_hidden, _EDGES),
+            (num_programs, num_hidden, num_channels),
+            (num_programs, num_hidden, _EDGES),
             (num_programs, num_hidden, num_channels),
         )
         filtered, from_gate, *sums = pl.pallas_call(
@@ -316,9 +352,9 @@ def gated_mlp_triton_gradients(x, weights, gradient, *, tile=None, interpret=Fal
     (weight_gradients,) = pull_back(
         Composed(
             taps=taps.astype(jnp.float32),
-            edges=edges,
-            gate=gate,
-            gate_bias=gate_edges[_ALWAYS],
+            edges=edges.T,
+            gate=gate.T,
+            gate_bias=gate_edges[:, _ALWAYS],
             project=project,
             project_bias=gradient.astype(jnp.float32).sum((0, 1, 2)),
         )

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from haksnet_jax.ops import roi_align_triton, triton
+from haksnet_jax.ops.platforms import by_platform
 
 
 def roi_levels(boxes, num_levels=4, finest_scale=56.0):
@@ -129,7 +130,7 @@ def _weighted_rows(num_rows, table, index, weight):
     del num_rows
     # A TPU does not fuse gathers: unrolled, the rows of all terms would be in memory at once.
     cuda = roi_align_triton.weighted_rows if triton.usable() else _unrolled_sum
-    return lax.platform_dependent(table, index, weight, tpu=_looped_sum, cuda=cuda, default=_unrolled_sum)
+    return by_platform(table, index, weight, tpu=_looped_sum, cuda=cuda, default=_unrolled_sum)
 
 
 def _unrolled_sum(table, index, weight):
@@ -175,7 +176,7 @@ def _spread_rows(num_rows):
     def of_images(*arrays):
         scattering = jax.vmap(functools.partial(_scattered_rows, num_rows))
         cuda = functools.partial(roi_align_triton.spread_rows, num_rows) if triton.usable() else scattering
-        return lax.platform_dependent(*arrays, cuda=cuda, default=scattering)
+        return by_platform(*arrays, cuda=cuda, default=scattering)
 
     @jax.custom_batching.custom_vmap
     def spread(index, weight, gradient):

@@ -100,8 +100,10 @@ def test_small_tiles_cover_the_image_with_blocks_strips_and_chunks():
     # 20 channels in blocks of 8, 3 column blocks, 4 or 3 row blocks: every edge of the image cuts through a tile
     convolve = functools.partial(depthwise_triton.convolve, tile=Tile(4, 8, 8, 1), interpret=True)
     np.testing.assert_allclose(convolve(x, kernel), convolved(x, kernel), rtol=1e-5, atol=1e-5)
-    got = depthwise_triton.weight_gradient(x, gradient, 5, tile=Tile(3, 8, 8, 1, chunks=2), interpret=True)
-    np.testing.assert_allclose(got, kernel_gradient(x, gradient, 5), rtol=1e-5, atol=3e-5)
+    for taps in (1, 5):
+        tile = Tile(3, 8, 8, 1, chunks=2, taps=taps)
+        got = depthwise_triton.weight_gradient(x, gradient, 5, tile=tile, interpret=True)
+        np.testing.assert_allclose(got, kernel_gradient(x, gradient, 5), rtol=1e-5, atol=3e-5)
 
 
 def test_tiles_are_powers_of_two_and_waste_no_channels():
@@ -109,7 +111,7 @@ def test_tiles_are_powers_of_two_and_waste_no_channels():
         for size in (1, 8, 32, 200, 256):
             for tile in (
                 depthwise_triton.convolve_tile((8, size, size, channels)),
-                depthwise_triton.weight_gradient_tile((8, size, size, channels)),
+                *(depthwise_triton.weight_gradient_tile((8, size, size, channels), k) for k in (1, 3, 5, 7, 9)),
             ):
                 assert tile.columns & (tile.columns - 1) == 0 and tile.channels & (tile.channels - 1) == 0, tile
                 assert tile.chunks >= 1 and tile.rows >= 1

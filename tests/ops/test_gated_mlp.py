@@ -73,12 +73,13 @@ def test_in_bfloat16_the_forms_differ_by_rounding_alone():
 
 
 @pytest.mark.skipif(triton.plgpu is None, reason="this JAX has no Triton backend of Pallas")
-def test_the_kernels_do_what_the_plain_form_does():
+@pytest.mark.parametrize("keeps_taps", [False, True])
+def test_the_kernels_do_what_the_plain_form_does(keeps_taps):
     # 63 positions an image in tiles of 32: tiles end in the middle of rows and of images; two chunks of hidden channels
     x, weights, gradient = arrays(channels=16, hidden=64, shape=(2, 7, 9))
     x, gradient = (jnp.asarray(array, jnp.bfloat16) for array in (x, gradient))
     assert gated_mlp_triton.suits(x, weights)
-    options = {"tile": gated_mlp_triton.Tile(32, 32, 4, 1), "interpret": True}
+    options = {"tile": gated_mlp_triton.Tile(32, 32, 4, 1, keeps_taps), "interpret": True}
     found = gated_mlp_triton.gated_mlp_triton(x, weights, **options)
     expected = defined(x.astype(jnp.float32), weights)
     # Factors and the gated hidden values are rounded to 8 bits, sums are float32.

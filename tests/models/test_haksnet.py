@@ -243,3 +243,22 @@ def test_bfloat16_stays_near_float32():
     exact = run(jnp.float32)
     # 8 bits of mantissa: each of about ten roundings on the way costs up to 2^-9
     assert np.linalg.norm(run(jnp.bfloat16) - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_the_partial_convolution_is_the_same_in_the_form_for_gpus(monkeypatch):
+    mlp = haksnet.RedundancySuppression(16, 32, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 9, 7, 16), jnp.bfloat16)
+    graph, params = nnx.split(mlp)
+
+    def outputs():
+        values, pull_back = jax.vjp(lambda params, x: nnx.merge(graph, params)._convolve_some(x), params, x)
+        return values, jax.tree.leaves(pull_back(x))
+
+    expected, expected_gradients = outputs()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    found, found_gradients = outputs()
+    # A weight of one copies exactly, and products with zeros add nothing.
+    np.testing.assert_array_equal(found.astype(np.float32), expected.astype(np.float32))
+    for got, want in zip(found_gradients, expected_gradients, strict=True):
+        got, want = (np.asarray(array, np.float32) for array in (got, want))
+        np.testing.assert_allclose(got, want, rtol=2**-7, atol=2**-7 * np.abs(want).max())  # rounded to 8 bits

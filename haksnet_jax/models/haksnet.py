@@ -13,7 +13,9 @@ from flax import nnx
 
 from haksnet_jax.models.initializers import kaiming_fan_out
 from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path
+from haksnet_jax.ops.depthwise import depthwise_cascade
 from haksnet_jax.ops.gated_mlp import GatedMLPWeights, gated_mlp
+from haksnet_jax.ops.narrow_conv import narrow_conv
 
 
 class BackboneSize(NamedTuple):
@@ -69,11 +71,9 @@ class KernelSelection(nnx.Module):
 
     @jax.named_scope("kernel_selection")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
-        u1 = self.dw_conv3(x)
-        u2 = self.dw_conv5(u1)
-        u3 = self.dw_conv7(u2)
-        u4 = self.dw_conv9(u3)
-        cascade = (u1, u2, u3, u4)
+        convolutions = (self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9)
+        kernels, biases = zip(*((conv.kernel[...], conv.bias[...]) for conv in convolutions), strict=True)
+        cascade = depthwise_cascade(x.astype(self.dw_conv3.dtype), kernels, biases)
         channel_means = jnp.stack([u.mean(-1, dtype=jnp.float32) for u in cascade], axis=-1)  # [B, H, W, 4]
         spatial = jax.nn.sigmoid(self.spatial_fusion(channel_means))  # [B, H, W, 4]
         global_means = jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)  # [B, 4 C]
@@ -113,6 +113,12 @@ class Attention(nnx.Module):
         return self.kernel_selection(x) + self.channel_mixing(x) + x
 
 
+def _plain_convolution(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
 class RedundancySuppression(nnx.Module):
     """The block's MLP: a 3 x 3 convolution on a quarter of the channels, then a gated expansion."""
 
@@ -134,8 +140,9 @@ class RedundancySuppression(nnx.Module):
 
     def _convolve_some(self, x):
         if x.dtype != jnp.bfloat16 or jax.default_backend() != "gpu":
-            convolved, untouched = jnp.split(x, [self.num_convolved], axis=-1)
-            return jnp.concatenate([self.partial_conv(convolved), untouched], axis=-1)
+            convolved, untouched = jnp.split(x.astype(self.partial_conv.dtype), [self.num_convolved], axis=-1)
+            convolved = narrow_conv(convolved, self.partial_conv.kernel[...], _plain_convolution)
+            return jnp.concatenate([convolved, untouched], axis=-1)
         # One convolution of all channels, where the others have a single weight of one at the centre: exact in
         # bfloat16, and without the copies of parts, which take a GPU longer than the products with zeros.
         num_channels = x.shape[-1]
@@ -143,9 +150,7 @@ class RedundancySuppression(nnx.Module):
         kernel = jnp.pad(self.partial_conv.kernel[...], ((0, 0), (0, 0), beyond, beyond))
         untouched = jnp.arange(self.num_convolved, num_channels)
         kernel = kernel.at[1, 1, untouched, untouched].set(1)
-        return jax.lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return _plain_convolution(x, kernel)
 
     @jax.named_scope("mlp")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]

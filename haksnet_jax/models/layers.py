@@ -6,6 +6,7 @@ from flax import nnx
 
 from haksnet_jax.models.initializers import kaiming_fan_out, normal
 from haksnet_jax.ops.depthwise import depthwise_conv
+from haksnet_jax.ops.narrow_conv import narrow_conv
 
 
 class DepthwiseConv(nnx.Module):
@@ -30,8 +31,8 @@ class DepthwiseConv(nnx.Module):
 class NarrowConv(nnx.Module):
     """A full convolution of a few channels, k x k, stride 1, zero padding k // 2.
 
-    Computed as a depthwise convolution of all pairs of input and output channels: libraries of convolutions are made
-    for many channels, and slow to tune and to run with four.
+    Computed as a depthwise convolution of all pairs of input and output channels except on TPUs (see `narrow_conv`):
+    libraries of convolutions are made for many channels, and slow to tune and to run with four.
 
     Args:
       channels: of input and output.
@@ -46,11 +47,14 @@ class NarrowConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
-        channels = x.shape[-1]
-        pairs = jnp.repeat(x.astype(self.dtype), channels, axis=-1)  # [B, H, W, C in * C out]
-        filtered = depthwise_conv(pairs, self.kernel[...].reshape(*self.kernel.shape[:2], -1))
-        summed = filtered.reshape(*x.shape, channels).sum(-2, dtype=jnp.float32)
-        return (summed + self.bias[...]).astype(self.dtype)
+        summed = narrow_conv(x.astype(self.dtype), self.kernel[...], _sum_over_pairs)
+        return (summed.astype(jnp.float32) + self.bias[...]).astype(self.dtype)
+
+
+def _sum_over_pairs(x, kernel):
+    pairs = jnp.repeat(x, kernel.shape[-1], axis=-1)  # [B, H, W, C in * C out]
+    filtered = depthwise_conv(pairs, kernel.reshape(*kernel.shape[:2], -1))
+    return filtered.reshape(*x.shape, -1).sum(-2, dtype=jnp.float32)
 
 
 class OutputLinear(nnx.Linear):

@@ -22,6 +22,8 @@ from haksnet_jax.ops import depthwise_triton, triton
 from haksnet_jax.ops.platforms import by_platform
 from haksnet_jax.ops.sharding import over_mesh
 
+_NARROWEST_SCANNED = 128  # columns of the images of a cascade whose convolutions share one body on TPUs
+
 
 @jax.custom_vjp
 def depthwise_conv(x, kernel):
@@ -82,6 +84,115 @@ def _depthwise_conv_backward(residuals, gradient):
 depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
 
 
+@jax.custom_vjp
+def depthwise_cascade(x, kernels, biases):
+    """Depthwise convolutions one after another, each with a bias: all of their results.
+
+    On TPU, compiling each convolution and its two gradients is what takes time. There they are one scanned body, in the
+    bands form, whose kernels are filled up with zeros to the size of the largest: half of the processor time for rows
+    of zeros that cost little beside what does not depend on the kernel's size.
+
+    Args:
+      x: [B, H, W, C] features, float32 or bfloat16.
+      kernels: tuple of [k, k, C] weights of any odd sizes, usually float32.
+      biases: tuple of [C], rounded to the type of x.
+
+    Returns:
+      Tuple of [B, H, W, C] in the type of x, each the input of the next.
+    """
+    return by_platform(x, kernels, biases, **_cascade_forms(x, _cascade_in_turn, _cascade_scanned))
+
+
+def _depthwise_cascade_forward(x, kernels, biases):
+    results = depthwise_cascade(x, kernels, biases)
+    return results, (x, results, kernels, biases)
+
+
+def _depthwise_cascade_backward(saved, gradients):
+    x, results, kernels, biases = saved
+    inputs = (x, *results[:-1])
+    forms = _cascade_forms(x, _cascade_in_turn_gradients, _cascade_scanned_gradients)
+    return by_platform(inputs, kernels, biases, gradients, **forms)
+
+
+def _cascade_forms(x, in_turn, scanned):
+    """By the TPU compiler's estimates (v5e, kernel selection of T's stages, 2 images, forward + gradients, in turn and
+    scanned): 6.8 and 5.6 ms at 256 x 256, 4.1 and 3.2 at 128 x 128, but 3.2 and 4.0 at 64 x 64, 2.0 and 3.6 at 32 x 32.
+    """
+    return {"default": in_turn, **({"tpu": scanned} if x.shape[2] >= _NARROWEST_SCANNED else {})}
+
+
+depthwise_cascade.defvjp(_depthwise_cascade_forward, _depthwise_cascade_backward)
+
+
+def _with_bias(x, kernel, bias):
+    return depthwise_conv(x, kernel) + bias.astype(x.dtype)
+
+
+def _cascade_in_turn(x, kernels, biases):
+    results = []
+    for kernel, bias in zip(kernels, biases, strict=True):
+        x = _with_bias(x, kernel, bias)
+        results.append(x)
+    return tuple(results)
+
+
+def _cascade_in_turn_gradients(inputs, kernels, biases, gradients):
+    of_x = None
+    of_kernels, of_biases = [], []
+    for x, kernel, bias, gradient in reversed(list(zip(inputs, kernels, biases, gradients, strict=True))):
+        of_x = gradient if of_x is None else gradient + of_x
+        of_x, of_kernel, of_bias = jax.vjp(_with_bias, x, kernel, bias)[1](of_x)
+        of_kernels.append(of_kernel)
+        of_biases.append(of_bias)
+    return of_x, tuple(of_kernels[::-1]), tuple(of_biases[::-1])
+
+
+def _fill_up(kernels):
+    """[n, k, k, C] of the largest k, with zeros around the smaller kernels."""
+    size = max(kernel.shape[0] for kernel in kernels)
+    margins = [((size - kernel.shape[0]) // 2,) * 2 for kernel in kernels]
+    return jnp.stack(
+        [jnp.pad(kernel, (margin, margin, (0, 0))) for kernel, margin in zip(kernels, margins, strict=True)]
+    )
+
+
+def _cascade_scanned(x, kernels, biases):
+    def of_batch(x, kernels, biases):
+        masks = diagonals(x.shape[2], kernels.shape[1])
+
+        def layer(x, weights):
+            kernel, bias = weights
+            x = convolve_bands(x, kernel, masks) + bias
+            return x, x
+
+        return tuple(jax.lax.scan(layer, x, (kernels, biases))[1])
+
+    return over_mesh(of_batch, x, _fill_up(kernels).astype(x.dtype), jnp.stack(biases).astype(x.dtype), split=1)
+
+
+def _cascade_scanned_gradients(inputs, kernels, biases, gradients):
+    n = len(kernels)
+
+    def of_batch(*arrays):
+        inputs, gradients, kernels = jnp.stack(arrays[:n]), jnp.stack(arrays[n:-1]), arrays[-1]
+        masks = diagonals(inputs.shape[3], kernels.shape[1])
+
+        def layer(of_x, scanned):
+            x, kernel, gradient = scanned
+            gradient += of_x
+            of_kernel = weight_gradient_bands(x, gradient, kernel.shape[0], masks)
+            of_bias = gradient.sum((0, 1, 2), dtype=jnp.float32)
+            return convolve_bands(gradient, kernel[::-1, ::-1], masks), (of_kernel, of_bias)
+
+        return jax.lax.scan(layer, jnp.zeros_like(inputs[0]), (inputs, kernels, gradients), reverse=True)
+
+    filled = _fill_up(kernels).astype(inputs[0].dtype)
+    of_x, (of_kernels, of_biases) = over_mesh(of_batch, *inputs, *gradients, filled, split=2 * n, summed=(False, True))
+    (of_kernels,) = jax.vjp(_fill_up, kernels)[1](of_kernels.astype(kernels[0].dtype))
+    return of_x, of_kernels, tuple(of_bias.astype(bias.dtype) for of_bias, bias in zip(of_biases, biases, strict=True))
+
+
 def _forms(k):
     """(convolution, weight gradient) for each platform of `by_platform`: all choices are made here."""
     slices = (convolve_slices, weight_gradient_slices)
@@ -92,8 +203,8 @@ def _forms(k):
         "cuda": kernels if triton.usable() else library,
         "rocm": library,
         # By the TPU compiler's own cycle counts for v5e (slices / bands, millions, 2 x 256 x 256 x 32 in bfloat16):
-        # forward 3 x 3 0.32 / 0.51, 5 x 5 0.80 / 0.56, 9 x 9 2.5 / 0.66; weight gradient 0.60 / 0.61, 1.2 / 0.80,
-        # 3.1 / 1.2. Both of one kind: they want different layouts, and mixed ones took twice the sum of their parts.
+        # forward 3 x 3 0.32 / 0.51, 5 x 5 0.80 / 0.56, 9 x 9 2.5 / 0.66. Weight gradients are alike. Both of one kind:
+        # they want different layouts, and mixed ones took twice the sum of their parts.
         "tpu": slices if k <= 3 else bands,
         "default": slices,
     }
@@ -137,48 +248,61 @@ def _add_each(left, right):
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
-def _precision(x):
+def matrix_precision(x):
     """The matrix units' exact float32; bfloat16 products are exact as they are."""
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def convolve_bands(x, kernel):
-    """`depthwise_conv` as one product with band matrices [width, padded width] for each kernel row."""
+def pad_rows(x, k):
+    """[B, H + k - 1, W, C] with zeros above and below: bands leave out what columns beside the image would add."""
+    return jnp.pad(x, ((0, 0), (k // 2, k // 2), (0, 0), (0, 0)))
+
+
+def diagonals(width, k):
+    """k masks [W, W] of an output and an input column: those that the kernel's column d joins."""
+    difference = jnp.arange(width)[None, :] - jnp.arange(width)[:, None]
+    return [difference == d - k // 2 for d in range(k)]
+
+
+def convolve_bands(x, kernel, masks=None):
+    """`depthwise_conv` as one product with band matrices [width, width] for each kernel row.
+
+    Around a loop, the masks should be made outside (`diagonals`): XLA otherwise makes them anew for every kernel row.
+    """
     _, height, width, num_channels = x.shape
     k = kernel.shape[0]
-    padded = _pad(x, k)
-    dx = jnp.arange(padded.shape[2])[None, :] - jnp.arange(width)[:, None]
+    padded = pad_rows(x, k)
+    masks = diagonals(width, k) if masks is None else masks
 
     def add_row(dy, total):
         rows = jax.lax.dynamic_slice_in_dim(padded, dy, height, axis=1)
-        band = jnp.zeros((num_channels, *dx.shape), x.dtype)
-        for d in range(k):  # selects, not a gather: XLA fuses them into the product
-            band = jnp.where(dx == d, kernel[dy, d][:, None, None], band)
+        band = jnp.zeros((num_channels, width, width), x.dtype)
+        for d, mask in enumerate(masks):  # selects, not a gather: XLA fuses them into the product
+            band = jnp.where(mask, kernel[dy, d][:, None, None], band)
         return total + jnp.einsum(
-            "bhuc,cwu->bhwc", rows, band, precision=_precision(x), preferred_element_type=jnp.float32
+            "bhuc,cwu->bhwc", rows, band, precision=matrix_precision(x), preferred_element_type=jnp.float32
         )
 
     return jax.lax.fori_loop(0, k, add_row, jnp.zeros(x.shape, jnp.float32)).astype(x.dtype)
 
 
-def weight_gradient_bands(x, gradient, k):
+def weight_gradient_bands(x, gradient, k, masks=None):
     """[k, k, C] float32 gradient of `depthwise_conv` with respect to its kernel, by products of whole image rows.
 
     The product of the gradient's columns with the input's columns holds the sums for all differences of columns; those
     for one difference lie on one diagonal.
     """
-    _, height, width, num_channels = x.shape
-    padded = _pad(x, k)
-    padded_width = padded.shape[2]
+    _, height, width, _ = x.shape
+    padded = pad_rows(x, k)
+    masks = diagonals(width, k) if masks is None else masks
 
     def kernel_row(dy):
         rows = jax.lax.dynamic_slice_in_dim(padded, dy, height, axis=1)
         products = jnp.einsum(
-            "bhwc,bhuc->cwu", gradient, rows, precision=_precision(x), preferred_element_type=jnp.float32
+            "bhwc,bhuc->cwu", gradient, rows, precision=matrix_precision(x), preferred_element_type=jnp.float32
         )
-        # Lines longer by one move each diagonal into a column of its own.
-        flat = jnp.pad(products.reshape(num_channels, width * padded_width), ((0, 0), (0, width)))
-        return jnp.sum(flat.reshape(num_channels, width, padded_width + 1)[:, :, :k], axis=1).T
+        # Masked sums fuse into the product; moving the diagonals into columns took twice as long.
+        return jnp.stack([jnp.sum(jnp.where(mask, products, 0.0), axis=(1, 2)) for mask in masks])
 
     return jax.lax.map(kernel_row, jnp.arange(k))
 

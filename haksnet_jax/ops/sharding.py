@@ -13,10 +13,10 @@ def over_mesh(function, *arrays, split=None, summed=False):
     batch, this is `function(*arrays)`.
 
     Args:
-      function: of the arrays; its results all have a batch axis, or are all sums over the batch.
+      function: of the arrays; each of its results has a batch axis, or is a sum over the batch.
       *arrays: arrays; the first `split` have a leading batch axis, the others are the same on each device.
       split: how many arrays have a batch axis; None: all of them.
-      summed: whether the results are sums over the batch.
+      summed: whether the results are sums over the batch; one answer for all, or a tuple of answers.
 
     Returns:
       The results for the whole batch: sharded over the batch axis, or summed over the devices.
@@ -32,9 +32,11 @@ def over_mesh(function, *arrays, split=None, summed=False):
     if num_devices == 1 or arrays[0].shape[0] % num_devices:
         return function(*arrays)
     return jax.shard_map(
-        lambda *shares: jax.lax.psum(function(*shares), axes) if summed else function(*shares),
+        lambda *shares: jax.tree.map(
+            lambda is_sum, result: jax.lax.psum(result, axes) if is_sum else result, summed, function(*shares)
+        ),
         in_specs=(jax.P(axes),) * split + (jax.P(),) * (len(arrays) - split),
-        out_specs=jax.P() if summed else jax.P(axes),
+        out_specs=jax.tree.map(lambda is_sum: jax.P() if is_sum else jax.P(axes), summed),
         axis_names=set(axes),
         check_vma=False,
     )(*arrays)

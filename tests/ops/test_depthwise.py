@@ -119,6 +119,15 @@ def test_tiles_are_powers_of_two_and_waste_no_channels():
                     assert channels % tile.channels == 0, (channels, tile)
 
 
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def on_mesh(mesh, *arrays, spec=BATCH):
+    return jax.device_put(arrays, jax.sharding.NamedSharding(mesh, spec))
+
+
 def plain_convolution(x, kernel):
     k = kernel.shape[0]
     return jax.lax.conv_general_dilated(
@@ -139,6 +148,42 @@ def test_gradients_are_those_of_a_grouped_convolution(k):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(own_pull_back(gradient), pull_back(gradient), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_cascade_is_one_convolution_after_another_with_their_gradients(mesh, scanned):
+    x, _, _ = arrays(3, (4, 6, 7, 8))
+    kernels = tuple(arrays(k, (1, 1, 1, 8), seed=k)[2] / k for k in (3, 9, 5))
+    biases = tuple(arrays(3, (1, 1, 1, 8), seed=k)[0].reshape(8) for k in (3, 9, 5))
+    gradients = tuple(arrays(3, x.shape, seed=k)[1] for k in (3, 9, 5))
+
+    def in_turn(x, kernels, biases):
+        results = []
+        for kernel, bias in zip(kernels, biases, strict=True):
+            x = plain_convolution(x, kernel) + bias
+            results.append(x)
+        return tuple(results)
+
+    want, pull_back = jax.vjp(in_turn, x, kernels, biases)
+    wanted = want, pull_back(gradients)
+    if scanned:
+        with jax.set_mesh(mesh):
+            shared_x, *shared_gradients = on_mesh(mesh, x, *gradients)
+            got = jax.jit(depthwise._cascade_scanned)(shared_x, kernels, biases)
+            compiled = jax.jit(depthwise._cascade_scanned_gradients).lower(
+                (shared_x, *got[:-1]), kernels, biases, tuple(shared_gradients)
+            )
+            compiled = compiled.compile()
+            text = compiled.as_text()
+            main = text[text.index("ENTRY") :]
+            assert text.count(" all-reduce(") == main.count(" all-reduce(") <= 2  # kernels and biases, outside loops
+            got = got, compiled((shared_x, *got[:-1]), kernels, biases, tuple(shared_gradients))
+    else:
+        got, pull_back = jax.vjp(jax.jit(depthwise.depthwise_cascade), x, kernels, biases)
+        got = got, pull_back(gradients)
+    # Three sums one after another, of up to 81 products of size 1 and then of sums of them.
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_gradients_have_the_types_of_their_inputs():
@@ -167,15 +212,6 @@ def test_a_scan_over_rematerialised_blocks_has_the_gradient_of_the_unrolled_bloc
         return jnp.sum(out)
 
     np.testing.assert_allclose(jax.jit(jax.grad(scanned))(kernels), jax.grad(unrolled)(kernels), rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    return jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-
-def on_mesh(mesh, *arrays, spec=BATCH):
-    return jax.device_put(arrays, jax.sharding.NamedSharding(mesh, spec))
 
 
 @pytest.mark.parametrize("ambient", [True, False])

@@ -1,4 +1,4 @@
-"""The two forms of the block's MLP against its definition in float64, borders and gradients included."""
+"""The forms of the block's MLP against its definition in float64, borders and gradients included."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,28 @@ import numpy as np
 import pytest
 
 from haksnet_jax.ops import gated_mlp_triton, triton
-from haksnet_jax.ops.gated_mlp import GatedMLPWeights, gated_mlp, gated_mlp_composed, gated_mlp_plain
+from haksnet_jax.ops.gated_mlp import (
+    GatedMLPWeights,
+    gated_mlp,
+    gated_mlp_columns,
+    gated_mlp_columns_gradients,
+    gated_mlp_composed,
+    gated_mlp_plain,
+)
 
-FORMS = {"plain": gated_mlp_plain, "composed": gated_mlp_composed, "chosen": gated_mlp}
+
+@jax.custom_vjp
+def columns(x, weights):
+    """The columns form with its own gradient, as TPUs run it."""
+    return gated_mlp_columns(x, weights)
+
+
+columns.defvjp(
+    lambda x, weights: (gated_mlp_columns(x, weights), (x, weights)),
+    lambda saved, gradient: gated_mlp_columns_gradients(*saved, gradient),
+)
+
+FORMS = {"plain": gated_mlp_plain, "composed": gated_mlp_composed, "columns": columns, "chosen": gated_mlp}
 each_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -70,6 +89,25 @@ def test_in_bfloat16_the_forms_differ_by_rounding_alone():
         found = np.asarray(jax.jit(FORMS[form])(jnp.asarray(x, jnp.bfloat16), weights), np.float64)
         # Three roundings to 8 bits one after another, in sums of hundreds of terms that partly cancel.
         assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max(), form
+
+
+def test_columns_in_chunks_on_several_devices_are_the_plain_form_and_meet_once():
+    x, weights, gradient = arrays(channels=4, hidden=256, shape=(8, 5, 6))  # two chunks, two images a device
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    shared = jax.device_put((x, gradient), jax.NamedSharding(mesh, jax.P("data")))
+    want, pull_back = jax.vjp(gated_mlp_plain, x, weights)
+    with jax.set_mesh(mesh):
+        got = jax.jit(gated_mlp_columns)(shared[0], weights)
+        compiled = jax.jit(gated_mlp_columns_gradients).lower(shared[0], weights, shared[1]).compile()
+        gradients = compiled(shared[0], weights, shared[1])
+    text = compiled.as_text()
+    assert "all-gather" not in text
+    assert text.count(" all-reduce(") == text[text.index("ENTRY") :].count(" all-reduce(")  # none in a loop
+    assert got.sharding.spec == gradients[0].sharding.spec == jax.P("data")
+    leaves = jax.tree.leaves((got, gradients)), jax.tree.leaves((want, pull_back(gradient)))
+    for ours, theirs in zip(*leaves, strict=True):
+        # float32 sums of 256 hidden channels or of 240 positions, in another order
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5 * np.abs(theirs).max())
 
 
 @pytest.mark.skipif(triton.plgpu is None, reason="this JAX has no Triton backend of Pallas")

@@ -148,9 +148,9 @@ class RedundancySuppression(nnx.Module):
         num_channels = x.shape[-1]
         beyond = (0, num_channels - self.num_convolved)
         kernel = jnp.pad(self.partial_conv.kernel[...], ((0, 0), (0, 0), beyond, beyond))
-        untouched = jnp.arange(self.num_convolved, num_channels)
-        kernel = kernel.at[1, 1, untouched, untouched].set(1)
-        return _plain_convolution(x, kernel)
+        untouched = np.zeros((3, 3, num_channels, num_channels), np.float32)
+        untouched[1, 1] = np.diag(np.arange(num_channels) >= self.num_convolved)
+        return _plain_convolution(x, kernel + untouched)
 
     @jax.named_scope("mlp")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]

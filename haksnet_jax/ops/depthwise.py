@@ -4,7 +4,7 @@ To compilers this is a rare case of the general convolution, and each is bad at 
 TPU loops, cuDNN from 9 x 9 on, all of them at the gradients. So there are four forms with equal results, and one is
 chosen for the platform that a computation is lowered for (not the one it is traced on: a CPU host compiles for TPUs):
 
-  slices   sum of shifted, weighted copies: CPU, and small kernels on TPU. XLA fuses all copies into one loop.
+  slices   sum of shifted, weighted copies: CPU, and 3 x 3 on small images on TPU. XLA fuses all copies into one loop.
   bands    each kernel row as a band matrix along the image rows: TPU, where the matrix unit is so much faster than
            shifting lanes that multiplying by the zeros beside the band is cheaper than leaving them out.
   library  the vendor's convolutions on kernels small enough for its fast paths: GPUs that cannot run the kernels of
@@ -22,7 +22,8 @@ from haksnet_jax.ops import depthwise_triton, triton
 from haksnet_jax.ops.platforms import by_platform
 from haksnet_jax.ops.sharding import over_mesh
 
-_NARROWEST_SCANNED = 128  # columns of the images of a cascade whose convolutions share one body on TPUs
+# Columns of images on TPUs from which 3 x 3 kernels are bands too, and the convolutions of a cascade share one body.
+_NARROWEST_BANDS = 128
 
 
 @jax.custom_vjp
@@ -61,7 +62,7 @@ def _convolve(x, kernel):
         raise ValueError(f"depthwise_conv expects a kernel with an odd side; got kernel {list(kernel.shape)}.")
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"depthwise_conv expects x in float32 or bfloat16; got {x.dtype}.")
-    forms = {platform: convolve for platform, (convolve, _) in _forms(kernel.shape[0]).items()}
+    forms = {platform: convolve for platform, (convolve, _) in _forms(kernel.shape[0], x.shape[2]).items()}
     convolve = functools.partial(by_platform, **forms)
     return over_mesh(convolve, x, kernel.astype(x.dtype), split=1)
 
@@ -76,7 +77,10 @@ def _depthwise_conv_backward(residuals, gradient):
     # The transpose is the same operation with the kernel turned by 180 degrees, so the same form serves. The derivative
     # that JAX would build takes XLA's TPU compiler 15 times as long.
     x_gradient = _convolve(gradient, kernel[::-1, ::-1])
-    forms = {platform: functools.partial(weight_gradient, k=k) for platform, (_, weight_gradient) in _forms(k).items()}
+    forms = {
+        platform: functools.partial(weight_gradient, k=k)
+        for platform, (_, weight_gradient) in _forms(k, x.shape[2]).items()
+    }
     weight_gradient = functools.partial(by_platform, **forms)
     return x_gradient, over_mesh(weight_gradient, x, gradient, summed=True).astype(kernel.dtype)
 
@@ -119,7 +123,7 @@ def _cascade_forms(x, in_turn, scanned):
     """By the TPU compiler's estimates (v5e, kernel selection of T's stages, 2 images, forward + gradients, in turn and
     scanned): 6.8 and 5.6 ms at 256 x 256, 4.1 and 3.2 at 128 x 128, but 3.2 and 4.0 at 64 x 64, 2.0 and 3.6 at 32 x 32.
     """
-    return {"default": in_turn, **({"tpu": scanned} if x.shape[2] >= _NARROWEST_SCANNED else {})}
+    return {"default": in_turn, **({"tpu": scanned} if x.shape[2] >= _NARROWEST_BANDS else {})}
 
 
 depthwise_cascade.defvjp(_depthwise_cascade_forward, _depthwise_cascade_backward)
@@ -193,7 +197,7 @@ def _cascade_scanned_gradients(inputs, kernels, biases, gradients):
     return of_x, of_kernels, tuple(of_bias.astype(bias.dtype) for of_bias, bias in zip(of_biases, biases, strict=True))
 
 
-def _forms(k):
+def _forms(k, width):
     """(convolution, weight gradient) for each platform of `by_platform`: all choices are made here."""
     slices = (convolve_slices, weight_gradient_slices)
     bands = (convolve_bands, weight_gradient_bands)
@@ -202,10 +206,11 @@ def _forms(k):
     return {
         "cuda": kernels if triton.usable() else library,
         "rocm": library,
-        # By the TPU compiler's own cycle counts for v5e (slices / bands, millions, 2 x 256 x 256 x 32 in bfloat16):
-        # forward 3 x 3 0.32 / 0.51, 5 x 5 0.80 / 0.56, 9 x 9 2.5 / 0.66. Weight gradients are alike. Both of one kind:
+        # By the TPU compiler's own estimates for v5e, 2 images in bfloat16, slices / bands: forward, 256 x 256 x 32,
+        # 5 x 5 0.53 / 0.37 ms and 9 x 9 1.7 / 0.44 ms. Channel mixing with its two 3 x 3, forward + gradients: 3.5 /
+        # 1.5 ms at 256 x 256, 1.3 / 0.8 at 128 x 128, 0.8 / 0.8 at 64 x 64, 0.3 / 0.5 at 32 x 32. Both of one kind:
         # they want different layouts, and mixed ones took twice the sum of their parts.
-        "tpu": slices if k <= 3 else bands,
+        "tpu": slices if k <= 3 and width < _NARROWEST_BANDS else bands,
         "default": slices,
     }
 

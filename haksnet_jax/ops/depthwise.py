@@ -92,9 +92,9 @@ depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
 def depthwise_cascade(x, kernels, biases):
     """Depthwise convolutions one after another, each with a bias: all of their results.
 
-    On TPU, compiling each convolution and its two gradients is what takes time. There they are one scanned body, in the
-    bands form, whose kernels are filled up with zeros to the size of the largest: half of the processor time for rows
-    of zeros that cost little beside what does not depend on the kernel's size.
+    On TPU, compiling each convolution and its two gradients is what takes time. There, on wide images, they are one
+    scanned body in the bands form, whose kernels are filled up with zeros to the size of the largest: half of the
+    compilation for rows of zeros that cost little beside what does not depend on the kernel's size.
 
     Args:
       x: [B, H, W, C] features, float32 or bfloat16.

@@ -31,10 +31,9 @@ def narrow_conv(x, kernel, otherwise):
     Returns:
       [B, H, W, C'] in the type that `otherwise` gives; sums are float32.
     """
-    dtype = jax.eval_shape(otherwise, x, kernel).dtype
 
     def bands(x, kernel):
-        return narrow_conv_bands(x, kernel, dtype)
+        return narrow_conv_bands(x, kernel, jax.eval_shape(otherwise, x, kernel).dtype)
 
     return by_platform(x, kernel, **_forms(kernel, bands, otherwise))
 

@@ -49,7 +49,7 @@ def run(workdir, arguments, log_path, *, kill_after=None):
 def last_state(workdir):
     """(step, {name: array}) of the newest checkpoint."""
     step = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    state = checkpoint._restore_numpy(workdir / "checkpoints" / str(step) / "state")
+    state = checkpoint.restore_numpy(workdir / "checkpoints" / str(step) / "state")
     return step, checkpoint.flatten(state)
 
 

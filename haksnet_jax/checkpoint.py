@@ -127,8 +127,8 @@ def _save_arrays(path, arrays):
         checkpointer.save(path, unflatten({k: np.asarray(v) for k, v in arrays.items()}), force=True)
 
 
-def _restore_numpy(path):
-    """Reads an Orbax tree of arrays as numpy, whatever devices it was saved from."""
+def restore_numpy(path):
+    """Reads an Orbax tree of arrays, the folder `state` of a checkpoint, as numpy, whatever devices it was saved from."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
@@ -178,7 +178,7 @@ def load_model(directory):
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{info_path}:{error.lineno}: not valid JSON ({error.msg})") from error
     try:
-        tree = _restore_numpy(state_path)
+        tree = restore_numpy(state_path)
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(f"{state_path}: not a whole Orbax checkpoint ({str(error).splitlines()[0]})") from error
     if "params" in tree:  # a run
@@ -195,7 +195,7 @@ def _reason(error):
 def _is_whole(folder):
     """Whether everything in one step's folder can be read, whatever configuration it is of."""
     try:
-        _restore_numpy(folder / "state")
+        restore_numpy(folder / "state")
         json.loads((folder / "data" / "metadata").read_text())
     except Exception:  # (see restore_newest)
         return False

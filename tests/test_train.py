@@ -251,7 +251,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     assert (whole["facts"]["resumed_at_step"], resumed["facts"]["resumed_at_step"]) == (0, 2)
 
     def final(name):
-        return checkpoint.flatten(checkpoint._restore_numpy(tmp_path / name / "checkpoints" / "4" / "state"))
+        return checkpoint.flatten(checkpoint.restore_numpy(tmp_path / name / "checkpoints" / "4" / "state"))
 
     once, twice = final("whole"), final("parts")
     assert once.keys() == twice.keys() and len(once) > 300

@@ -118,7 +118,7 @@ def run(workdir, *flags, kill=None, steps=1, wait=0.0, victims=(0,), **more):
 
 def state_of(workdir, step):
     """{name: numpy array} of everything that a run's checkpoint holds of its state."""
-    return checkpoint.flatten(checkpoint._restore_numpy(workdir / "checkpoints" / str(step) / "state"))
+    return checkpoint.flatten(checkpoint.restore_numpy(workdir / "checkpoints" / str(step) / "state"))
 
 
 def assert_same_state(workdir, expected_workdir, step):

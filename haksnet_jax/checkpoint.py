@@ -128,7 +128,7 @@ def _save_arrays(path, arrays):
 
 
 def restore_numpy(path):
-    """Reads an Orbax tree of arrays, the folder `state` of a checkpoint, as numpy, whatever devices it was saved from."""
+    """Reads an Orbax tree of arrays (`state` in a checkpoint) as numpy, whatever devices it was saved from."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)

@@ -3,13 +3,14 @@
 import json
 
 import cv2
+import jax
 import ml_collections
 import numpy as np
 import pytest
 from bright_objects import CLASS_NAMES, save_tiny, scene, use_bright_objects
 
 from data.dota import build
-from haksnet_jax import checkpoint, evaluate, submit
+from haksnet_jax import checkpoint, devices, evaluate, submit
 from haksnet_jax.ops.boxes import boxes_to_corners
 from haksnet_jax.pipeline.labels import CLASSES, format_label_line
 from haksnet_jax.results import dota
@@ -346,3 +347,10 @@ def test_an_image_that_cannot_be_read_stops_the_evaluation(data, tiny, capsys):
     (data / "images" / "small.png").write_bytes(b"no image")
     status, _, err = run(capsys, f"--checkpoint={tiny}", f"--images={data / 'images'}", f"--labels={data / 'labels'}")
     assert status == 1 and "small.png" in err.splitlines()[-1]
+
+
+def test_the_options_for_gpus_are_ones_that_this_release_of_jax_knows(monkeypatch):
+    assert devices.detection_options() is None  # on the CPUs of the tests
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    # The CPU compiler takes the names and values of the other compilers' options, too, and refuses unknown ones.
+    assert jax.jit(lambda x: x + 1, compiler_options=devices.detection_options())(1) == 2

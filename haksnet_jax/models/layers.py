@@ -48,7 +48,7 @@ class NarrowConv(nnx.Module):
 
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
         summed = narrow_conv(x.astype(self.dtype), self.kernel[...], _sum_over_pairs)
-        return (summed.astype(jnp.float32) + self.bias[...]).astype(self.dtype)
+        return (summed + self.bias[...]).astype(self.dtype)
 
 
 def _sum_over_pairs(x, kernel):

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from haksnet_jax.ops.depthwise import diagonals, matrix_precision, pad_rows
+from haksnet_jax.ops.depthwise import band_matrices, diagonal_sums, diagonals, matrix_precision, pad_rows
 from haksnet_jax.ops.platforms import by_platform
 from haksnet_jax.ops.sharding import over_mesh
 
@@ -76,15 +76,13 @@ def _planes(x):
 
 def _convolve_bands(x, kernel, dtype):
     batch, height, width, _ = x.shape
-    k, _, channels_in, channels_out = kernel.shape
+    k, channels_out = len(kernel), kernel.shape[-1]
     padded = _planes(pad_rows(x, k))
     masks = diagonals(width, k)
 
     def add_row(dy, total):
         rows = jax.lax.dynamic_slice_in_dim(padded, dy, height, axis=2)
-        band = jnp.zeros((channels_in, channels_out, width, width), x.dtype)
-        for d, mask in enumerate(masks):
-            band = jnp.where(mask, kernel[dy, d][:, :, None, None], band)
+        band = band_matrices(kernel, dy, masks)
         return total + jnp.einsum(
             "ibhu,iowu->obhw", rows, band, precision=matrix_precision(x), preferred_element_type=jnp.float32
         )
@@ -104,6 +102,6 @@ def _weight_gradient_bands(x, gradient, k):
         products = jnp.einsum(
             "obhw,ibhu->iowu", gradient, rows, precision=matrix_precision(x), preferred_element_type=jnp.float32
         )
-        return jnp.stack([jnp.sum(jnp.where(mask, products, 0.0), axis=(2, 3)) for mask in masks])
+        return diagonal_sums(products, masks)
 
     return jax.lax.map(kernel_row, jnp.arange(k))

@@ -303,6 +303,10 @@ class _Program:
             return written + read
         if instruction.opcode == "dynamic-update-slice":
             return 0 if arrays[0].on_chip else 2 * arrays[1].num_bytes
+        if instruction.opcode == "scatter" and len(instruction.arrays) == 1:
+            # Reads and writes the rows that it adds to.
+            others = sum(array.num_bytes for array in arrays[1:] if not array.on_chip)
+            return others + (0 if arrays[0].on_chip else 2 * arrays[2].num_bytes)
         if instruction.opcode == "fusion":
             return self._fusion_traffic(instruction, arrays)
         return written + sum(array.num_bytes for array in arrays if array is not None and not array.on_chip)
@@ -332,6 +336,8 @@ class _Program:
                         size += use.arrays[0].num_bytes if i == 0 else 0
                     elif use.opcode == "dynamic-update-slice" and i == 0:
                         pass  # changed in place
+                    elif use.opcode == "scatter" and len(use.arrays) == 1 and i == 0:
+                        size += self._updates(name, use)
                     elif use.opcode == "bitcast":
                         part = self._read(name, use.name, None)
                         size = None if part is None else size + part
@@ -350,6 +356,10 @@ class _Program:
         size = self._reads[name, array]
         return whole if size is None else size
 
+    def _updates(self, name, scatter):
+        """Bytes of the rows that a scatter in a fused computation adds to its first operand, in place."""
+        return self.named[name][scatter.operands[2]].arrays[0].num_bytes
+
     def _written(self, name, index, whole):
         """Bytes that a fused computation writes of its result of that index: all, or the part that it updates."""
         one = next(inner for inner in self.computations[name] if inner.is_root)
@@ -359,6 +369,8 @@ class _Program:
             one = self.named[name][one.operands[0]]
         if one.opcode == "dynamic-update-slice":
             return self.named[name][one.operands[1]].arrays[0].num_bytes
+        if one.opcode == "scatter" and len(one.arrays) == 1:
+            return self._updates(name, one)
         if one.opcode == "fusion" and len(one.arrays) == 1:
             return self._written(self.called(one, "calls"), 0, whole)
         return whole

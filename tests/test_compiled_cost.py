@@ -89,6 +89,34 @@ ENTRY %main (a: f32[10,128], b: s32[], c: f32[20,128]) -> f32[20,128] {
     assert cost.vector == 128
 
 
+def test_a_scatter_moves_the_rows_that_it_adds_to_alone_and_in_a_fusion_too():
+    text = """
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%fused (p: f32[1000,128], i: s32[4], u: f32[4,128]) -> f32[1000,128] {
+  %p = f32[1000,128]{1,0} parameter(0)
+  %i = s32[4]{0} parameter(1)
+  %u = f32[4,128]{1,0} parameter(2)
+  ROOT %s = f32[1000,128]{1,0} scatter(%p, %i, %u), update_window_dims={1}, to_apply=%add
+}
+
+ENTRY %main (x: f32[1000,128], j: s32[4], v: f32[4,128]) -> f32[1000,128] {
+  %x = f32[1000,128]{1,0} parameter(0)
+  %j = s32[4]{0} parameter(1)
+  %v = f32[4,128]{1,0} parameter(2)
+  %y = f32[1000,128]{1,0} scatter(%x, %j, %v), update_window_dims={1}, to_apply=%add
+  ROOT %f = f32[1000,128]{1,0} fusion(%y, %j, %v), kind=kCustom, calls=%fused
+}
+"""
+    rows, indices = 4 * 128 * 4, 4 * 4
+    # Twice: what is added, where, and the rows read and written.
+    assert compiled_cost.program_cost(text).num_bytes == 2 * (rows + indices + 2 * rows)
+
+
 def test_arrays_take_the_tiles_that_their_layout_fills_and_nothing_where_they_lie_on_chip():
     text = """
 ENTRY %main (a: bf16[4,32]) -> bf16[4,32] {

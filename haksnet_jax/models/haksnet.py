@@ -4,6 +4,7 @@ Source: the public implementation `peace1111/HAKSNet` (a fork of MMRotate), whos
 including what its class names do not tell: the doubled input of the channel gate and the activation that is never used.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop
 from haksnet_jax.ops.depthwise import depthwise_cascade
 from haksnet_jax.ops.gated_mlp import GatedMLPWeights, gated_mlp
 from haksnet_jax.ops.narrow_conv import narrow_conv
+from haksnet_jax.ops.rematerialization import keep_marked, mark_kept
 
 
 class BackboneSize(NamedTuple):
@@ -52,9 +54,47 @@ class PatchEmbedding(nnx.Module):
             rngs=rngs,
         )
         self.norm = BatchNorm(channels_out, dtype=jnp.float32)
+        self.stride = stride
+        self.folds = channels_in < 8
 
     def __call__(self, x, *, train):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C'] float32
-        return self.norm(self.conv(x), train=train)
+        x = self._convolve_folded(x) if self.folds else self.conv(x)
+        return self.norm(x, train=train)
+
+    def _convolve_folded(self, x):
+        kernel, bias = (parameter[...].astype(self.conv.dtype) for parameter in (self.conv.kernel, self.conv.bias))
+        return space_to_depth_conv(x.astype(self.conv.dtype), kernel, self.stride) + bias
+
+
+def space_to_depth_conv(x, kernel, stride):
+    """A strided convolution as one of stride 1, over blocks of stride x stride pixels laid into the channels.
+
+    Convolutions of the three colours leave matrix units idle and make arrays of a few channels, which TPUs fill up to
+    128: by the compiler's estimate for v5e, the first patch embedding (2 images of 1024 x 1024, forward + gradients)
+    takes 20.0 ms as it stands and 1.1 ms so, with 3.2 and 0.01 GB to and from main memory.
+
+    Args:
+      x: [B, H, W, C] features.
+      kernel: [k, k, C, C'] in the type of x, k odd and less than 2 * stride; k // 2 zeros surround the image.
+      stride: of rows and columns.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), C'] in the type of x.
+    """
+    _, height, width, _ = x.shape
+    size, _, channels_in, channels_out = kernel.shape
+    x = jnp.pad(x, ((0, 0), (0, -height % stride), (0, -width % stride), (0, 0)))
+    # Strided slices side by side: the TPU compiler's reshape and transpose took longer than all the rest.
+    offsets = itertools.product(range(stride), repeat=2)
+    x = jnp.concatenate([x[:, row::stride, column::stride] for row, column in offsets], axis=-1)
+    # The kernel reaches into the block before, never into the one after.
+    margin = (stride - size // 2, stride - 1 - size // 2)
+    kernel = jnp.pad(kernel, (margin, margin, (0, 0), (0, 0)))
+    kernel = kernel.reshape(2, stride, 2, stride, channels_in, channels_out).transpose(0, 2, 1, 3, 4, 5)
+    kernel = kernel.reshape(2, 2, stride * stride * channels_in, channels_out)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), ((1, 0), (1, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 class KernelSelection(nnx.Module):
@@ -75,8 +115,8 @@ class KernelSelection(nnx.Module):
         kernels, biases = zip(*((conv.kernel[...], conv.bias[...]) for conv in convolutions), strict=True)
         cascade = depthwise_cascade(x.astype(self.dw_conv3.dtype), kernels, biases)
         channel_means = jnp.stack([u.mean(-1, dtype=jnp.float32) for u in cascade], axis=-1)  # [B, H, W, 4]
-        spatial = jax.nn.sigmoid(self.spatial_fusion(channel_means))  # [B, H, W, 4]
-        global_means = jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)  # [B, 4 C]
+        spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(channel_means)))  # [B, H, W, 4]
+        global_means = mark_kept(jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1))  # [B, 4 C]
         kernel = jax.nn.softmax(self.kernel_attention_2(jax.nn.relu(self.kernel_attention_1(global_means))))  # [B, 4]
         weights = spatial.astype(jnp.float32) * kernel[:, None, None, :]
         mixed = sum(u.astype(jnp.float32) * weights[..., i, None] for i, u in enumerate(cascade))
@@ -94,11 +134,11 @@ class ChannelMixing(nnx.Module):
 
     @jax.named_scope("channel_mixing")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
-        means = x.mean((1, 2), dtype=jnp.float32)  # [B, C]
+        means = mark_kept(x.mean((1, 2), dtype=jnp.float32))  # [B, C]
         gate = jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(means))))
         # The input enters twice: the reference's gate returns x * g, and its caller multiplies by x again.
         gated = jnp.square(x.astype(jnp.float32)) * gate[:, None, None, :]
-        hidden = self.dw_conv_1(gated.astype(x.dtype))
+        hidden = mark_kept(self.dw_conv_1(gated.astype(x.dtype)))
         return self.dw_conv_2(jax.nn.gelu(hidden, approximate=False))
 
 
@@ -141,7 +181,7 @@ class RedundancySuppression(nnx.Module):
     def _convolve_some(self, x):
         if x.dtype != jnp.bfloat16 or jax.default_backend() != "gpu":
             convolved, untouched = jnp.split(x.astype(self.partial_conv.dtype), [self.num_convolved], axis=-1)
-            convolved = narrow_conv(convolved, self.partial_conv.kernel[...], _plain_convolution)
+            convolved = mark_kept(narrow_conv(convolved, self.partial_conv.kernel[...], _plain_convolution))
             return jnp.concatenate([convolved, untouched], axis=-1)
         # One convolution of all channels, where the others have a single weight of one at the centre: exact in
         # bfloat16, and without the copies of parts, which take a GPU longer than the products with zeros.
@@ -187,7 +227,7 @@ class Block(nnx.Module):
         return self._residual(x, self.mlp(self.norm2(x, train=train)), self.layer_scale_2, drop_rate, keys[1])
 
     def _residual(self, x, branch, layer_scale, drop_rate, key):
-        branch = branch.astype(jnp.float32) * layer_scale[...]
+        branch = mark_kept(branch).astype(jnp.float32) * layer_scale[...]
         return x + (branch if key is None else drop_path(branch, drop_rate, key))
 
 
@@ -240,6 +280,8 @@ class Stage(nnx.Module):
         unroll = (jax.default_backend() == "gpu" or self.depth == 1) if self.unroll is None else self.unroll
         if self.remat:
             body = jax.checkpoint(body, prevent_cse=unroll)  # inside a scan nothing can be merged
+        elif not unroll:
+            body = jax.checkpoint(body, prevent_cse=False, policy=keep_marked)
         scanned = (params, stats, drop_rates, keys)
         if unroll:
             # A loop of Python's: scan's own unrolling would still stack what is kept for the gradient. Equal blocks are

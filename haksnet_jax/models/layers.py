@@ -7,6 +7,7 @@ from flax import nnx
 from haksnet_jax.models.initializers import kaiming_fan_out, normal
 from haksnet_jax.ops.depthwise import depthwise_conv
 from haksnet_jax.ops.narrow_conv import narrow_conv
+from haksnet_jax.ops.rematerialization import mark_kept
 
 
 class DepthwiseConv(nnx.Module):
@@ -105,7 +106,7 @@ class BatchNorm(nnx.Module):
             unbiased = batch_var * (count / max(count - 1, 1))
             self.mean.set_value(jax.lax.stop_gradient(self.momentum * mean + (1 - self.momentum) * batch_mean))
             self.var.set_value(jax.lax.stop_gradient(self.momentum * var + (1 - self.momentum) * unbiased))
-            mean, var = batch_mean, batch_var
+            mean, var = mark_kept((batch_mean, batch_var))
         factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return (x.astype(jnp.float32) * factor + (self.bias[...] - mean * factor)).astype(self.dtype)
 

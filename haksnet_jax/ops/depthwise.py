@@ -20,6 +20,7 @@ import numpy as np
 
 from haksnet_jax.ops import depthwise_triton, triton
 from haksnet_jax.ops.platforms import by_platform
+from haksnet_jax.ops.rematerialization import mark_kept
 from haksnet_jax.ops.sharding import over_mesh
 
 # Columns of images on TPUs from which 3 x 3 kernels are bands too, and the convolutions of a cascade share one body.
@@ -108,7 +109,7 @@ def depthwise_cascade(x, kernels, biases):
 
 
 def _depthwise_cascade_forward(x, kernels, biases):
-    results = depthwise_cascade(x, kernels, biases)
+    results = mark_kept(depthwise_cascade(x, kernels, biases))
     return results, (x, results, kernels, biases)
 
 

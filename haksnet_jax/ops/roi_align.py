@@ -18,6 +18,9 @@ from haksnet_jax.ops import roi_align_triton, triton
 from haksnet_jax.ops.platforms import by_platform
 
 
+_CHUNK = 512  # bins at a time of `_chunked_sum`: with 1,024, their rows in float32 leave the chip
+
+
 def roi_levels(boxes, num_levels=4, finest_scale=56.0):
     """Pyramid level of each oriented box: floor(log2(sqrt(w h) / finest_scale + 1e-6)), clamped to existing levels.
 
@@ -128,9 +131,8 @@ def _weighted_rows(num_rows, table, index, weight):
     in the table's dtype. `num_rows` is the table's, for the gradient, which needs nothing else of the table.
     """
     del num_rows
-    # A TPU does not fuse gathers: unrolled, the rows of all terms would be in memory at once.
     cuda = roi_align_triton.weighted_rows if triton.usable() else _unrolled_sum
-    return by_platform(table, index, weight, tpu=_looped_sum, cuda=cuda, default=_unrolled_sum)
+    return by_platform(table, index, weight, tpu=_chunked_sum, cuda=cuda, default=_unrolled_sum)
 
 
 def _unrolled_sum(table, index, weight):
@@ -142,16 +144,27 @@ def _unrolled_sum(table, index, weight):
     return total.astype(table.dtype)
 
 
-def _looped_sum(table, index, weight):
-    """The same sum, term by term: holds the rows of one term at a time."""
+def _chunked_sum(table, index, weight):
+    """The same sum with one gather for all terms of a chunk of the bins, whose rows stay on the chip.
 
-    def add_term(total, term):
-        term_index, term_weight = term
-        rows = table.at[term_index].get(mode="clip")
-        return total + term_weight[:, None] * rows.astype(jnp.float32), None
+    A TPU fuses no gathers: unrolled as above, the rows of all terms would be in memory at once. By its compiler's
+    estimate (v5e, 512 RoIs of 256 channels in each of 2 images), forward and gradient take 11.7 ms so, where a loop
+    over the terms took 14.0 and moved 3.3 GB more.
+    """
+    num_bins = index.shape[1]
+    num_chunks = -(-num_bins // _CHUNK)
+    size = -(-num_bins // (16 * num_chunks)) * 16  # whole tiles
+    beyond = num_chunks * size - num_bins
 
-    total = jnp.zeros((index.shape[1], table.shape[1]), jnp.float32)
-    return lax.scan(add_term, total, (index, weight))[0].astype(table.dtype)
+    def chunked(terms):
+        return jnp.pad(terms, ((0, 0), (0, beyond))).reshape(-1, num_chunks, size).swapaxes(0, 1)
+
+    def of_chunk(terms):
+        index, weight = terms
+        rows = table.at[index].get(mode="clip")
+        return (weight[..., None] * rows.astype(jnp.float32)).sum(0).astype(table.dtype)
+
+    return lax.map(of_chunk, (chunked(index), chunked(weight))).reshape(-1, table.shape[1])[:num_bins]
 
 
 def _weighted_rows_forward(num_rows, table, index, weight):

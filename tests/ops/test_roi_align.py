@@ -10,7 +10,7 @@ import pytest
 from reference_weights import make_input
 
 from haksnet_jax.ops import roi_align_triton, triton
-from haksnet_jax.ops.roi_align import _looped_sum, _unrolled_sum, roi_levels, rotated_roi_align
+from haksnet_jax.ops.roi_align import _chunked_sum, _unrolled_sum, roi_levels, rotated_roi_align
 
 STATIC = ("strides", "output_size", "samples_per_bin")
 STRIDES = (4, 8, 16, 32)
@@ -254,7 +254,7 @@ def test_all_forms_of_the_sum_agree():
     index, weight = rng.integers(0, 31, (16, 40)).astype(np.int32), rng.uniform(size=(16, 40)).astype(np.float32)
     weight[index == 30] = 0  # one row too many: samples outside
     expected = np.einsum("kp,kpc->pc", weight, np.concatenate([table, table[:1]])[index])
-    forms = [_unrolled_sum, _looped_sum]
+    forms = [_unrolled_sum, _chunked_sum]
     if triton.plgpu is not None:  # else this JAX has no Triton backend of Pallas
         forms.append(functools.partial(roi_align_triton.weighted_rows, interpret=True))
     for form in forms:

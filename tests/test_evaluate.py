@@ -350,7 +350,9 @@ def test_an_image_that_cannot_be_read_stops_the_evaluation(data, tiny, capsys):
 
 
 def test_the_options_for_gpus_are_ones_that_this_release_of_jax_knows(monkeypatch):
-    assert devices.detection_options() is None  # on the CPUs of the tests
+    all_options = devices.detection_options, devices.training_options
+    assert [options() for options in all_options] == [None, None]  # on the CPUs of the tests
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    # The CPU compiler takes the names and values of the other compilers' options, too, and refuses unknown ones.
-    assert jax.jit(lambda x: x + 1, compiler_options=devices.detection_options())(1) == 2
+    for options in all_options:
+        # The CPU compiler takes the names and values of the other compilers' options, too, and refuses unknown ones.
+        assert jax.jit(lambda x: x + 1, compiler_options=options())(1) == 2

@@ -92,9 +92,7 @@ def space_to_depth_conv(x, kernel, stride):
     kernel = jnp.pad(kernel, (margin, margin, (0, 0), (0, 0)))
     kernel = kernel.reshape(2, stride, 2, stride, channels_in, channels_out).transpose(0, 2, 1, 3, 4, 5)
     kernel = kernel.reshape(2, 2, stride * stride * channels_in, channels_out)
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), ((1, 0), (1, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 0), (1, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class KernelSelection(nnx.Module):
@@ -116,7 +114,9 @@ class KernelSelection(nnx.Module):
         cascade = depthwise_cascade(x.astype(self.dw_conv3.dtype), kernels, biases)
         channel_means = jnp.stack([u.mean(-1, dtype=jnp.float32) for u in cascade], axis=-1)  # [B, H, W, 4]
         spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(channel_means)))  # [B, H, W, 4]
-        global_means = mark_kept(jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1))  # [B, 4 C]
+        global_means = mark_kept(
+            jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)
+        )  # [B, 4 C]
         kernel = jax.nn.softmax(self.kernel_attention_2(jax.nn.relu(self.kernel_attention_1(global_means))))  # [B, 4]
         weights = spatial.astype(jnp.float32) * kernel[:, None, None, :]
         mixed = sum(u.astype(jnp.float32) * weights[..., i, None] for i, u in enumerate(cascade))

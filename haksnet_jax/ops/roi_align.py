@@ -17,7 +17,6 @@ from jax import lax
 from haksnet_jax.ops import roi_align_triton, triton
 from haksnet_jax.ops.platforms import by_platform
 
-
 _CHUNK = 512  # bins at a time of `_chunked_sum`: with 1,024, their rows in float32 leave the chip
 
 

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -230,6 +231,53 @@ def test_unrolled_and_recomputed_blocks_give_the_same_gradients():
         for name, value in checkpoint.flatten(gradient(**options)).items():
             # sums in another order; relative to the largest gradient, since biases before a norm are pure rounding
             np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-5 * largest, err_msg=f"{options} {name}")
+
+
+def _count(jaxpr, primitive):
+    found = 0
+    for equation in jaxpr.eqns:
+        found += equation.primitive.name == primitive
+        found += sum(_count(inner, primitive) for inner in jax.extend.core.jaxprs_in_params(equation.params))
+    return found
+
+
+def test_a_scanned_block_convolves_nothing_again_for_its_gradient():
+    def convolutions(**options):
+        size = haksnet.BackboneSize((4,), (2,), (2,))
+        model = haksnet.HAKSNet(size, rngs=nnx.Rngs(0), **options)
+        graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+        def loss(params, stats, images):
+            return sum(jnp.sin(x).sum() for x in nnx.merge(graph, params, stats)(images, train=True))
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(nnx.as_pure(params), nnx.as_pure(stats), jnp.ones((1, 32, 32, 3)))
+        return _count(jaxpr.jaxpr, "conv_general_dilated")
+
+    patch_embedding = 2  # forward, and its weights' gradient
+    per_block = convolutions() - patch_embedding
+    assert 2 * per_block == convolutions(unroll=True) - patch_embedding  # where both blocks are written out
+    assert convolutions(remat=True) - patch_embedding > per_block
+
+
+@pytest.mark.parametrize("size, stride", [(7, 4), (3, 2), (5, 4), (1, 1)])
+@pytest.mark.parametrize("shape", [(16, 24), (13, 18)])
+def test_convolution_of_blocks_is_the_strided_convolution(size, stride, shape):
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, *shape, 3), (size, size, 3, 5)])
+    )
+
+    def strided(x, kernel):
+        padding = ((size // 2, size // 2),) * 2
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    expected, pull_back = jax.vjp(strided, x, kernel)
+    found, found_pull_back = jax.vjp(lambda x, kernel: haksnet.space_to_depth_conv(x, kernel, stride), x, kernel)
+    cotangent = jax.random.normal(jax.random.key(2), expected.shape)
+    for ours, theirs in zip((found, *found_pull_back(cotangent)), (expected, *pull_back(cotangent)), strict=True):
+        # The same products in another order: up to 147 of them, 144 outputs for a weight.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_bfloat16_stays_near_float32():

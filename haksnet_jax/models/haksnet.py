@@ -114,10 +114,9 @@ class KernelSelection(nnx.Module):
         cascade = depthwise_cascade(x.astype(self.dw_conv3.dtype), kernels, biases)
         channel_means = jnp.stack([u.mean(-1, dtype=jnp.float32) for u in cascade], axis=-1)  # [B, H, W, 4]
         spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(channel_means)))  # [B, H, W, 4]
-        global_means = mark_kept(
-            jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)
-        )  # [B, 4 C]
-        kernel = jax.nn.softmax(self.kernel_attention_2(jax.nn.relu(self.kernel_attention_1(global_means))))  # [B, 4]
+        global_means = jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)  # [B, 4 C]
+        hidden = jax.nn.relu(self.kernel_attention_1(mark_kept(global_means)))
+        kernel = jax.nn.softmax(self.kernel_attention_2(hidden))  # [B, 4]
         weights = spatial.astype(jnp.float32) * kernel[:, None, None, :]
         mixed = sum(u.astype(jnp.float32) * weights[..., i, None] for i, u in enumerate(cascade))
         return x * mixed.astype(x.dtype)
@@ -242,6 +241,9 @@ class Stage(nnx.Module):
     Stacked, the blocks can run as one scanned body that is compiled once; written out, they spare the copies that a
     scan makes of all it keeps for the gradient. On an H100 these copies were 12 of 71 ms of T's training step, and the
     convolutions' tuning, which equal shapes share, is most of the compile time; the TPU compiler takes minutes a block.
+    Scanned blocks keep for the gradient what is marked for it (`rematerialization`) and compute the rest again: by the
+    TPU compiler for v5e (T's backbone, 2 images), 1.0 GiB instead of 3.3, 8.3 GB of traffic instead of 9.6, 115 ms
+    instead of 118.
     """
 
     def __init__(self, channels_in, channels, depth, mlp_ratio, *, size, stride, dtype, unroll, remat, rngs):
@@ -307,7 +309,7 @@ class HAKSNet(nnx.Module):
       drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
       dtype: dtype of the arithmetic (parameters and statistics stay float32).
       unroll: whether to write the blocks of a stage out instead of scanning over them; None: on GPUs, and single ones.
-      remat: recompute each block in the backward pass instead of storing its intermediates.
+      remat: recompute each block whole in the backward pass, also what blocks keep otherwise.
       rngs: source of the initial parameters.
     """
 

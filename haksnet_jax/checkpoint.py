@@ -8,6 +8,7 @@ dicts, so that either can be opened with Orbax alone.
 import concurrent.futures
 import contextlib
 import json
+import os
 import re
 import shutil
 import time
@@ -28,6 +29,18 @@ MANIFEST_FILE = "manifest.json"  # in a step's folder, written when everything e
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says which, why, and what to do."""
+
+
+def log_filter(record):
+    """A filter of log records that leaves out Orbax's inner life.
+
+    Its tracebacks too, unless HAKSNET_TRACEBACK asks for them: what goes wrong ends the run with a CheckpointError.
+    """
+    if "orbax" not in record.pathname:
+        return True
+    if not os.environ.get("HAKSNET_TRACEBACK"):
+        record.exc_info = record.exc_text = None
+    return record.levelname != "INFO"
 
 
 def flatten(tree):

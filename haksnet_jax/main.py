@@ -36,13 +36,12 @@ def main(argv):
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setFormatter(None)
-    # Orbax tells its whole inner life at this level.
-    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname or record.levelname != "INFO")
 
     from haksnet_jax import checkpoint, devices, files, hosts  # (flags are checked before JAX is loaded)
     from haksnet_jax.pipeline.loader import PipelineError
     from haksnet_jax.train import Stopped, TrainingError, train_and_evaluate
 
+    logging.get_absl_handler().addFilter(checkpoint.log_filter)
     devices.enable_compilation_cache()
     config = _CONFIG.value
     workdir = _WORKDIR.value or os.path.join("runs", config.name)

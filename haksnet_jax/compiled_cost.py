@@ -17,6 +17,8 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# What changes part of its first operand in place, and which operand holds that part.
+_CHANGES_PART = {"dynamic-update-slice": 1, "scatter": 2}
 # No work of their own: names for parts of what is there already, and the ends of copies that began elsewhere.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
@@ -334,10 +336,8 @@ class _Program:
                         continue
                     if use.opcode in ("dynamic-slice", "slice", "gather"):
                         size += use.arrays[0].num_bytes if i == 0 else 0
-                    elif use.opcode == "dynamic-update-slice" and i == 0:
-                        pass  # changed in place
-                    elif use.opcode == "scatter" and len(use.arrays) == 1 and i == 0:
-                        size += self._updates(name, use)
+                    elif i == 0 and (part := self._changed(name, use)) is not None:
+                        size += part if use.opcode == "scatter" else 0  # which adds to what is there
                     elif use.opcode == "bitcast":
                         part = self._read(name, use.name, None)
                         size = None if part is None else size + part
@@ -356,9 +356,12 @@ class _Program:
         size = self._reads[name, array]
         return whole if size is None else size
 
-    def _updates(self, name, scatter):
-        """Bytes of the rows that a scatter in a fused computation adds to its first operand, in place."""
-        return self.named[name][scatter.operands[2]].arrays[0].num_bytes
+    def _changed(self, name, instruction):
+        """Bytes that a fused instruction changes in its first operand, in place; None where it makes a new array."""
+        position = _CHANGES_PART.get(instruction.opcode)
+        if position is None or len(instruction.arrays) != 1:
+            return None
+        return self.named[name][instruction.operands[position]].arrays[0].num_bytes
 
     def _written(self, name, index, whole):
         """Bytes that a fused computation writes of its result of that index: all, or the part that it updates."""
@@ -367,10 +370,9 @@ class _Program:
             one = self.named[name][one.operands[index]]
         while one.opcode == "bitcast":
             one = self.named[name][one.operands[0]]
-        if one.opcode == "dynamic-update-slice":
-            return self.named[name][one.operands[1]].arrays[0].num_bytes
-        if one.opcode == "scatter" and len(one.arrays) == 1:
-            return self._updates(name, one)
+        changed = self._changed(name, one)
+        if changed is not None:
+            return changed
         if one.opcode == "fusion" and len(one.arrays) == 1:
             return self._written(self.called(one, "calls"), 0, whole)
         return whole

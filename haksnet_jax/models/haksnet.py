@@ -4,7 +4,6 @@ Source: the public implementation `peace1111/HAKSNet` (a fork of MMRotate), whos
 including what its class names do not tell: the doubled input of the channel gate and the activation that is never used.
 """
 
-import itertools
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from haksnet_jax.models.initializers import kaiming_fan_out
 from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path
 from haksnet_jax.ops.depthwise import depthwise_cascade
 from haksnet_jax.ops.gated_mlp import GatedMLPWeights, gated_mlp
-from haksnet_jax.ops.narrow_conv import narrow_conv
+from haksnet_jax.ops.narrow_conv import narrow_conv, space_to_depth_conv
 from haksnet_jax.ops.rematerialization import keep_marked, mark_kept
 
 
@@ -55,44 +54,14 @@ class PatchEmbedding(nnx.Module):
         )
         self.norm = BatchNorm(channels_out, dtype=jnp.float32)
         self.stride = stride
-        self.folds = channels_in < 8
 
     def __call__(self, x, *, train):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C'] float32
-        x = self._convolve_folded(x) if self.folds else self.conv(x)
+        x = self._convolve_folded(x) if self.conv.in_features < 8 else self.conv(x)
         return self.norm(x, train=train)
 
     def _convolve_folded(self, x):
         kernel, bias = (parameter[...].astype(self.conv.dtype) for parameter in (self.conv.kernel, self.conv.bias))
         return space_to_depth_conv(x.astype(self.conv.dtype), kernel, self.stride) + bias
-
-
-def space_to_depth_conv(x, kernel, stride):
-    """A strided convolution as one of stride 1, over blocks of stride x stride pixels laid into the channels.
-
-    Convolutions of the three colours leave matrix units idle and make arrays of a few channels, which TPUs fill up to
-    128: by the compiler's estimate for v5e, the first patch embedding (2 images of 1024 x 1024, forward + gradients)
-    takes 20.0 ms as it stands and 1.1 ms so, with 3.2 and 0.01 GB to and from main memory.
-
-    Args:
-      x: [B, H, W, C] features.
-      kernel: [k, k, C, C'] in the type of x, k odd and less than 2 * stride; k // 2 zeros surround the image.
-      stride: of rows and columns.
-
-    Returns:
-      [B, ceil(H / stride), ceil(W / stride), C'] in the type of x.
-    """
-    _, height, width, _ = x.shape
-    size, _, channels_in, channels_out = kernel.shape
-    x = jnp.pad(x, ((0, 0), (0, -height % stride), (0, -width % stride), (0, 0)))
-    # Strided slices side by side: the TPU compiler's reshape and transpose took longer than all the rest.
-    offsets = itertools.product(range(stride), repeat=2)
-    x = jnp.concatenate([x[:, row::stride, column::stride] for row, column in offsets], axis=-1)
-    # The kernel reaches into the block before, never into the one after.
-    margin = (stride - size // 2, stride - 1 - size // 2)
-    kernel = jnp.pad(kernel, (margin, margin, (0, 0), (0, 0)))
-    kernel = kernel.reshape(2, stride, 2, stride, channels_in, channels_out).transpose(0, 2, 1, 3, 4, 5)
-    kernel = kernel.reshape(2, 2, stride * stride * channels_in, channels_out)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 0), (1, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class KernelSelection(nnx.Module):
@@ -280,10 +249,9 @@ class Stage(nnx.Module):
 
         # (a scan over a single block would only be more to compile)
         unroll = (jax.default_backend() == "gpu" or self.depth == 1) if self.unroll is None else self.unroll
-        if self.remat:
-            body = jax.checkpoint(body, prevent_cse=unroll)  # inside a scan nothing can be merged
-        elif not unroll:
-            body = jax.checkpoint(body, prevent_cse=False, policy=keep_marked)
+        if self.remat or not unroll:
+            # (inside a scan nothing can be merged)
+            body = jax.checkpoint(body, prevent_cse=unroll, policy=None if self.remat else keep_marked)
         scanned = (params, stats, drop_rates, keys)
         if unroll:
             # A loop of Python's: scan's own unrolling would still stack what is kept for the gradient. Equal blocks are

@@ -259,30 +259,6 @@ def test_a_scanned_block_convolves_nothing_again_for_its_gradient():
     assert convolutions(remat=True) - patch_embedding > per_block
 
 
-@pytest.mark.parametrize("size, stride, shape", [(7, 4, (16, 24)), (7, 4, (13, 18)), (3, 2, (13, 18)), (1, 1, (5, 6))])
-def test_convolution_of_blocks_is_the_strided_convolution(size, stride, shape):
-    x, kernel = (
-        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, *shape, 3), (size, size, 3, 5)])
-    )
-
-    def strided(x, kernel):
-        padding = ((size // 2, size // 2),) * 2
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    @jax.jit
-    def both(x, kernel):
-        expected, pull_back = jax.vjp(strided, x, kernel)
-        found, found_pull_back = jax.vjp(lambda x, kernel: haksnet.space_to_depth_conv(x, kernel, stride), x, kernel)
-        cotangent = jax.random.normal(jax.random.key(2), expected.shape)
-        return (found, *found_pull_back(cotangent)), (expected, *pull_back(cotangent))
-
-    for ours, theirs in zip(*both(x, kernel), strict=True):
-        # The same products in another order: up to 147 of them, 144 outputs for a weight.
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
-
-
 def test_bfloat16_stays_near_float32():
     images = _nhwc(make_input(3, (1, 3, 64, 64)))
 

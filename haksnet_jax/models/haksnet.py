@@ -4,6 +4,7 @@ Source: the public implementation `peace1111/HAKSNet` (a fork of MMRotate), whos
 including what its class names do not tell: the doubled input of the channel gate and the activation that is never used.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,6 @@ from flax import nnx
 
 from haksnet_jax.models.initializers import kaiming_fan_out
 from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path
-from haksnet_jax.ops.depthwise import depthwise_cascade
 from haksnet_jax.ops.gated_mlp import GatedMLPWeights, gated_mlp
 from haksnet_jax.ops.narrow_conv import narrow_conv, space_to_depth_conv
 from haksnet_jax.ops.rematerialization import keep_marked, mark_kept
@@ -79,8 +79,7 @@ class KernelSelection(nnx.Module):
     @jax.named_scope("kernel_selection")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
         convolutions = (self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9)
-        kernels, biases = zip(*((conv.kernel[...], conv.bias[...]) for conv in convolutions), strict=True)
-        cascade = depthwise_cascade(x.astype(self.dw_conv3.dtype), kernels, biases)
+        cascade = tuple(itertools.accumulate(convolutions, lambda u, convolve: mark_kept(convolve(u)), initial=x))[1:]
         channel_means = jnp.stack([u.mean(-1, dtype=jnp.float32) for u in cascade], axis=-1)  # [B, H, W, 4]
         spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(channel_means)))  # [B, H, W, 4]
         global_means = jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)  # [B, 4 C]

@@ -5,8 +5,9 @@ TPU loops, cuDNN from 9 x 9 on, all of them at the gradients. So there are four 
 chosen for the platform that a computation is lowered for (not the one it is traced on: a CPU host compiles for TPUs):
 
   slices   sum of shifted, weighted copies: CPU, and 3 x 3 on small images on TPU. XLA fuses all copies into one loop.
-  bands    each kernel row as a band matrix along the image rows: TPU, where the matrix unit is so much faster than
-           shifting lanes that multiplying by the zeros beside the band is cheaper than leaving them out.
+  bands    a convolution over the rows alone, which takes the columns of an image for its channels and multiplies them
+           by a band matrix for each kernel row: TPU, where the matrix unit is so much faster than shifting lanes that
+           multiplying by the zeros beside the band is cheaper than leaving them out.
   library  the vendor's convolutions on kernels small enough for its fast paths: GPUs that cannot run the kernels of
   triton   depthwise_triton.py: NVIDIA GPUs from Ampere on.
 """
@@ -20,11 +21,9 @@ import numpy as np
 
 from haksnet_jax.ops import depthwise_triton, triton
 from haksnet_jax.ops.platforms import by_platform
-from haksnet_jax.ops.rematerialization import mark_kept
 from haksnet_jax.ops.sharding import over_mesh
 
-# Columns of images on TPUs from which 3 x 3 kernels are bands too, and the convolutions of a cascade share one body.
-_NARROWEST_BANDS = 128
+_LANES = 128  # of a TPU's registers and matrix unit
 
 
 @jax.custom_vjp
@@ -89,115 +88,6 @@ def _depthwise_conv_backward(residuals, gradient):
 depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
 
 
-@jax.custom_vjp
-def depthwise_cascade(x, kernels, biases):
-    """Depthwise convolutions one after another, each with a bias: all of their results.
-
-    On TPU, compiling each convolution and its two gradients is what takes time. There, on wide images, they are one
-    scanned body in the bands form, whose kernels are filled up with zeros to the size of the largest: half of the
-    compilation for rows of zeros that cost little beside what does not depend on the kernel's size.
-
-    Args:
-      x: [B, H, W, C] features, float32 or bfloat16.
-      kernels: tuple of [k, k, C] weights of any odd sizes, usually float32.
-      biases: tuple of [C], rounded to the type of x.
-
-    Returns:
-      Tuple of [B, H, W, C] in the type of x, each the input of the next.
-    """
-    return by_platform(x, kernels, biases, **_cascade_forms(x, _cascade_in_turn, _cascade_scanned))
-
-
-def _depthwise_cascade_forward(x, kernels, biases):
-    results = mark_kept(depthwise_cascade(x, kernels, biases))
-    return results, (x, results, kernels, biases)
-
-
-def _depthwise_cascade_backward(saved, gradients):
-    x, results, kernels, biases = saved
-    inputs = (x, *results[:-1])
-    forms = _cascade_forms(x, _cascade_in_turn_gradients, _cascade_scanned_gradients)
-    return by_platform(inputs, kernels, biases, gradients, **forms)
-
-
-def _cascade_forms(x, in_turn, scanned):
-    """By the TPU compiler's estimates (v5e, kernel selection of T's stages, 2 images, forward + gradients, in turn and
-    scanned): 6.8 and 5.6 ms at 256 x 256, 4.1 and 3.2 at 128 x 128, but 3.2 and 4.0 at 64 x 64, 2.0 and 3.6 at 32 x 32.
-    """
-    return {"default": in_turn, **({"tpu": scanned} if x.shape[2] >= _NARROWEST_BANDS else {})}
-
-
-depthwise_cascade.defvjp(_depthwise_cascade_forward, _depthwise_cascade_backward)
-
-
-def _with_bias(x, kernel, bias):
-    return depthwise_conv(x, kernel) + bias.astype(x.dtype)
-
-
-def _cascade_in_turn(x, kernels, biases):
-    results = []
-    for kernel, bias in zip(kernels, biases, strict=True):
-        x = _with_bias(x, kernel, bias)
-        results.append(x)
-    return tuple(results)
-
-
-def _cascade_in_turn_gradients(inputs, kernels, biases, gradients):
-    of_x = None
-    of_kernels, of_biases = [], []
-    for x, kernel, bias, gradient in reversed(list(zip(inputs, kernels, biases, gradients, strict=True))):
-        of_x = gradient if of_x is None else gradient + of_x
-        of_x, of_kernel, of_bias = jax.vjp(_with_bias, x, kernel, bias)[1](of_x)
-        of_kernels.append(of_kernel)
-        of_biases.append(of_bias)
-    return of_x, tuple(of_kernels[::-1]), tuple(of_biases[::-1])
-
-
-def _fill_up(kernels):
-    """[n, k, k, C] of the largest k, with zeros around the smaller kernels."""
-    size = max(kernel.shape[0] for kernel in kernels)
-    margins = [((size - kernel.shape[0]) // 2,) * 2 for kernel in kernels]
-    return jnp.stack(
-        [jnp.pad(kernel, (margin, margin, (0, 0))) for kernel, margin in zip(kernels, margins, strict=True)]
-    )
-
-
-def _cascade_scanned(x, kernels, biases):
-    def of_batch(x, kernels, biases):
-        masks = diagonals(x.shape[2], kernels.shape[1])
-
-        def layer(x, weights):
-            kernel, bias = weights
-            x = convolve_bands(x, kernel, masks) + bias
-            return x, x
-
-        return tuple(jax.lax.scan(layer, x, (kernels, biases))[1])
-
-    return over_mesh(of_batch, x, _fill_up(kernels).astype(x.dtype), jnp.stack(biases).astype(x.dtype), split=1)
-
-
-def _cascade_scanned_gradients(inputs, kernels, biases, gradients):
-    n = len(kernels)
-
-    def of_batch(*arrays):
-        inputs, gradients, kernels = jnp.stack(arrays[:n]), jnp.stack(arrays[n:-1]), arrays[-1]
-        masks = diagonals(inputs.shape[3], kernels.shape[1])
-
-        def layer(of_x, scanned):
-            x, kernel, gradient = scanned
-            gradient += of_x
-            of_kernel = weight_gradient_bands(x, gradient, kernel.shape[0], masks)
-            of_bias = gradient.sum((0, 1, 2), dtype=jnp.float32)
-            return convolve_bands(gradient, kernel[::-1, ::-1], masks), (of_kernel, of_bias)
-
-        return jax.lax.scan(layer, jnp.zeros_like(inputs[0]), (inputs, kernels, gradients), reverse=True)
-
-    filled = _fill_up(kernels).astype(inputs[0].dtype)
-    of_x, (of_kernels, of_biases) = over_mesh(of_batch, *inputs, *gradients, filled, split=2 * n, summed=(False, True))
-    (of_kernels,) = jax.vjp(_fill_up, kernels)[1](of_kernels.astype(kernels[0].dtype))
-    return of_x, of_kernels, tuple(of_bias.astype(bias.dtype) for of_bias, bias in zip(of_biases, biases, strict=True))
-
-
 def _forms(k, width):
     """(convolution, weight gradient) for each platform of `by_platform`: all choices are made here."""
     slices = (convolve_slices, weight_gradient_slices)
@@ -208,10 +98,10 @@ def _forms(k, width):
         "cuda": kernels if triton.usable() else library,
         "rocm": library,
         # By the TPU compiler's own estimates for v5e, 2 images in bfloat16, slices / bands: forward, 256 x 256 x 32,
-        # 5 x 5 0.53 / 0.37 ms and 9 x 9 1.7 / 0.44 ms. Channel mixing with its two 3 x 3, forward + gradients: 3.5 /
-        # 1.5 ms at 256 x 256, 1.3 / 0.8 at 128 x 128, 0.8 / 0.8 at 64 x 64, 0.3 / 0.5 at 32 x 32. Both of one kind:
-        # they want different layouts, and mixed ones took twice the sum of their parts.
-        "tpu": slices if k <= 3 and width < _NARROWEST_BANDS else bands,
+        # 5 x 5 0.53 / 0.23 ms and 9 x 9 1.7 / 0.28 ms. Channel mixing with its two 3 x 3, forward + gradients: 3.5 /
+        # 1.1 ms at 256 x 256, 1.3 / 0.6 at 128 x 128, 0.8 / 0.7 at 64 x 64, 0.3 / 0.5 at 32 x 32; and the MLP with its
+        # one 1.3 / 1.8 at 64 x 64.
+        "tpu": slices if k <= 3 and width < _LANES else bands,
         "default": slices,
     }
 
@@ -259,71 +149,80 @@ def matrix_precision(x):
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def pad_rows(x, k):
-    """[B, H + k - 1, W, C] with zeros above and below: bands leave out what columns beside the image would add."""
-    return jnp.pad(x, ((0, 0), (k // 2, k // 2), (0, 0), (0, 0)))
-
-
 def diagonals(width, k):
     """k masks [W, W] of an output and an input column: those that the kernel's column d joins."""
     difference = jnp.arange(width)[None, :] - jnp.arange(width)[:, None]
     return [difference == d - k // 2 for d in range(k)]
 
 
-def band_matrices(kernel, dy, masks):
-    """[..., W, W] matrices with row dy of a kernel [k, k, ...] on the k diagonals that `masks` name."""
-    band = jnp.zeros((*kernel.shape[2:], *masks[0].shape), kernel.dtype)
-    # Selects, not a gather: XLA fuses them into the product. Weights are taken out one by one: a whole row at once was
-    # slower by the TPU compiler's estimate (kernel selection 5.9 against 5.6 ms).
-    for d, mask in enumerate(masks):
-        band = jnp.where(mask, kernel[dy, d][..., None, None], band)
-    return band
-
-
-def diagonal_sums(products, masks):
-    """[k, ...] sums of products [..., W, W] over the k diagonals that `masks` name."""
-    # Masked sums fuse into the product; moving the diagonals into columns took twice as long.
-    return jnp.stack([jnp.sum(jnp.where(mask, products, 0.0), axis=(-2, -1)) for mask in masks])
-
-
-def convolve_bands(x, kernel, masks=None):
-    """`depthwise_conv` as one product with band matrices [width, width] for each kernel row.
-
-    Around a loop, the masks should be made outside (`diagonals`): XLA otherwise makes them anew for every kernel row.
-    """
-    _, height, width, _ = x.shape
+def convolve_bands(x, kernel):
+    """`depthwise_conv` as a convolution of rows: their columns are its channels, in a group for each channel of x."""
+    batch, height, width, channels = x.shape
     k = kernel.shape[0]
-    padded = pad_rows(x, k)
-    masks = diagonals(width, k) if masks is None else masks
+    bands = _band_matrices(kernel, width)
+    out = jax.lax.conv_general_dilated(
+        _fenced(x.swapaxes(2, 3)).reshape(batch, height, channels * width),
+        bands.reshape(k, width, channels * width),
+        window_strides=(1,),
+        padding=((k // 2, k // 2),),
+        dimension_numbers=("NHC", "HIO", "NHC"),
+        feature_group_count=channels,
+        precision=matrix_precision(x),
+        preferred_element_type=jnp.float32,
+    )
+    return _fenced(out.astype(x.dtype).reshape(batch, height, channels, width)).swapaxes(2, 3)
 
-    def add_row(dy, total):
-        rows = jax.lax.dynamic_slice_in_dim(padded, dy, height, axis=1)
-        band = band_matrices(kernel, dy, masks)
-        return total + jnp.einsum(
-            "bhuc,cwu->bhwc", rows, band, precision=matrix_precision(x), preferred_element_type=jnp.float32
-        )
 
-    return jax.lax.fori_loop(0, k, add_row, jnp.zeros(x.shape, jnp.float32)).astype(x.dtype)
+def _band_matrices(kernel, width):
+    """[k, W, C, W] weights by kernel row, input column, channel and output column; zeros outside the bands."""
+    k = kernel.shape[0]
+    # A tree of selects by the bits of the kernel's column, not a gather: XLA fuses them into the convolution. (With the
+    # weights behind a barrier it compiles faster.)
+    chosen = jax.lax.optimization_barrier([kernel[:, d, None, :, None] for d in range(k)])
+    column = jnp.arange(width)[:, None, None] - jnp.arange(width) + k // 2
+    inside = (column >= 0) & (column < k)
+    bit = 1
+    while bit < k:
+        odd = (column & bit) != 0
+        pairs = itertools.zip_longest(chosen[::2], chosen[1::2])
+        chosen = [even if other is None else jnp.where(odd, other, even) for even, other in pairs]
+        bit *= 2
+    return jnp.where(inside, chosen[0], 0)
 
 
-def weight_gradient_bands(x, gradient, k, masks=None):
+def _fenced(planes):
+    """planes [B, H, C, W], made as they are: nothing of what lies on the one side is fused into the other.
+
+    Fused into convolutions, their neighbours make them no faster, and the TPU compiler takes twice as long.
+    """
+    if planes.shape[3] < _LANES:
+        return jax.lax.optimization_barrier(planes)
+    # As the rows that are multiplied. The compiler lays them out by their shape: by its estimates for v5e, kernel
+    # selection in T's first stage takes 4.1 ms behind a barrier of four axes and 3.0 ms so, in its third 1.9 and 2.2.
+    return jax.lax.optimization_barrier(planes.reshape(*planes.shape[:2], -1)).reshape(planes.shape)
+
+
+def weight_gradient_bands(x, gradient, k):
     """[k, k, C] float32 gradient of `depthwise_conv` with respect to its kernel, by products of whole image rows.
 
     The product of the gradient's columns with the input's columns holds the sums for all differences of columns; those
-    for one difference lie on one diagonal.
+    for one difference lie on one diagonal. All differences of rows are one convolution of the input by the gradient.
     """
-    _, height, width, _ = x.shape
-    padded = pad_rows(x, k)
-    masks = diagonals(width, k) if masks is None else masks
-
-    def kernel_row(dy):
-        rows = jax.lax.dynamic_slice_in_dim(padded, dy, height, axis=1)
-        products = jnp.einsum(
-            "bhwc,bhuc->cwu", gradient, rows, precision=matrix_precision(x), preferred_element_type=jnp.float32
-        )
-        return diagonal_sums(products, masks)
-
-    return jax.lax.map(kernel_row, jnp.arange(k))
+    batch, height, width, channels = x.shape
+    planes, gradient = _fenced(x.swapaxes(2, 3)), _fenced(gradient.swapaxes(2, 3))
+    products = jax.lax.conv_general_dilated(
+        planes.transpose(3, 1, 2, 0).reshape(width, height, channels * batch),
+        gradient.transpose(1, 0, 2, 3).reshape(height, batch, channels * width),
+        window_strides=(1,),
+        padding=((k // 2, k // 2),),
+        dimension_numbers=("NHC", "HIO", "NHC"),
+        feature_group_count=channels,
+        precision=matrix_precision(x),
+        preferred_element_type=jnp.float32,
+    ).reshape(width, k, channels, width)  # by input column, kernel row, channel and output column
+    # As masked sums it takes the TPU compiler three times as long, and the chip up to twice.
+    masks = jnp.stack(diagonals(width, k)).astype(jnp.float32)  # [k, output column, input column]
+    return jnp.einsum("uycw,xwu->yxc", products, masks, precision=jax.lax.Precision.HIGHEST)
 
 
 def convolve_library(x, kernel):

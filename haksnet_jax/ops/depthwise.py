@@ -159,18 +159,24 @@ def convolve_bands(x, kernel):
     """`depthwise_conv` as a convolution of rows: their columns are its channels, in a group for each channel of x."""
     batch, height, width, channels = x.shape
     k = kernel.shape[0]
-    bands = _band_matrices(kernel, width)
-    out = jax.lax.conv_general_dilated(
-        _fenced(x.swapaxes(2, 3)).reshape(batch, height, channels * width),
-        bands.reshape(k, width, channels * width),
+    rows = _fenced(x.swapaxes(2, 3)).reshape(batch, height, channels * width)
+    bands = _band_matrices(kernel, width).reshape(k, width, channels * width)
+    out = _convolve_rows(rows, bands, k, channels)
+    return _fenced(out.astype(x.dtype).reshape(batch, height, channels, width)).swapaxes(2, 3)
+
+
+def _convolve_rows(rows, kernel, k, num_groups):
+    """[N, H - K + k, O] float32 convolution of rows [N, H, I] by a kernel [K, I / groups, O], k // 2 zeros around."""
+    return jax.lax.conv_general_dilated(
+        rows,
+        kernel,
         window_strides=(1,),
         padding=((k // 2, k // 2),),
         dimension_numbers=("NHC", "HIO", "NHC"),
-        feature_group_count=channels,
-        precision=matrix_precision(x),
+        feature_group_count=num_groups,
+        precision=matrix_precision(rows),
         preferred_element_type=jnp.float32,
     )
-    return _fenced(out.astype(x.dtype).reshape(batch, height, channels, width)).swapaxes(2, 3)
 
 
 def _band_matrices(kernel, width):
@@ -210,16 +216,10 @@ def weight_gradient_bands(x, gradient, k):
     """
     batch, height, width, channels = x.shape
     planes, gradient = _fenced(x.swapaxes(2, 3)), _fenced(gradient.swapaxes(2, 3))
-    products = jax.lax.conv_general_dilated(
-        planes.transpose(3, 1, 2, 0).reshape(width, height, channels * batch),
-        gradient.transpose(1, 0, 2, 3).reshape(height, batch, channels * width),
-        window_strides=(1,),
-        padding=((k // 2, k // 2),),
-        dimension_numbers=("NHC", "HIO", "NHC"),
-        feature_group_count=channels,
-        precision=matrix_precision(x),
-        preferred_element_type=jnp.float32,
-    ).reshape(width, k, channels, width)  # by input column, kernel row, channel and output column
+    rows = planes.transpose(3, 1, 2, 0).reshape(width, height, channels * batch)
+    gradient_rows = gradient.transpose(1, 0, 2, 3).reshape(height, batch, channels * width)
+    products = _convolve_rows(rows, gradient_rows, k, channels)
+    products = products.reshape(width, k, channels, width)  # by input column, kernel row, channel and output column
     # As masked sums it takes the TPU compiler three times as long, and the chip up to twice.
     masks = jnp.stack(diagonals(width, k)).astype(jnp.float32)  # [k, output column, input column]
     return jnp.einsum("uycw,xwu->yxc", products, masks, precision=jax.lax.Precision.HIGHEST)

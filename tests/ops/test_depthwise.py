@@ -27,8 +27,16 @@ FORMS = {
 
 each_form = pytest.mark.parametrize("form", ["slices", "library", "bands", pytest.param("triton", marks=needs_triton)])
 
-# k, shape: odd sizes, one channel, channels that no power of two divides, a map smaller than the kernel.
-CASES = [(3, (2, 7, 9, 1)), (5, (1, 13, 10, 24)), (7, (2, 9, 6, 3)), (9, (1, 11, 17, 40)), (9, (1, 3, 2, 8))]
+# k, shape: odd sizes, one channel, channels that no power of two divides, a map smaller than the kernel, one wider than
+# a TPU's registers.
+CASES = [
+    (3, (2, 7, 9, 1)),
+    (5, (1, 13, 10, 24)),
+    (7, (2, 9, 6, 3)),
+    (9, (1, 11, 17, 40)),
+    (9, (1, 3, 2, 8)),
+    (5, (2, 4, 131, 2)),
+]
 
 
 def arrays(k, shape, dtype=np.float32, seed=0):

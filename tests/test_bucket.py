@@ -1,11 +1,13 @@
-"""Runs, models and results in a bucket (one of this machine, see bucket.py), where nothing can be renamed."""
+"""Models and results in a bucket (one of this machine, see bucket.py), where nothing can be renamed.
+
+A run in a bucket is among the tests of the training loop, whose compiled step it shares.
+"""
 
 import numpy as np
 import pytest
 from bucket import local_bucket
-from test_train import _tiny_config, one_program  # noqa: F401 (a fixture of every test here)
 
-from haksnet_jax import checkpoint, evaluate, files, train
+from haksnet_jax import checkpoint, evaluate, files
 from haksnet_jax.pipeline import sources
 from haksnet_jax.results import dota
 
@@ -14,31 +16,6 @@ from haksnet_jax.results import dota
 def bucket():
     with local_bucket() as objects:
         yield objects
-
-
-def test_a_run_in_a_bucket_is_evaluated_resumed_and_loaded(bucket, tmp_path):
-    workdir = "gs://some-bucket/runs/tiny"
-    config = _tiny_config(eval_every=4, checkpoints_kept=1)
-    card = train.train_and_evaluate(config, workdir)
-    names = {name.removeprefix("some-bucket/runs/tiny/") for name in bucket}
-    assert {"result.json", "result.md", "metrics.jsonl", "config.json", "model.json", "curves.png"} <= names
-    assert any(name.startswith("events/") for name in names)
-    assert bucket["some-bucket/runs/tiny/curves.png"].startswith(b"\x89PNG")
-    assert bucket[card["picture"].removeprefix("gs://")].startswith(b"\x89PNG")
-    assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {"4"}  # step 2 was removed
-    # The same run on a disk: the storage changes nothing.
-    on_disk = train.train_and_evaluate(config, tmp_path / "disk")
-    assert card["mean"] == on_disk["mean"]
-
-    again = train.train_and_evaluate(config, workdir)
-    assert again["facts"]["resumed_at_step"] == 4 and again["mean"] == card["mean"]
-
-    arrays, info = checkpoint.load_model(workdir)
-    assert info["step"] == 4
-    expected, _ = checkpoint.load_model(tmp_path / "disk")
-    for name, value in expected.items():
-        np.testing.assert_array_equal(arrays[name], value, err_msg=name)
-    assert evaluate.run_settings(workdir)["name"] == config.name
 
 
 def test_a_model_whose_saving_was_cut_off_is_none(bucket):

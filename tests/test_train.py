@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from bucket import local_bucket
 from flax import nnx
 
 import haksnet_jax
@@ -276,6 +277,32 @@ def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path, mo
     config = _tiny_config(init=str(tmp_path / "run"), num_steps=2)
     train.train_and_evaluate(config, tmp_path / "second")
     assert len(arrays) > 100
+
+
+def test_a_run_in_a_bucket_is_evaluated_resumed_and_loaded(tmp_path):
+    with local_bucket() as bucket:
+        workdir = "gs://some-bucket/runs/tiny"
+        config = _tiny_config(eval_every=4, checkpoints_kept=1)
+        card = train.train_and_evaluate(config, workdir)
+        names = {name.removeprefix("some-bucket/runs/tiny/") for name in bucket}
+        assert {"result.json", "result.md", "metrics.jsonl", "config.json", "model.json", "curves.png"} <= names
+        assert any(name.startswith("events/") for name in names)
+        assert bucket["some-bucket/runs/tiny/curves.png"].startswith(b"\x89PNG")
+        assert bucket[card["picture"].removeprefix("gs://")].startswith(b"\x89PNG")
+        assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {"4"}  # step 2 was removed
+        # The same run on a disk: the storage changes nothing.
+        on_disk = train.train_and_evaluate(config, tmp_path / "disk")
+        assert card["mean"] == on_disk["mean"]
+
+        again = train.train_and_evaluate(config, workdir)
+        assert again["facts"]["resumed_at_step"] == 4 and again["mean"] == card["mean"]
+
+        arrays, info = checkpoint.load_model(workdir)
+        assert info["step"] == 4
+        expected, _ = checkpoint.load_model(tmp_path / "disk")
+        for name, value in expected.items():
+            np.testing.assert_array_equal(arrays[name], value, err_msg=name)
+        assert evaluate.run_settings(workdir)["name"] == config.name
 
 
 def _save_model(folder, **changes):

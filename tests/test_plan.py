@@ -38,11 +38,11 @@ def _tiny_config():
 @pytest.fixture(scope="module")
 def slice_mesh():
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed (pip install libtpu)")
-    before = jax.config.jax_exec_time_optimization_effort
-    # A third of the compilation saved; how good the program is, is no matter here.
-    jax.config.update("jax_exec_time_optimization_effort", -0.6)
+    before = jax.config.jax_optimization_level
+    # Compiled sooner; how good the program is, is no matter here.
+    jax.config.update("jax_optimization_level", "O1")
     yield plan.topology_mesh(SLICE)
-    jax.config.update("jax_exec_time_optimization_effort", before)
+    jax.config.update("jax_optimization_level", before)
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def slice_mesh():
 
 @pytest.fixture(scope="module")
 def step(slice_mesh):
-    """The tiny training step compiled for a slice at 4 images a chip: half a minute or more."""
+    """The tiny training step compiled for a slice at 4 images a chip: about a minute."""
     # As in a run; the products of six parts that the other tests ask for take twice as long to compile.
     with jax.default_matmul_precision("default"):
         return plan.compile_step(_tiny_config(), slice_mesh, 4)

@@ -4,7 +4,6 @@ Source: the public implementation `peace1111/HAKSNet` (a fork of MMRotate), whos
 including what its class names do not tell: the doubled input of the channel gate and the activation that is never used.
 """
 
-import itertools
 from typing import NamedTuple
 
 import jax
@@ -78,8 +77,10 @@ class KernelSelection(nnx.Module):
 
     @jax.named_scope("kernel_selection")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
-        convolutions = (self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9)
-        cascade = tuple(itertools.accumulate(convolutions, lambda u, convolve: mark_kept(convolve(u)), initial=x))[1:]
+        u, cascade = x, []
+        for convolve in (self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9):
+            u = mark_kept(convolve(u))
+            cascade.append(u)
         channel_means = jnp.stack([u.mean(-1, dtype=jnp.float32) for u in cascade], axis=-1)  # [B, H, W, 4]
         spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(channel_means)))  # [B, H, W, 4]
         global_means = jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)  # [B, 4 C]

@@ -186,14 +186,13 @@ def _band_matrices(kernel, width):
     # weights behind a barrier it compiles faster.)
     chosen = jax.lax.optimization_barrier([kernel[:, d, None, :, None] for d in range(k)])
     column = jnp.arange(width)[:, None, None] - jnp.arange(width) + k // 2
-    inside = (column >= 0) & (column < k)
     bit = 1
     while bit < k:
         odd = (column & bit) != 0
         pairs = itertools.zip_longest(chosen[::2], chosen[1::2])
         chosen = [even if other is None else jnp.where(odd, other, even) for even, other in pairs]
         bit *= 2
-    return jnp.where(inside, chosen[0], 0)
+    return jnp.where((column >= 0) & (column < k), chosen[0], 0)
 
 
 def _fenced(planes):

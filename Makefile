@@ -1,10 +1,10 @@
-# make venv | test | test-slow | lint | format | demo | clean      PYTHON=python3.12 chooses another interpreter, WORKERS=4 more processes for the tests
+# make venv | test | test-slow | lint | format | demo | clean      PYTHON=python3.12 chooses another interpreter, WORKERS=1 fewer processes for the tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Compilations, most of the tests' time, are of one thread each. A file's tests share theirs, so files stay whole; in
-# their order, as the shortest lists hold the longest tests.
-WORKERS ?= 2
+# Compilations, most of the tests' time, are of one thread each: one process more than cores, since some wait for runs of
+# the command. A file's tests share theirs, so files stay whole; in their order, as the shortest lists hold the longest tests.
+WORKERS ?= 3
 STAMP := $(VENV)/installed
 
 .PHONY: venv test test-slow lint format demo wheel clean

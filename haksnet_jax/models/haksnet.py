@@ -14,8 +14,9 @@ from flax import nnx
 from haksnet_jax.models.initializers import kaiming_fan_out
 from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path
 from haksnet_jax.ops.gated_mlp import GatedMLPWeights, gated_mlp
-from haksnet_jax.ops.narrow_conv import narrow_conv, space_to_depth_conv
+from haksnet_jax.ops.narrow_conv import narrow_conv
 from haksnet_jax.ops.rematerialization import keep_marked, mark_kept
+from haksnet_jax.ops.strided_conv import strided_conv
 
 
 class BackboneSize(NamedTuple):
@@ -55,12 +56,8 @@ class PatchEmbedding(nnx.Module):
         self.stride = stride
 
     def __call__(self, x, *, train):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C'] float32
-        x = self._convolve_folded(x) if self.conv.in_features < 8 else self.conv(x)
-        return self.norm(x, train=train)
-
-    def _convolve_folded(self, x):
         kernel, bias = (parameter[...].astype(self.conv.dtype) for parameter in (self.conv.kernel, self.conv.bias))
-        return space_to_depth_conv(x.astype(self.conv.dtype), kernel, self.stride) + bias
+        return self.norm(strided_conv(x.astype(self.conv.dtype), kernel, self.stride) + bias, train=train)
 
 
 class KernelSelection(nnx.Module):

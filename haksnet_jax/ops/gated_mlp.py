@@ -77,12 +77,27 @@ def _forms(x, weights):
     """(function, its gradients) for each platform of `by_platform`."""
     plain, composed = ((form, _gradients_of(form)) for form in (gated_mlp_plain, gated_mlp_composed))
     columns = gated_mlp_columns, gated_mlp_columns_gradients
+    fenced = _fenced(gated_mlp_plain)
     narrow = x.shape[-1] <= _WIDEST_COMPOSED
     library = composed if narrow else plain
     cuda = library
     if triton.usable() and gated_mlp_triton.suits(x, weights):
         cuda = gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients
-    return {"cpu": plain, "cuda": cuda, "tpu": columns if narrow else plain, "default": library}
+    return {
+        "cpu": plain,
+        "cuda": cuda,
+        "tpu": columns if narrow else (fenced, _gradients_of(fenced)),
+        "default": library,
+    }
+
+
+def _fenced(form):
+    """The form between barriers, for the TPU compiler, which fuses what lies before and behind it into its products.
+
+    By its estimates for v5e, T's third stage takes 1.26 instead of 1.35 ms a block, the fourth 0.58 instead of 0.63.
+    """
+    barrier = jax.lax.optimization_barrier
+    return lambda x, weights: barrier(form(barrier(x), weights))
 
 
 def _gradients_of(form):

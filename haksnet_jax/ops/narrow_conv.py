@@ -1,12 +1,11 @@
 """Convolution of a few channels, all with all: compilers and libraries are made for many channels.
 
 A TPU's registers and matrix unit are 128 wide. With channels along them, four or eight channels leave most of that
-empty; with the columns of the image along them (`convolve_bands`), nothing. Elsewhere the caller says what to do.
-Where a convolution has a stride, blocks of pixels are laid into the channels instead, on every platform.
+empty; with the columns of the image along them, multiplied by band matrices, nothing. From eight channels on, all that
+a kernel meets at a position fills them too (`convolve_columns`). Elsewhere the caller says what to do.
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +13,20 @@ import jax.numpy as jnp
 from haksnet_jax.ops.depthwise import diagonals, matrix_precision
 from haksnet_jax.ops.platforms import by_platform
 from haksnet_jax.ops.sharding import over_mesh
+from haksnet_jax.ops.strided_conv import convolve_columns
 
-# By the TPU compiler's estimates for v5e (T's stages, 2 images, 3 x 3, forward + gradients, with the MLP after it),
-# bands against its own convolution: 8 channels of 256 x 256 3.5 and 6.1 ms, 16 of 128 x 128 2.2 and 3.0 ms; 40 of
-# 64 x 64 1.7 and 1.3 ms. As one convolution of rows for all kernel rows, as depthwise kernels are, the former two take
-# 5.4 and 3.6 ms.
+# By the TPU compiler's estimates for v5e (T's stages, 2 images, forward + gradients). 7 x 7 of 4 channels, bands and
+# columns: 256 x 256 0.6 and 0.8 ms, 64 x 64 0.35 and 0.9. 3 x 3 with the MLP after it, bands, columns and the
+# compiler's own convolution: 8 channels of 256 x 256 3.5, 3.4 and 6.1 ms, 16 of 128 x 128 2.2, 2.1 and 3.0, and bands
+# take longer to compile; 40 of 64 x 64, columns 1.4 and the compiler's own 1.3. Bands as one convolution of rows, as
+# depthwise kernels are: 5.4 and 3.6.
+_MOST_CHANNELS_OF_BANDS = 7
 _MOST_CHANNELS = 16
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def narrow_conv(x, kernel, otherwise):
-    """Convolves at stride 1 with zeros around the image: by band matrices on TPUs, by `otherwise` elsewhere.
+    """Convolves at stride 1 with zeros around the image: by products on TPUs, by `otherwise` elsewhere.
 
     Args:
       x: [B, H, W, C] features, float32 or bfloat16.
@@ -34,15 +36,27 @@ def narrow_conv(x, kernel, otherwise):
     Returns:
       [B, H, W, C'] in the type that `otherwise` gives; sums are float32.
     """
-
-    def bands(x, kernel):
-        return narrow_conv_bands(x, kernel, jax.eval_shape(otherwise, x, kernel).dtype)
-
-    return by_platform(x, kernel, **_forms(kernel, bands, otherwise))
+    dtype = jax.eval_shape(otherwise, x, kernel).dtype
+    bands = functools.partial(narrow_conv_bands, dtype=dtype)
+    return by_platform(x, kernel, **_forms(kernel, bands, _columns(dtype), otherwise))
 
 
-def _forms(kernel, bands, otherwise):
-    return {"default": otherwise, **({"tpu": bands} if max(kernel.shape[2:]) <= _MOST_CHANNELS else {})}
+def _columns(dtype):
+    """`narrow_conv` in dtype, as one product (a function of x and kernel)."""
+
+    def columns(x, kernel):
+        margin = (len(kernel) // 2, len(kernel) // 2)
+        return convolve_columns(x, kernel.astype(x.dtype), 1, margin, dtype)
+
+    return columns
+
+
+def _forms(kernel, bands, columns, otherwise):
+    """The forms for each platform of `by_platform`: all choices are made here."""
+    channels = max(kernel.shape[2:])
+    if channels > _MOST_CHANNELS:
+        return {"default": otherwise}
+    return {"default": otherwise, "tpu": bands if channels <= _MOST_CHANNELS_OF_BANDS else columns}
 
 
 def _narrow_conv_forward(x, kernel, otherwise):
@@ -50,10 +64,11 @@ def _narrow_conv_forward(x, kernel, otherwise):
 
 
 def _narrow_conv_backward(otherwise, saved, gradient):
-    def gradients(x, kernel, gradient):
-        return jax.vjp(otherwise, x, kernel)[1](gradient)
+    def gradients_of(form):
+        return lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
 
-    return by_platform(*saved, gradient, **_forms(saved[1], narrow_conv_bands_gradients, gradients))
+    forms = narrow_conv_bands_gradients, gradients_of(_columns(gradient.dtype)), gradients_of(otherwise)
+    return by_platform(*saved, gradient, **_forms(saved[1], *forms))
 
 
 narrow_conv.defvjp(_narrow_conv_forward, _narrow_conv_backward)
@@ -129,32 +144,3 @@ def _weight_gradient_bands(x, gradient, k):
         return _diagonal_sums(products, masks)
 
     return jax.lax.map(kernel_row, jnp.arange(k))
-
-
-def space_to_depth_conv(x, kernel, stride):
-    """A strided convolution as one of stride 1, over blocks of stride x stride pixels laid into the channels.
-
-    Convolutions of the three colours leave matrix units idle and make arrays of a few channels, which TPUs fill up to
-    128: by the compiler's estimate for v5e, the first patch embedding (2 images of 1024 x 1024, forward + gradients)
-    takes 20.0 ms as it stands and 1.1 ms so, with 3.2 and 0.01 GB to and from main memory.
-
-    Args:
-      x: [B, H, W, C] features.
-      kernel: [k, k, C, C'] in the type of x, k odd and less than 2 * stride; k // 2 zeros surround the image.
-      stride: of rows and columns.
-
-    Returns:
-      [B, ceil(H / stride), ceil(W / stride), C'] in the type of x.
-    """
-    _, height, width, _ = x.shape
-    size, _, channels_in, channels_out = kernel.shape
-    x = jnp.pad(x, ((0, 0), (0, -height % stride), (0, -width % stride), (0, 0)))
-    # Strided slices side by side: the TPU compiler's reshape and transpose took longer than all the rest.
-    offsets = itertools.product(range(stride), repeat=2)
-    x = jnp.concatenate([x[:, row::stride, column::stride] for row, column in offsets], axis=-1)
-    # The kernel reaches into the block before, never into the one after.
-    margin = (stride - size // 2, stride - 1 - size // 2)
-    kernel = jnp.pad(kernel, (margin, margin, (0, 0), (0, 0)))
-    kernel = kernel.reshape(2, stride, 2, stride, channels_in, channels_out).transpose(0, 2, 1, 3, 4, 5)
-    kernel = kernel.reshape(2, 2, stride * stride * channels_in, channels_out)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 0), (1, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC"))

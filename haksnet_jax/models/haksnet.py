@@ -41,16 +41,9 @@ class PatchEmbedding(nnx.Module):
     """Strided convolution and batch normalisation in front of a stage."""
 
     def __init__(self, channels_in, channels_out, *, size, stride, dtype, rngs):
-        # Symmetric padding is spelled out: "SAME" pads the other way at stride 2.
+        # (it holds the parameters; `strided_conv` convolves)
         self.conv = nnx.Conv(
-            channels_in,
-            channels_out,
-            (size, size),
-            strides=stride,
-            padding=size // 2,
-            kernel_init=kaiming_fan_out,
-            dtype=dtype,
-            rngs=rngs,
+            channels_in, channels_out, (size, size), kernel_init=kaiming_fan_out, dtype=dtype, rngs=rngs
         )
         self.norm = BatchNorm(channels_out, dtype=jnp.float32)
         self.stride = stride

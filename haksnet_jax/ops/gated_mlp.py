@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from haksnet_jax.ops import gated_mlp_triton, triton
 from haksnet_jax.ops.depthwise import depthwise_conv
-from haksnet_jax.ops.platforms import by_platform
+from haksnet_jax.ops.platforms import by_platform, gradients_of
 from haksnet_jax.ops.sharding import over_mesh
 
 # Widest input of the composed form: 16 C operations at a matrix unit's rate against 4 bytes moved and a depthwise
@@ -75,7 +75,7 @@ def gated_mlp(x, weights):
 
 def _forms(x, weights):
     """(function, its gradients) for each platform of `by_platform`."""
-    plain, composed = ((form, _gradients_of(form)) for form in (gated_mlp_plain, gated_mlp_composed))
+    plain, composed = ((form, gradients_of(form)) for form in (gated_mlp_plain, gated_mlp_composed))
     columns = gated_mlp_columns, gated_mlp_columns_gradients
     fenced = _fenced(gated_mlp_plain)
     narrow = x.shape[-1] <= _WIDEST_COMPOSED
@@ -86,7 +86,7 @@ def _forms(x, weights):
     return {
         "cpu": plain,
         "cuda": cuda,
-        "tpu": columns if narrow else (fenced, _gradients_of(fenced)),
+        "tpu": columns if narrow else (fenced, gradients_of(fenced)),
         "default": library,
     }
 
@@ -98,10 +98,6 @@ def _fenced(form):
     """
     barrier = jax.lax.optimization_barrier
     return lambda x, weights: barrier(form(barrier(x), weights))
-
-
-def _gradients_of(form):
-    return lambda x, weights, gradient: jax.vjp(form, x, weights)[1](gradient)
 
 
 def _gated_mlp_forward(x, weights):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from haksnet_jax.ops.depthwise import diagonals, matrix_precision
-from haksnet_jax.ops.platforms import by_platform
+from haksnet_jax.ops.platforms import by_platform, gradients_of
 from haksnet_jax.ops.sharding import over_mesh
 from haksnet_jax.ops.strided_conv import convolve_columns
 
@@ -36,27 +36,20 @@ def narrow_conv(x, kernel, otherwise):
     Returns:
       [B, H, W, C'] in the type that `otherwise` gives; sums are float32.
     """
-    dtype = jax.eval_shape(otherwise, x, kernel).dtype
-    bands = functools.partial(narrow_conv_bands, dtype=dtype)
-    return by_platform(x, kernel, **_forms(kernel, bands, _columns(dtype), otherwise))
+    forms = _forms(kernel, otherwise, jax.eval_shape(otherwise, x, kernel).dtype)
+    return by_platform(x, kernel, **{name: forward for name, (forward, _) in forms.items()})
 
 
-def _columns(dtype):
-    """`narrow_conv` in dtype, as one product (a function of x and kernel)."""
-
-    def columns(x, kernel):
-        margin = (len(kernel) // 2, len(kernel) // 2)
-        return convolve_columns(x, kernel.astype(x.dtype), 1, margin, dtype)
-
-    return columns
-
-
-def _forms(kernel, bands, columns, otherwise):
-    """The forms for each platform of `by_platform`: all choices are made here."""
+def _forms(kernel, otherwise, dtype):
+    """(convolution in dtype, its gradients) for each platform of `by_platform`: all choices are made here."""
+    forms = {"default": (otherwise, gradients_of(otherwise))}
     channels = max(kernel.shape[2:])
-    if channels > _MOST_CHANNELS:
-        return {"default": otherwise}
-    return {"default": otherwise, "tpu": bands if channels <= _MOST_CHANNELS_OF_BANDS else columns}
+    if channels <= _MOST_CHANNELS_OF_BANDS:
+        forms["tpu"] = functools.partial(narrow_conv_bands, dtype=dtype), narrow_conv_bands_gradients
+    elif channels <= _MOST_CHANNELS:
+        columns = functools.partial(_convolve_columns, dtype=dtype)
+        forms["tpu"] = columns, gradients_of(columns)
+    return forms
 
 
 def _narrow_conv_forward(x, kernel, otherwise):
@@ -64,14 +57,16 @@ def _narrow_conv_forward(x, kernel, otherwise):
 
 
 def _narrow_conv_backward(otherwise, saved, gradient):
-    def gradients_of(form):
-        return lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
-
-    forms = narrow_conv_bands_gradients, gradients_of(_columns(gradient.dtype)), gradients_of(otherwise)
-    return by_platform(*saved, gradient, **_forms(saved[1], *forms))
+    forms = _forms(saved[1], otherwise, gradient.dtype)
+    return by_platform(*saved, gradient, **{name: backward for name, (_, backward) in forms.items()})
 
 
 narrow_conv.defvjp(_narrow_conv_forward, _narrow_conv_backward)
+
+
+def _convolve_columns(x, kernel, dtype):
+    margin = (len(kernel) // 2, len(kernel) // 2)
+    return convolve_columns(x, kernel.astype(x.dtype), 1, margin, dtype=dtype, precision=matrix_precision(x))
 
 
 def narrow_conv_bands(x, kernel, dtype):

@@ -31,6 +31,11 @@ def by_platform(*arguments, default, **forms):
     return jax.lax.platform_dependent(*arguments, default=default, **forms)
 
 
+def gradients_of(form):
+    """The gradients of a form as JAX derives them: a function of its arguments and the gradient of its result."""
+    return lambda *arguments: jax.vjp(form, *arguments[:-1])[1](arguments[-1])
+
+
 def _is_here(platform):
     try:
         return bool(jax.devices(platform))

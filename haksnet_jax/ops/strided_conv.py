@@ -45,7 +45,7 @@ def strided_conv(x, kernel, stride):
     return by_platform(x, kernel, tpu=product, default=convolve)
 
 
-def convolve_columns(x, kernel, stride, padding, dtype=None):
+def convolve_columns(x, kernel, stride, padding, *, dtype=None, precision=None):
     """A convolution as one product: all that the kernel meets at a position lies side by side as channels.
 
     Args:
@@ -54,6 +54,7 @@ def convolve_columns(x, kernel, stride, padding, dtype=None):
       stride: of rows and columns.
       padding: zeros before and behind rows and columns.
       dtype: of the result; None: that of x.
+      precision: of the product, as `jax.lax.dot` takes it.
 
     Returns:
       [B, H', W', C'].
@@ -66,7 +67,7 @@ def convolve_columns(x, kernel, stride, padding, dtype=None):
         for row, column in itertools.product(range(size), repeat=2)
     ]
     kernel = kernel.reshape(-1, kernel.shape[-1])
-    return jnp.dot(jnp.concatenate(columns, axis=-1), kernel, preferred_element_type=dtype)
+    return jnp.dot(jnp.concatenate(columns, axis=-1), kernel, precision=precision, preferred_element_type=dtype)
 
 
 def _blocks(x, stride):

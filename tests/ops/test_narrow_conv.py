@@ -76,3 +76,17 @@ def test_the_form_is_chosen_for_the_platform_of_the_lowering(channels, expected)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         names = ("stablehlo.convolution", "stablehlo.dot_general", "stablehlo.while")
         assert tuple(text.count(name) for name in names) == operations
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_products_of_float32_are_exact_on_tpus(channels):
+    x, kernel, _ = arrays(3, (1, 5, 6, channels), channels)
+
+    def loss(x, kernel):
+        return jnp.square(narrow_conv(x, kernel, library)).sum()
+
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
+    products = [
+        line for line in traced.lower(lowering_platforms=("tpu",)).as_text().splitlines() if "dot_general" in line
+    ]
+    assert len(products) == 3 and all("precision = [HIGHEST, HIGHEST]" in line for line in products)

@@ -61,7 +61,7 @@ def test_columns_of_bfloat16_are_summed_in_float32_and_rounded_once():
     )
     want = library(x.astype(jnp.float32), kernel.astype(jnp.float32), 1)
     # 72 products of size 1 in another order
-    np.testing.assert_allclose(convolve_columns(x, kernel, 1, (1, 1), jnp.float32), want, rtol=0, atol=3e-5)
+    np.testing.assert_allclose(convolve_columns(x, kernel, 1, (1, 1), dtype=jnp.float32), want, rtol=0, atol=3e-5)
     got = columns(x, kernel, 1)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=2**-8, atol=3e-5)

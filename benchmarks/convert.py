@@ -23,8 +23,8 @@ def write(path):
     sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "goldens")]
     from torch_files import make_weights, write_zip
 
-    from haksnet_jax.models.haksnet import SIZES
-    from haksnet_jax.pipeline.labels import CLASSES
+    from haksnet_jax.labels.dota import CLASSES
+    from haksnet_jax.models.backbones.haksnet import SIZES
 
     size = {name: list(values) for name, values in SIZES["s"]._asdict().items()}
     weights = make_weights({**size, "fpn_channels": 256, "hidden": 1024, "num_classes": 15}, "benchmark")

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
-from haksnet_jax import checkpoint
+from haksnet_jax.training import checkpoint
 
 
 def start(workdir, arguments, log):

@@ -33,10 +33,10 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
 from haksnet_jax import files
-from haksnet_jax.evaluate import evaluate_files
-from haksnet_jax.parity.networks import ROUNDED_LIMITS, ROUNDED_SCORE
-from haksnet_jax.parity.rows import Found, match_boxes
+from haksnet_jax.cli.evaluate import evaluate_files
 from haksnet_jax.results import dota, mean_ap, visualize
+from haksnet_jax.tools.parity.networks import ROUNDED_LIMITS, ROUNDED_SCORE
+from haksnet_jax.tools.parity.rows import Found, match_boxes
 
 # Training's evaluation looks at many images at once and `predict` at one: in bfloat16 other sums are rounded, and a
 # detection at a threshold changes sides. One detection of 240 ships is 0.004.
@@ -76,7 +76,7 @@ def predict(workdir, settings, precision):
     """Predicts the validation's files as training evaluates them. Returns: (detections.json, seconds)."""
     folder = workdir / f"predictions_{precision}"
     seconds = run(
-        ["haksnet_jax.predict", f"--checkpoint={workdir}", f"--images={settings['images']}", f"--output={folder}"]
+        ["haksnet_jax", "predict", f"--checkpoint={workdir}", f"--images={settings['images']}", f"--output={folder}"]
         + ["--resize=fit", "--pad=full", f"--precision={precision}", f"--score={settings['score']}", "--no-drawings"]
     )
     return folder / "detections.json", seconds
@@ -192,7 +192,7 @@ def main(argv=None):
     predictions, seconds["predict"] = predict(workdir, settings, settings["precision"])
     scores = workdir / "scores"
     seconds["evaluate"] = run(
-        ["haksnet_jax.evaluate", f"--predictions={predictions}", f"--labels={settings['labels']}"]
+        ["haksnet_jax", "evaluate", f"--predictions={predictions}", f"--labels={settings['labels']}"]
         + [f"--json={out / 'scores.json'}", f"--output={scores}", "--worst=0"]
     )
     shutil.copy(scores / "precision_recall.png", out)

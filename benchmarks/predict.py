@@ -52,10 +52,10 @@ def save_narrow_detector(folder):
     """Saves a detector with narrow widths and random weights."""
     from flax import nnx
 
-    from haksnet_jax import checkpoint
-    from haksnet_jax.models.haksnet import BackboneSize
+    from haksnet_jax.labels.dota import CLASSES
+    from haksnet_jax.models.backbones.haksnet import BackboneSize
     from haksnet_jax.models.oriented_rcnn import PIXEL_MEAN, PIXEL_STD, OrientedRCNN
-    from haksnet_jax.pipeline.labels import CLASSES
+    from haksnet_jax.training import checkpoint
 
     size = {"channels": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "mlp_ratios": (2, 2, 2, 2)}
     widths = {"fpn_channels": 32, "hidden": 64, "num_classes": 15}
@@ -116,7 +116,7 @@ def main():
         started = time.perf_counter()
         subprocess.run(
             [
-                sys.executable, "-m", "haksnet_jax.predict", f"--checkpoint={checkpoint}", f"--images={image}",
+                sys.executable, "-m", "haksnet_jax", "predict", f"--checkpoint={checkpoint}", f"--images={image}",
                 f"--output={folder / 'out'}", "--resize=tile", f"--score={arguments.score}",
             ],
             check=True,

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
-from haksnet_jax import benchmark, devices, files
-from haksnet_jax.models.haksnet import SIZES
+from haksnet_jax import files
+from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.models.backbones.haksnet import SIZES
+from haksnet_jax.tools import benchmark
 
 
 def main():

@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from haksnet_jax import splitting
-from haksnet_jax.pipeline import labels
+from haksnet_jax.labels import dota as labels
+from haksnet_jax.preparation import splitting
 from haksnet_jax.results import tiles
 
 

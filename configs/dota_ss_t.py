@@ -11,7 +11,7 @@ Prepare the tiles and the records (see data/README.md), then:
 
 import ml_collections
 
-from haksnet_jax.pipeline.labels import CLASSES
+from haksnet_jax.labels.dota import CLASSES
 
 
 def get_config():

@@ -11,7 +11,7 @@ import xml.parsers.expat
 
 import numpy as np
 
-from haksnet_jax.pipeline import labels
+from haksnet_jax.labels import dota as labels
 
 
 class AnnotationError(ValueError):

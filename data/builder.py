@@ -29,7 +29,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from haksnet_jax import files
-from haksnet_jax.pipeline import image_files, labels
+from haksnet_jax.images import files as image_files
+from haksnet_jax.labels import dota as labels
 
 # The object stays and only something about it is odd; every other reason loses an object, a file or an image.
 HARMLESS = frozenset({"class_respelled", "bad_difficulty", "crossed", "duplicate"})

@@ -8,7 +8,7 @@ import functools
 import sys
 
 from data import annotations, builder
-from haksnet_jax.pipeline import labels
+from haksnet_jax.labels import dota as labels
 
 CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")
 

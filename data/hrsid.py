@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from data import annotations, builder
-from haksnet_jax.pipeline import labels
+from haksnet_jax.labels import dota as labels
 
 
 def describe(annotation):

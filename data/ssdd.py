@@ -9,7 +9,7 @@ import functools
 import sys
 
 from data import annotations, builder
-from haksnet_jax.pipeline import labels
+from haksnet_jax.labels import dota as labels
 
 
 def describe(node):

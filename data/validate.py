@@ -7,7 +7,7 @@ The work is done by haksnet_jax.validation, whose text says what is looked for.
 
 import sys
 
-from haksnet_jax.validation import main
+from haksnet_jax.preparation.validation import main
 
 if __name__ == "__main__":
     sys.exit(main())

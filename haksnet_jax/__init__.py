@@ -10,7 +10,9 @@ __all__ = ["__version__", "load"]
 
 
 def load(directory, **options):
-    """Loads a trained or converted detector: see `haksnet_jax.detector.load`."""
-    from haksnet_jax import detector  # here: it loads JAX, which importing the package alone should not
+    """Loads a trained or converted detector: see `haksnet_jax.inference.predictor.load`."""
+    from haksnet_jax.inference import (
+        predictor as detector,  # here: it loads JAX, which importing the package alone should not
+    )
 
     return detector.load(directory, **options)

@@ -5,13 +5,20 @@ that happens at once, but there an object appears with its whole content when it
 """
 
 import contextlib
+import datetime
+import fcntl
 import os
 import pathlib
+import platform
 import shutil
 import tempfile
 
 import fsspec
 from etils import epath
+
+from haksnet_jax.errors import UserError
+
+LOCK_FILE = ".in_use"  # in a folder that a process writes into
 
 
 def is_bucket(path):
@@ -80,6 +87,52 @@ def whole(path, *, sync=True):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(folder):
+    """Holds a folder for this process, so that a second one does not write into it at the same time.
+
+    The system releases the lock when a process ends, however it ends: a killed one leaves nothing to clean up. Folders
+    in buckets, and disks whose file system knows no locks, are not guarded.
+
+    Args:
+      folder: exists.
+
+    Raises:
+      UserError: another process holds it; the message names its host, its number and since when.
+    """
+    path = epath.Path(folder) / LOCK_FILE
+    if is_bucket(path):
+        yield
+        return
+    while True:
+        file = open(path, "a+")  # noqa: SIM115 (closed below; a `with` would close it before the body has run)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{folder} is in use by {holder}: wait for it to end or stop it, or name another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            break
+        # The holder before may have removed the file between our opening and locking it.
+        if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            break
+        file.close()
+    try:
+        file.truncate(0)
+        now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+        file.write(f"process {os.getpid()} on {platform.node()}, since {now}")
+        file.flush()
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        file.close()
 
 
 def write_bytes(path, data, *, sync=True):

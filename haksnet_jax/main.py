@@ -39,7 +39,7 @@ def main(argv):
 
     from haksnet_jax import checkpoint, devices, files, hosts  # (flags are checked before JAX is loaded)
     from haksnet_jax.pipeline.loader import PipelineError
-    from haksnet_jax.train import Stopped, TrainingError, train_and_evaluate
+    from haksnet_jax.training.loop import Stopped, TrainingError, train_and_evaluate
 
     logging.get_absl_handler().addFilter(checkpoint.log_filter)
     devices.enable_compilation_cache()

@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 from reference_weights import make_state_dict
 
-from haksnet_jax import checkpoint, detector, evaluate
-from haksnet_jax.models.torch_weights import from_torch, read_architecture
-from haksnet_jax.pipeline.labels import CLASSES, polygons_to_boxes
+from haksnet_jax.cli import evaluate
+from haksnet_jax.inference import predictor as detector
+from haksnet_jax.labels.dota import CLASSES, polygons_to_boxes
 from haksnet_jax.structures import Detections
+from haksnet_jax.training import checkpoint
+from haksnet_jax.weights.torch_weights import from_torch, read_architecture
 
 CLASS_NAMES = CLASSES["dota10"]
 MOST = 50

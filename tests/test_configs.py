@@ -8,8 +8,8 @@ from flax import nnx
 from data import dior_r, fair1m, hrsc2016, hrsid
 from data.dota import build
 from data.dota import builder as dota
-from haksnet_jax import train
-from haksnet_jax.pipeline import labels
+from haksnet_jax.labels import dota as labels
+from haksnet_jax.training import loop as train
 
 # The splits that the builders' documentation promises; FAIR1M's and DOTA's are named by folders.
 BUILDERS = {

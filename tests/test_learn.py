@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks import learn
-from haksnet_jax.pipeline.labels import boxes_to_polygons
-from haksnet_jax.predict import write_detections_json
+from haksnet_jax.cli.predict import write_detections_json
+from haksnet_jax.labels.dota import boxes_to_polygons
 
 
 def detections_file(path, boxes_by_image):

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 from reference_weights import make_state_dict
 
-from haksnet_jax.models.torch_weights import entries
+from haksnet_jax.weights.torch_weights import entries
 
 STORAGE_NAMES = {
     "float64": "DoubleStorage",

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from haksnet_jax import checkpoint
+from haksnet_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEMPORARY_FAILURE = 75  # sysexits.h

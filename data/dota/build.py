@@ -12,7 +12,7 @@ import sys
 
 from data import builder
 from data.dota import builder as dota
-from haksnet_jax.pipeline import labels
+from haksnet_jax.labels import dota as labels
 
 CONFIGS = {"dota10": "v1.0", "dota15": "v1.5", "dota20": "v2.0"}
 

@@ -9,7 +9,7 @@ import functools
 import tensorflow_datasets as tfds
 
 from data import builder
-from haksnet_jax.pipeline import labels
+from haksnet_jax.labels import dota as labels
 
 FOLDER_HELP = """The source folder holds one folder a split (train, val, trainval, test or any other name), each with
 

@@ -8,7 +8,7 @@ The work is done by haksnet_jax.splitting, whose text says what is written.
 
 import sys
 
-from haksnet_jax.splitting import main
+from haksnet_jax.preparation.splitting import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from haksnet_jax.kernels.depthwise import depthwise_conv
+from haksnet_jax.kernels.narrow_conv import narrow_conv
 from haksnet_jax.models.initializers import kaiming_fan_out, normal
-from haksnet_jax.ops.depthwise import depthwise_conv
-from haksnet_jax.ops.narrow_conv import narrow_conv
-from haksnet_jax.ops.rematerialization import mark_kept
+from haksnet_jax.models.rematerialization import mark_kept
 
 
 class DepthwiseConv(nnx.Module):

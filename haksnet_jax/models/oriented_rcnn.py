@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from haksnet_jax.geometry.anchors import anchor_grid
+from haksnet_jax.models.backbones.haksnet import HAKSNet
 from haksnet_jax.models.fpn import FPN
-from haksnet_jax.models.haksnet import HAKSNet
 from haksnet_jax.models.roi_head import RotatedRoIHead, select_detections
 from haksnet_jax.models.rpn import OrientedRPN, select_proposals
-from haksnet_jax.ops.anchors import anchor_grid
 
 STRIDES = (4, 8, 16, 32, 64)
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, the ImageNet values that upstream trains with

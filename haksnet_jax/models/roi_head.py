@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from haksnet_jax.geometry.box_coders import decode_delta_xywha
+from haksnet_jax.geometry.nms import nms_rotated
+from haksnet_jax.kernels.roi_align import roi_levels, rotated_roi_align
 from haksnet_jax.models.initializers import xavier_normal
 from haksnet_jax.models.layers import OutputLinear
-from haksnet_jax.ops.box_coders import decode_delta_xywha
-from haksnet_jax.ops.nms import nms_rotated
-from haksnet_jax.ops.roi_align import roi_levels, rotated_roi_align
-from haksnet_jax.ops.sharding import over_mesh
 from haksnet_jax.structures import Detections
+from haksnet_jax.target import over_mesh
 
 
 class RotatedRoIHead(nnx.Module):

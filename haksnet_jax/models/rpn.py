@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from haksnet_jax.geometry.anchors import level_shapes
+from haksnet_jax.geometry.box_coders import decode_midpoint_offset
+from haksnet_jax.geometry.boxes import boxes_to_hboxes
+from haksnet_jax.geometry.nms import nms_horizontal
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import OutputLinear
-from haksnet_jax.ops.anchors import level_shapes
-from haksnet_jax.ops.box_coders import decode_midpoint_offset
-from haksnet_jax.ops.boxes import boxes_to_hboxes
-from haksnet_jax.ops.nms import nms_horizontal
-from haksnet_jax.ops.sharding import over_mesh
 from haksnet_jax.structures import Proposals
+from haksnet_jax.target import over_mesh
 
 
 class OrientedRPN(nnx.Module):

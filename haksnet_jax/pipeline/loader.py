@@ -31,8 +31,8 @@ import cv2
 import numpy as np
 from absl import flags, logging
 
+from haksnet_jax.labels.dota import polygons_to_boxes
 from haksnet_jax.pipeline import transforms
-from haksnet_jax.pipeline.labels import polygons_to_boxes
 
 # Periods of waiting for one batch after which it is not waited for any more.
 MAX_STALLED_PERIODS = 10

@@ -19,8 +19,7 @@ import cv2
 import numpy as np
 
 from haksnet_jax import files
-from haksnet_jax.pipeline import scenes
-from haksnet_jax.pipeline.labels import (
+from haksnet_jax.labels.dota import (
     Problem,
     boxes_to_polygons,
     format_label_line,
@@ -28,6 +27,7 @@ from haksnet_jax.pipeline.labels import (
     polygons_to_boxes,
     read_labels,
 )
+from haksnet_jax.pipeline import scenes
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
@@ -255,7 +255,9 @@ class FolderSource:
         return found
 
     def _check_image(self, index, decode):
-        from haksnet_jax.pipeline import image_files  # here: it loads GDAL where that is installed; reading needs none
+        from haksnet_jax.images import (
+            files as image_files,  # here: it loads GDAL where that is installed; reading needs none
+        )
 
         path = self._paths[index]
         try:

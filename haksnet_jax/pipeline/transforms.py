@@ -9,7 +9,7 @@ import math
 import cv2
 import numpy as np
 
-from haksnet_jax.ops.boxes import to_le90
+from haksnet_jax.geometry.boxes import to_le90
 
 FLIPS = ("horizontal", "vertical", "diagonal")
 # The mean colour of the networks' normalisation in whole numbers (RGB): padding is next to zero once normalised.

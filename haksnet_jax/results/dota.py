@@ -14,9 +14,9 @@ import numpy as np
 from etils import epath
 
 from haksnet_jax import files
-from haksnet_jax.ops.boxes import boxes_to_corners
-from haksnet_jax.pipeline.labels import MAX_COORDINATE, Problem
-from haksnet_jax.results import polygon_iou
+from haksnet_jax.geometry import polygon_iou
+from haksnet_jax.geometry.boxes import boxes_to_corners
+from haksnet_jax.labels.dota import MAX_COORDINATE, Problem
 from haksnet_jax.results.tiles import is_tile_name
 
 # Reasons that leave a submission valid, but that somebody will want to know of.

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from haksnet_jax import files
-from haksnet_jax.ops.boxes import boxes_to_corners
-from haksnet_jax.pipeline import image_files
+from haksnet_jax.geometry.boxes import boxes_to_corners
+from haksnet_jax.images import files as image_files
 
 
 class Georeference(NamedTuple):

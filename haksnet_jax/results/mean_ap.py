@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from haksnet_jax.ops.boxes import boxes_to_corners
-from haksnet_jax.results import polygon_iou
+from haksnet_jax.geometry import polygon_iou
+from haksnet_jax.geometry.boxes import boxes_to_corners
 
 IOU_THRESHOLDS = tuple((np.arange(10, 20) / 20).tolist())  # 0.5, 0.55, ... 0.95
 # i * 0.1 and not i / 10: three of these levels lie one rounding above 0.3, 0.6 and 0.7, and DOTA's own tool compares

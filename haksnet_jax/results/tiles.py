@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from haksnet_jax.results import polygon_iou
+from haksnet_jax.geometry import polygon_iou
 
 _FIRST_BLOCK = 2048
 _SMALLEST_CELL = 8.0  # pixels; smaller boxes than this share the finest grid

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from haksnet_jax import files
-from haksnet_jax.ops.boxes import boxes_to_corners
+from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.results import mean_ap
 
 # Hues far apart for neighbouring classes, all light enough to be seen on vegetation, water and asphalt.

@@ -10,7 +10,8 @@ import pytest
 from data import builder, dior_r, fair1m, hrsc2016, hrsid, ssdd
 from data.dota import build
 from data.dota import builder as dota
-from haksnet_jax.pipeline import labels, sources
+from haksnet_jax.labels import dota as labels
+from haksnet_jax.pipeline import sources
 
 SQUARE = np.array([[10, 10], [30, 10], [30, 20], [10, 20]], np.float32)
 

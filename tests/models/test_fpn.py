@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from haksnet_jax.models.fpn import FPN
-from haksnet_jax.parity import networks
-from haksnet_jax.parity.rows import Fixture
+from haksnet_jax.tools.parity import networks
+from haksnet_jax.tools.parity.rows import Fixture
 
 
 def test_pyramid_and_rpn_give_the_recorded_outputs_for_even_and_odd_sizes(golden_file):

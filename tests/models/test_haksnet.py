@@ -11,9 +11,11 @@ from detectors import PIXEL_MEAN, PIXEL_STD, detector_of, reference_detector
 from flax import nnx
 from reference_weights import make_input, make_state_dict
 
-from haksnet_jax import checkpoint
-from haksnet_jax.models import haksnet, layers, torch_weights
+from haksnet_jax.models import layers
+from haksnet_jax.models.backbones import haksnet
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN, num_parameters
+from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import torch_weights
 
 # A block of 16 channels, one stage: the rows of the weight table name everything inside it.
 BLOCK_ARCHITECTURE = {

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from haksnet_jax import checkpoint
-from haksnet_jax.models.haksnet import BackboneSize
+from haksnet_jax.models.backbones.haksnet import BackboneSize
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
-from haksnet_jax.parity import networks
-from haksnet_jax.parity.rows import Fixture
+from haksnet_jax.tools.parity import networks
+from haksnet_jax.tools.parity.rows import Fixture
+from haksnet_jax.training import checkpoint
 
 
 def test_initial_weights_are_distributed_as_the_recorded_ones(golden_file):

@@ -11,10 +11,10 @@ from conftest import OPTIMIZED
 from detectors import reference_detector
 from flax import nnx
 
-from haksnet_jax.models.haksnet import BackboneSize
+from haksnet_jax.models.backbones.haksnet import BackboneSize
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
-from haksnet_jax.parity import networks
-from haksnet_jax.parity.rows import Fixture, Found, Limits, match_boxes
+from haksnet_jax.tools.parity import networks
+from haksnet_jax.tools.parity.rows import Fixture, Found, Limits, match_boxes
 
 
 def red(rows):

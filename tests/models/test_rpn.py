@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from haksnet_jax.geometry.anchors import anchor_grid
+from haksnet_jax.geometry.box_coders import decode_midpoint_offset, encode_midpoint_offset
 from haksnet_jax.models.rpn import OrientedRPN, select_proposals
-from haksnet_jax.ops.anchors import anchor_grid
-from haksnet_jax.ops.box_coders import decode_midpoint_offset, encode_midpoint_offset
 
 SHAPE = (64, 96)
 ANCHORS = anchor_grid(SHAPE)

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
+from haksnet_jax.labels.dota import boxes_to_polygons, polygons_to_boxes
 from haksnet_jax.pipeline import loader, transforms
-from haksnet_jax.pipeline.labels import boxes_to_polygons, polygons_to_boxes
 from haksnet_jax.pipeline.sources import FolderSource, SceneSource, write_dota_folder
 
 CLASSES = ("plane", "ship")

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+from haksnet_jax.labels.dota import CLASSES, outside_fraction, polygons_to_boxes
 from haksnet_jax.pipeline import scenes
-from haksnet_jax.pipeline.labels import CLASSES, outside_fraction, polygons_to_boxes
 from haksnet_jax.pipeline.sources import (
     FolderSource,
     SceneSource,

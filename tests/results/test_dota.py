@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from haksnet_jax import submit
-from haksnet_jax.pipeline import labels
+from haksnet_jax.cli import submit
+from haksnet_jax.labels import dota as labels
 from haksnet_jax.results import dota
 
 CLASSES = ("plane", "ship", "storage-tank")
@@ -297,7 +297,7 @@ def test_command_ends_with_status_one_and_without_a_file_when_names_are_wrong(tm
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
     (tmp_path / "list.txt").write_text("P1\n")
     options = {"predictions": "in", "output": "s.zip", "classes": "classes.txt", "image-list": "list.txt"}
-    command = [sys.executable, "-m", "haksnet_jax.submit"]
+    command = [sys.executable, "-m", "haksnet_jax", "submit"]
     command += [f"--{name}={tmp_path / value}" for name, value in options.items()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from haksnet_jax.ops.boxes import boxes_to_corners
+from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.results.mean_ap import KINDS, analyse_errors, mean_average_precision
 
 CLASSES = ("plane", "ship", "harbor")

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from haksnet_jax.results import polygon_iou, tiles
+from haksnet_jax.geometry import polygon_iou
+from haksnet_jax.results import tiles
 
 
 @pytest.mark.parametrize("protocol", ["ss", "ms"])

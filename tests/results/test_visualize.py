@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from haksnet_jax.ops.boxes import boxes_to_corners
+from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.results import mean_ap, visualize
 
 CLASSES = ("plane", "ship", "harbor")

@@ -1,0 +1,1 @@
+"""The program `haksnet`: a thin file for each command."""

@@ -1,0 +1,1 @@
+"""Hosts, and the mesh of their devices."""

@@ -1,0 +1,1 @@
+"""Boxes, anchors, matching, overlap and suppression: pure functions of arrays."""

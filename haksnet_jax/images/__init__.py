@@ -1,0 +1,1 @@
+"""What is an image, and its pixels: one reader for all."""

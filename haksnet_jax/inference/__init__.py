@@ -1,0 +1,1 @@
+"""A model ready to use on images of any size."""

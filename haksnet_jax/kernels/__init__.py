@@ -1,0 +1,1 @@
+"""Operations with a form for each platform: one name, the same result."""

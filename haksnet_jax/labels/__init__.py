@@ -1,0 +1,1 @@
+"""Label formats, classes, and problems in labels."""

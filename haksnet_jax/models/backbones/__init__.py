@@ -1,0 +1,1 @@
+"""Backbones: `channels`, `strides`, and a call that gives maps."""

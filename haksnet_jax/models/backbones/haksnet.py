@@ -1,0 +1,320 @@
+"""HAKSNet, the backbone: four stages of blocks that choose among kernel sizes at each position.
+
+Source: the public implementation `peace1111/HAKSNet` (a fork of MMRotate), whose arithmetic this follows exactly,
+including what its class names do not tell: the doubled input of the channel gate and the activation that is never used.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from haksnet_jax.kernels.gated_mlp import GatedMLPWeights, gated_mlp
+from haksnet_jax.kernels.narrow_conv import narrow_conv
+from haksnet_jax.kernels.strided_conv import strided_conv
+from haksnet_jax.models.initializers import kaiming_fan_out
+from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path
+from haksnet_jax.models.rematerialization import keep_marked, mark_kept
+
+
+class BackboneSize(NamedTuple):
+    """Widths and depths of the four stages, at strides 4, 8, 16 and 32."""
+
+    channels: tuple[int, ...]
+    depths: tuple[int, ...]
+    mlp_ratios: tuple[float, ...] = (8, 8, 4, 4)  # of hidden widths, which are rounded to whole channels
+
+
+SIZES = {
+    "t": BackboneSize(channels=(32, 64, 160, 256), depths=(3, 3, 5, 2)),
+    "s": BackboneSize(channels=(64, 128, 320, 512), depths=(2, 2, 4, 2)),
+}
+
+
+def _pointwise(channels_in, channels_out, *, dtype, rngs):
+    return nnx.Linear(channels_in, channels_out, kernel_init=kaiming_fan_out, dtype=dtype, rngs=rngs)
+
+
+class PatchEmbedding(nnx.Module):
+    """Strided convolution and batch normalisation in front of a stage."""
+
+    def __init__(self, channels_in, channels_out, *, size, stride, dtype, rngs):
+        # (it holds the parameters; `strided_conv` convolves)
+        self.conv = nnx.Conv(
+            channels_in, channels_out, (size, size), kernel_init=kaiming_fan_out, dtype=dtype, rngs=rngs
+        )
+        self.norm = BatchNorm(channels_out, dtype=jnp.float32)
+        self.stride = stride
+
+    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C'] float32
+        kernel, bias = (parameter[...].astype(self.conv.dtype) for parameter in (self.conv.kernel, self.conv.bias))
+        return self.norm(strided_conv(x.astype(self.conv.dtype), kernel, self.stride) + bias, train=train)
+
+
+class KernelSelection(nnx.Module):
+    """A cascade of depthwise convolutions 3, 5, 7, 9, summed with weights for each position and each kernel."""
+
+    def __init__(self, channels, *, dtype, rngs):
+        self.dw_conv3 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
+        self.dw_conv5 = DepthwiseConv(channels, 5, dtype=dtype, rngs=rngs)
+        self.dw_conv7 = DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
+        self.dw_conv9 = DepthwiseConv(channels, 9, dtype=dtype, rngs=rngs)
+        self.spatial_fusion = NarrowConv(4, 7, dtype=dtype, rngs=rngs)  # over the channel means of the four
+        self.kernel_attention_1 = _pointwise(4 * channels, 4, dtype=jnp.float32, rngs=rngs)
+        self.kernel_attention_2 = _pointwise(4, 4, dtype=jnp.float32, rngs=rngs)
+
+    @jax.named_scope("kernel_selection")
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        u, cascade = x, []
+        for convolve in (self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9):
+            u = mark_kept(convolve(u))
+            cascade.append(u)
+        channel_means = jnp.stack([u.mean(-1, dtype=jnp.float32) for u in cascade], axis=-1)  # [B, H, W, 4]
+        spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(channel_means)))  # [B, H, W, 4]
+        global_means = jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)  # [B, 4 C]
+        hidden = jax.nn.relu(self.kernel_attention_1(mark_kept(global_means)))
+        kernel = jax.nn.softmax(self.kernel_attention_2(hidden))  # [B, 4]
+        weights = spatial.astype(jnp.float32) * kernel[:, None, None, :]
+        mixed = sum(u.astype(jnp.float32) * weights[..., i, None] for i, u in enumerate(cascade))
+        return x * mixed.astype(x.dtype)
+
+
+class ChannelMixing(nnx.Module):
+    """A squeeze-excite gate, then two depthwise convolutions with a GELU between."""
+
+    def __init__(self, channels, *, dtype, rngs):
+        self.squeeze = _pointwise(channels, channels // 4, dtype=jnp.float32, rngs=rngs)
+        self.excite = _pointwise(channels // 4, channels, dtype=jnp.float32, rngs=rngs)
+        self.dw_conv_1 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
+        self.dw_conv_2 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
+
+    @jax.named_scope("channel_mixing")
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        means = mark_kept(x.mean((1, 2), dtype=jnp.float32))  # [B, C]
+        gate = jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(means))))
+        # The input enters twice: the reference's gate returns x * g, and its caller multiplies by x again.
+        gated = jnp.square(x.astype(jnp.float32)) * gate[:, None, None, :]
+        hidden = mark_kept(self.dw_conv_1(gated.astype(x.dtype)))
+        return self.dw_conv_2(jax.nn.gelu(hidden, approximate=False))
+
+
+class Attention(nnx.Module):
+    """Kernel selection and channel mixing side by side, with a shortcut of their own inside the block's."""
+
+    def __init__(self, channels, *, dtype, rngs):
+        self.kernel_selection = KernelSelection(channels, dtype=dtype, rngs=rngs)
+        self.channel_mixing = ChannelMixing(channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        return self.kernel_selection(x) + self.channel_mixing(x) + x
+
+
+def _plain_convolution(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class RedundancySuppression(nnx.Module):
+    """The block's MLP: a 3 x 3 convolution on a quarter of the channels, then a gated expansion."""
+
+    def __init__(self, channels, hidden, *, dtype, rngs):
+        self.num_convolved = channels // 4
+        self.partial_conv = nnx.Conv(
+            self.num_convolved,
+            self.num_convolved,
+            (3, 3),
+            padding=1,
+            use_bias=False,
+            kernel_init=kaiming_fan_out,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.expand = _pointwise(channels, 2 * hidden, dtype=dtype, rngs=rngs)
+        self.dw_conv = DepthwiseConv(hidden, 3, dtype=dtype, rngs=rngs)
+        self.project = _pointwise(hidden, channels, dtype=dtype, rngs=rngs)
+
+    def _convolve_some(self, x):
+        if x.dtype != jnp.bfloat16 or jax.default_backend() != "gpu":
+            convolved, untouched = jnp.split(x.astype(self.partial_conv.dtype), [self.num_convolved], axis=-1)
+            convolved = mark_kept(narrow_conv(convolved, self.partial_conv.kernel[...], _plain_convolution))
+            return jnp.concatenate([convolved, untouched], axis=-1)
+        # One convolution of all channels, where the others have a single weight of one at the centre: exact in
+        # bfloat16, and without the copies of parts, which take a GPU longer than the products with zeros.
+        num_channels = x.shape[-1]
+        beyond = (0, num_channels - self.num_convolved)
+        kernel = jnp.pad(self.partial_conv.kernel[...], ((0, 0), (0, 0), beyond, beyond))
+        untouched = np.zeros((3, 3, num_channels, num_channels), np.float32)
+        untouched[1, 1] = np.diag(np.arange(num_channels) >= self.num_convolved)
+        return _plain_convolution(x, kernel + untouched)
+
+    @jax.named_scope("mlp")
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        x = self._convolve_some(x)
+        weights = GatedMLPWeights(
+            self.expand.kernel[...],
+            self.expand.bias[...],
+            self.dw_conv.kernel[...],
+            self.dw_conv.bias[...],
+            self.project.kernel[...],
+            self.project.bias[...],
+        )
+        return gated_mlp(x, weights)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each normalised, scaled for each channel, and added to its input.
+
+    What is added up is float32 whatever the arithmetic inside the branches: in bfloat16 every block would round the sum
+    of all before it.
+    """
+
+    def __init__(self, channels, mlp_ratio, *, dtype, rngs):
+        self.norm1 = BatchNorm(channels, dtype=dtype)
+        self.attention = Attention(channels, dtype=dtype, rngs=rngs)
+        self.layer_scale_1 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
+        self.norm2 = BatchNorm(channels, dtype=dtype)
+        self.mlp = RedundancySuppression(channels, round(channels * mlp_ratio), dtype=dtype, rngs=rngs)
+        self.layer_scale_2 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
+
+    def __call__(self, x, *, train, drop_rate=0.0, key=None):  # [B, H, W, C] -> [B, H, W, C], both float32
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = self._residual(x, self.attention(self.norm1(x, train=train)), self.layer_scale_1, drop_rate, keys[0])
+        return self._residual(x, self.mlp(self.norm2(x, train=train)), self.layer_scale_2, drop_rate, keys[1])
+
+    def _residual(self, x, branch, layer_scale, drop_rate, key):
+        branch = mark_kept(branch).astype(jnp.float32) * layer_scale[...]
+        return x + (branch if key is None else drop_path(branch, drop_rate, key))
+
+
+def _stack(*leaves):
+    """[...] arrays to one [n, ...]; on the host where they are there, which spares a compilation for each shape."""
+    return jnp.stack(leaves) if isinstance(leaves[0], jax.core.Tracer) else np.stack(leaves)
+
+
+class Stage(nnx.Module):
+    """Patch embedding, equal blocks, LayerNorm. The parameters of the blocks are stacked on a leading axis.
+
+    Stacked, the blocks can run as one scanned body that is compiled once; written out, they spare the copies that a
+    scan makes of all it keeps for the gradient. On an H100 these copies were 12 of 71 ms of T's training step, and the
+    convolutions' tuning, which equal shapes share, is most of the compile time; the TPU compiler takes minutes a block.
+    Scanned blocks keep for the gradient what is marked for it (`rematerialization`) and compute the rest again: by the
+    TPU compiler for v5e (T's backbone, 2 images), 1.0 GiB instead of 3.3, 8.3 GB of traffic instead of 9.6, 115 ms
+    instead of 118.
+    """
+
+    def __init__(self, channels_in, channels, depth, mlp_ratio, *, size, stride, dtype, unroll, remat, rngs):
+        self.patch_embed = PatchEmbedding(channels_in, channels, size=size, stride=stride, dtype=dtype, rngs=rngs)
+        blocks = [nnx.split(Block(channels, mlp_ratio, dtype=dtype, rngs=rngs)) for _ in range(depth)]
+        stacked = jax.tree.map(_stack, *[state for _, state in blocks])
+        self.blocks = nnx.merge(blocks[0][0], stacked)
+        self.norm = nnx.LayerNorm(channels, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.depth = depth
+        self.unroll = unroll
+        self.remat = remat
+
+    def __call__(self, x, *, train, drop_rates, key=None):
+        """Runs the stage.
+
+        Args:
+          x: [B, H, W, C] input.
+          train: whether batch normalisation uses (and updates) the batch's statistics.
+          drop_rates: [depth] stochastic depth rates; used where `key` is given.
+          key: random key, or None for no stochastic depth.
+
+        Returns:
+          [B, H', W', C'] normalised map: the stage's output and the next stage's input.
+        """
+        x = self.patch_embed(x, train=train)
+        graph, params, stats = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
+        keys = None if key is None else jax.random.split(key, self.depth)
+
+        def body(x, scanned):
+            params, stats, drop_rate, key = scanned
+            block = nnx.merge(graph, params, stats)
+            x = block(x, train=train, drop_rate=drop_rate, key=key)
+            return x, nnx.state(block, nnx.BatchStat)
+
+        # (a scan over a single block would only be more to compile)
+        unroll = (jax.default_backend() == "gpu" or self.depth == 1) if self.unroll is None else self.unroll
+        if self.remat or not unroll:
+            # (inside a scan nothing can be merged)
+            body = jax.checkpoint(body, prevent_cse=unroll, policy=None if self.remat else keep_marked)
+        scanned = (params, stats, drop_rates, keys)
+        if unroll:
+            # A loop of Python's: scan's own unrolling would still stack what is kept for the gradient. Equal blocks are
+            # traced and lowered once for all of them.
+            body = jax.jit(body)
+            new_stats = []
+            for i in range(self.depth):
+                x, block_stats = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], scanned))
+                new_stats.append(block_stats)
+            stats = jax.tree.map(_stack, *new_stats)
+        else:
+            x, stats = jax.lax.scan(body, x, scanned, length=self.depth)
+        if train:
+            nnx.update(self.blocks, stats)
+        return self.norm(x)
+
+
+class HAKSNet(nnx.Module):
+    """The backbone.
+
+    Args:
+      size: BackboneSize.
+      drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
+      dtype: dtype of the arithmetic (parameters and statistics stay float32).
+      unroll: whether to write the blocks of a stage out instead of scanning over them; None: on GPUs, and single ones.
+      remat: recompute each block whole in the backward pass, also what blocks keep otherwise.
+      rngs: source of the initial parameters.
+    """
+
+    def __init__(self, size, *, drop_path_rate=0.1, dtype=jnp.float32, unroll=None, remat=False, rngs):
+        self.dtype = dtype
+        self.drop_path_rate = drop_path_rate
+        self.depths = tuple(size.depths)
+        stages = []
+        channels_in = 3
+        for i, (channels, depth, ratio) in enumerate(zip(size.channels, size.depths, size.mlp_ratios, strict=True)):
+            kernel, stride = (7, 4) if i == 0 else (3, 2)
+            stages.append(
+                Stage(
+                    channels_in,
+                    channels,
+                    depth,
+                    ratio,
+                    size=kernel,
+                    stride=stride,
+                    dtype=dtype,
+                    unroll=unroll,
+                    remat=remat,
+                    rngs=rngs,
+                )
+            )
+            channels_in = channels
+        self.stages = nnx.List(stages)
+
+    def __call__(self, images, *, train=False, key=None):
+        """Computes the four feature maps.
+
+        Args:
+          images: [B, H, W, 3] normalised RGB.
+          train: batch statistics instead of running ones.
+          key: random key for stochastic depth, or None for none.
+
+        Returns:
+          Four maps [B, ceil(H / s), ceil(W / s), C_s] at strides s = 4, 8, 16, 32.
+        """
+        x = images.astype(self.dtype)
+        rates = jnp.linspace(0.0, self.drop_path_rate, sum(self.depths))
+        keys = [None] * len(self.depths) if key is None else jax.random.split(key, len(self.depths))
+        outputs = []
+        start = 0
+        for i, (stage, depth, stage_key) in enumerate(zip(self.stages, self.depths, keys, strict=True)):
+            with jax.named_scope(f"stage_{i + 1}"):
+                x = stage(x, train=train, drop_rates=rates[start : start + depth], key=stage_key)
+            outputs.append(x)
+            start += depth
+        return tuple(outputs)

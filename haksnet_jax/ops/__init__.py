@@ -1,1 +1,0 @@
-"""Pure functions of arrays, for one image (vmap outside): boxes, matching, suppression, pooling."""

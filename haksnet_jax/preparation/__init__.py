@@ -1,0 +1,1 @@
+"""What is done ahead of training: splitting, validation, packing."""

@@ -1,0 +1,1 @@
+"""Programs that look at the rest: plan, benchmark, parity. Nothing imports them."""

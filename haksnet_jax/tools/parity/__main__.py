@@ -1,0 +1,169 @@
+"""The command: `python -m haksnet_jax parity --goldens=DIR [--json=FILE] [--only=PATTERN]`."""
+
+import fnmatch
+import json
+import math
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from haksnet_jax import files
+from haksnet_jax.tools.parity import data, networks, operators
+from haksnet_jax.tools.parity.rows import Fixture, Row
+
+# By the beginning of a fixture's name: "inference" stands for inference_t, inference_s and any other.
+CHECKS = {
+    "box_transforms": operators.box_transform_rows,
+    "coder_midpoint_offset": operators.midpoint_coder_rows,
+    "coder_delta_xywha": operators.delta_coder_rows,
+    "anchors": operators.anchor_rows,
+    "box_iou_rotated": operators.iou_rows,
+    "nms_rotated": operators.nms_rotated_rows,
+    "nms_horizontal": operators.nms_horizontal_rows,
+    "roi_align_rotated": operators.roi_align_rows,
+    "roi_extractor": operators.roi_extractor_rows,
+    "assigners": operators.assigner_rows,
+    "losses": operators.loss_rows,
+    "init_statistics": networks.init_rows,
+    "lr_schedule": operators.schedule_rows,
+    "optimizer_adamw": operators.optimizer_rows,
+    "drop_path": networks.drop_path_rows,
+    "backbone_blocks": networks.block_rows,
+    "backbone_full": networks.backbone_rows,
+    "neck_rpn": networks.neck_rpn_rows,
+    "inference_pipeline": networks.pipeline_rows,
+    "inference": networks.inference_rows,
+    "train_step": networks.train_step_rows,
+    "augment": data.augment_rows,
+    "evaluation": data.average_precision_rows,
+    "merge": data.merge_rows,
+    "checkpoints_expected": networks.checkpoint_rows,
+    "label_parsing": data.label_rows,
+    "image_split": data.split_rows,
+}
+_INPUTS = ("state_dict_", "weights_check", "model_summary")  # not outputs to compare with, but what others are made of
+_FIGURES = ("absolute", "relative")
+_ROUNDED = ("inference_pipeline", "inference")  # what is compared in bfloat16
+
+
+def check_of(name):
+    """The key of CHECKS for a fixture's name, or None."""
+    fitting = [key for key in CHECKS if name == key or name.startswith(f"{key}_")]
+    return max(fitting, key=len, default=None)
+
+
+def report(folder, *, only="*", dtype="float32", done=None):
+    """Compares everything that is recorded in a folder.
+
+    Args:
+      folder: with the fixtures, `reference_weights.py`, the state_dict_*.json and the images they name.
+      only: pattern of fixtures' names.
+      dtype: "bfloat16" compares whole inference alone, with tolerances for it.
+      done: function of a fixture's rows, called as they come.
+
+    Returns:
+      (rows, names of recorded files that nothing is compared with).
+
+    Raises:
+      ValueError: the folder holds no fixture of that name.
+    """
+    names = sorted(path.stem for path in pathlib.Path(folder).glob("*.json"))
+    names = [name for name in names if fnmatch.fnmatchcase(name, only) and not name.startswith(_INPUTS)]
+    rounded = dtype == "bfloat16"
+    checks = {name: check_of(name) for name in names}
+    checked = [name for name in names if checks[name] and not (rounded and checks[name] not in _ROUNDED)]
+    if not checked:
+        raise ValueError(f"{folder} holds no fixture with a name like {only}: expected pairs NAME.json and NAME.npz")
+    order = list(CHECKS)
+    rows = []
+    for name in sorted(checked, key=lambda name: (order.index(checks[name]), name)):
+        options = {"dtype": jnp.bfloat16} if rounded else {}
+        try:
+            found = CHECKS[checks[name]](Fixture(folder, name), **options)
+        except Exception as error:  # one broken fixture must not hide the others' figures
+            reason = str(error).splitlines()[0] if str(error) else ""
+            found = [
+                Row(name, "could not be compared", math.nan, math.nan, "", False, f"{type(error).__name__}: {reason}")
+            ]
+        found = [row._replace(passed=bool(row.passed)) for row in found]  # of numpy's kind, which JSON does not know
+        rows += found
+        if done:
+            done(found)
+    return rows, [name for name in names if checks[name] is None]
+
+
+def _number(value):
+    """A figure as JSON can hold it."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _figure(value):
+    if math.isnan(value):
+        return "-"
+    return f"{value:.0f}" if math.isfinite(value) and value == int(value) and abs(value) < 1e5 else f"{value:.1e}"
+
+
+def as_markdown(rows):
+    """The table of the report."""
+    lines = ["| part | compared | absolute | relative | tolerance | verdict |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        what = f"{row.what} ({row.note})" if row.note else row.what
+        verdict = "green" if row.passed else "**red**"
+        cells = [row.part, what, _figure(row.absolute), _figure(row.relative), row.tolerance, verdict]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _print(rows):
+    for row in rows:
+        verdict = "green" if row.passed else "RED"
+        print(
+            f"{row.part:24} {row.what:44} {_figure(row.absolute):>8} {_figure(row.relative):>8}  {row.tolerance:24} "
+            f"{verdict:6} {row.note}".rstrip(),
+            flush=True,
+        )
+
+
+def run():
+    """Entry point of the command. Exit status 0 if every row is green, else 1."""
+    goldens = flags.DEFINE_string("goldens", None, "Folder of recorded outputs.", required=True)
+    json_file = flags.DEFINE_string("json", None, "File for the rows as JSON.")
+    markdown = flags.DEFINE_string("markdown", None, "File for the table as Markdown.")
+    only = flags.DEFINE_string("only", "*", "Pattern of the names of fixtures, such as inference_*.")
+    dtype = flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "bfloat16 compares whole inference, with its own tolerances."
+    )
+    platform = flags.DEFINE_string("platform", "cpu", "Where to compute: cpu, cuda or tpu.")
+
+    def main(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"Unexpected argument: {argv[1]}")
+        jax.config.update("jax_platforms", platform.value)
+        if dtype.value == "float32":
+            jax.config.update("jax_default_matmul_precision", "highest")  # the reference is exact float32
+        header = Row("part", "compared", math.nan, math.nan, "tolerance", True)
+        print(f"{header.part:24} {header.what:44} {'absolute':>8} {'relative':>8}  {header.tolerance:24} verdict")
+        try:
+            rows, unread = report(goldens.value, only=only.value, dtype=dtype.value, done=_print)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        red = [row for row in rows if not row.passed]
+        print(f"{len(rows) - len(red)} of {len(rows)} rows green")
+        if unread:
+            print(f"nothing is compared with {', '.join(unread)}")
+        if json_file.value:
+            records = [row._asdict() | {name: _number(getattr(row, name)) for name in _FIGURES} for row in rows]
+            files.write_text(json_file.value, json.dumps({"rows": records, "unread": unread}, indent=1) + "\n")
+        if markdown.value:
+            files.write_text(markdown.value, as_markdown(rows))
+        sys.exit(1 if red else 0)
+
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,423 @@
+"""Tiles: windows, objects, coordinates, restarts, and everything that can be wrong with the input."""
+
+import json
+import os
+import pathlib
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import shapely
+
+from haksnet_jax.images import files as image_files
+from haksnet_jax.inference.predictor import ImageFile
+from haksnet_jax.pipeline import sources
+from haksnet_jax.preparation import splitting, validation
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL = splitting.Parameters(tile=64, overlap=16)
+
+
+def write_scene(folder, name, pixels, lines=None):
+    """Writes an image and, unless None, its label lines; returns (folder of images, folder of labels)."""
+    images, annotations = folder / "images", folder / "labelTxt"
+    images.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(images / name), pixels)
+    if lines is not None:
+        annotations.mkdir(exist_ok=True)
+        (annotations / f"{pathlib.Path(name).stem}.txt").write_text("".join(f"{line}\n" for line in lines))
+    return images, annotations
+
+
+def split(folder, output, parameters=SMALL, with_labels=True, **kwargs):
+    """Cuts folder/images into output, in this process."""
+    annotations = [folder / "labelTxt"] if with_labels else []
+    return splitting.split([folder / "images"], annotations, output, parameters, num_workers=0, **kwargs)
+
+
+def noise(rows, columns, channels=3, dtype=np.uint8, seed=0):
+    high = np.iinfo(dtype).max
+    return np.random.default_rng(seed).integers(0, high, (rows, columns, channels), dtype=dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("protocol, key", [("single_scale", "ss"), ("multi_scale", "ms")])
+def test_tiles_and_labels_are_the_references(golden, tmp_path, protocol, key):
+    fixture = golden("image_split").manifest
+    for name, (width, height) in fixture["image_sizes_wh"].items():
+        _, annotations = write_scene(tmp_path / "in", f"{name}.png", np.zeros((height, width), np.uint8), [])
+        (annotations / f"{name}.txt").write_text(fixture["labels"][name])
+    overlap, rates = splitting.PROTOCOLS[protocol]
+    split(tmp_path / "in", tmp_path / "out", splitting.Parameters(overlap=overlap, rates=rates))
+    windows = [window for found in fixture["expected"][key]["windows"].values() for window in found]
+    assert {path.stem for path in (tmp_path / "out/images").iterdir()} == {window["id"] for window in windows}
+    num_differ = 0
+    for window in windows:
+        lines = (tmp_path / f"out/labelTxt/{window['id']}.txt").read_text().splitlines()
+        assert len(lines) == len(window["lines"]), window["id"]
+        for ours, theirs, inside in zip(lines, window["lines"], window["inside_fraction"], strict=True):
+            *our_numbers, our_class, our_difficulty = ours.split()
+            *their_numbers, their_class, their_difficulty = theirs.split()
+            # 1e-3: the reference writes float32, whose spacing at coordinates of thousands of pixels is 2e-4
+            np.testing.assert_allclose(np.array(our_numbers, float), np.array(their_numbers, float), atol=1e-3)
+            assert our_class == their_class
+            if our_difficulty != their_difficulty:
+                # the only difference: complete objects that the reference marks as truncated, through rounding
+                num_differ += 1
+                assert their_difficulty == "2"
+                assert inside > 1 - 1e-6
+    assert num_differ == fixture["expected"][key]["of_these_marked_2"]
+
+
+def test_a_tile_is_the_window_of_the_image_padded_at_right_and_bottom(tmp_path):
+    scene = noise(100, 50)
+    write_scene(tmp_path, "a.png", scene, [])
+    split(tmp_path, tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out/images").iterdir())
+    assert names == ["a__64__0___0.png", "a__64__0___36.png"]
+    tile = cv2.imread(str(tmp_path / "out/images/a__64__0___36.png"))
+    np.testing.assert_array_equal(tile[:, :50], scene[36:])
+    np.testing.assert_array_equal(tile[:, 50:], np.broadcast_to(splitting.PADDING_BGR, (64, 14, 3)))
+    assert (tmp_path / "out/labelTxt/a__64__0___0.txt").read_bytes() == b""
+
+
+def test_inside_fractions_agree_with_shapely_one_by_one():
+    rng = np.random.default_rng(3)
+    centers, sizes = rng.uniform(0, 200, (40, 1, 2)), rng.uniform(2, 60, (40, 1, 2))
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
+    polygons = centers + corners * sizes + rng.uniform(-1, 1, (40, 4, 2))
+    windows = np.array([[0, 0, 100, 100], [50, 50, 150, 150], [180, 0, 280, 100]])
+    ours = splitting.inside_fractions(polygons, windows)
+    for row, window in enumerate(windows.tolist()):
+        for column, polygon in enumerate(polygons):
+            shape = shapely.Polygon(polygon)
+            expected = shape.intersection(shapely.box(*window)).area / shape.area
+            # 1e-12: the same float64 areas, in another order of operations
+            assert ours[row, column] == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_object_is_truncated_only_when_a_corner_is_outside(tmp_path):
+    lines = [
+        "0 0 64 0 64 64 0 64 plane 0",  # fills the tile exactly
+        "10 10 66 10 66 20 10 20 ship 0",  # 54 of 56 columns are inside
+        "20 30 84 30 84 40 20 40 ship 1",  # 44 and 36 of 64 columns: in neither tile
+        "0.1 0.1 30.3 0.2 30.2 10.7 0.3 10.1 bridge 1",  # fractional, complete: keeps its difficulty
+    ]
+    write_scene(tmp_path, "a.png", noise(64, 112), lines)
+    summary = split(tmp_path, tmp_path / "out")
+    written = (tmp_path / "out/labelTxt/a__64__0___0.txt").read_text().splitlines()
+    assert [line.split()[8:] for line in written] == [["plane", "0"], ["ship", "2"], ["bridge", "1"]]
+    assert summary.num_truncated == 1
+    assert [(p.reason, p.line) for p in summary.problems] == [("in_no_tile", 3)]
+    assert not summary.lost
+
+
+def test_resized_tiles_and_their_labels_have_the_side_of_a_tile(tmp_path):
+    write_scene(tmp_path, "a.png", noise(128, 128), ["8 16 72 16 72 48 8 48 plane 0"])
+    split(tmp_path, tmp_path / "out", splitting.Parameters(tile=64, overlap=16, rates=(0.5, 2.0), resize=True))
+    for path in (tmp_path / "out/images").iterdir():
+        assert cv2.imread(str(path)).shape == (64, 64, 3)
+    # rate 0.5: the window is 128 wide, so half the coordinates
+    assert (tmp_path / "out/labelTxt/a__128__0___0.txt").read_text() == "4 8 36 8 36 24 4 24 plane 0\n"
+
+
+@pytest.mark.parametrize("channels, dtype", [(1, "uint8"), (4, "uint8"), (3, "uint16"), (1, "uint16")])
+def test_channels_and_bits_stay(tmp_path, channels, dtype):
+    scene = noise(40, 40, channels, np.dtype(dtype))
+    write_scene(tmp_path, "a.png", scene)
+    split(tmp_path, tmp_path / "out", with_labels=False)
+    tile = cv2.imread(str(tmp_path / "out/images/a__64__0___0.png"), cv2.IMREAD_UNCHANGED).reshape(64, 64, channels)
+    assert tile.dtype == scene.dtype
+    np.testing.assert_array_equal(tile[:40, :40], scene)
+    assert not tile[40:].any()  # zeros where the image is not of three 8-bit channels
+    assert not (tmp_path / "out/labelTxt").exists()
+
+
+@pytest.mark.parametrize("channels, dtype", [(2, "uint8"), (8, "uint16"), (3, "float32")])
+def test_other_images_become_tiff_tiles(tmp_path, channels, dtype):
+    rasterio = pytest.importorskip("rasterio")
+    scene = noise(80, 64, channels).astype(dtype)
+    (tmp_path / "images").mkdir()
+    profile = {"driver": "GTiff", "height": 80, "width": 64, "count": channels, "dtype": dtype}
+    with rasterio.open(tmp_path / "images/a.tif", "w", **profile) as file:
+        file.write(np.moveaxis(scene, -1, 0))
+    split(tmp_path, tmp_path / "out", with_labels=False)
+    with rasterio.open(tmp_path / "out/images/a__64__0___16.tif") as file:
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), scene[16:])
+
+
+def test_a_large_tiff_is_read_window_by_window(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    scene = noise(300, 200)
+    profile = {"driver": "GTiff", "height": 300, "width": 200, "count": 3, "dtype": "uint8", "photometric": "rgb"}
+    with rasterio.open(
+        tmp_path / "a.tif", "w", BIGTIFF="YES", tiled=True, blockxsize=64, blockysize=64, **profile
+    ) as f:
+        f.write(np.moveaxis(scene, -1, 0))
+    with image_files.Reader(tmp_path / "a.tif", whole_up_to=0) as reader:
+        assert reader.header == image_files.Header("TIFF", 200, 300, 3, 8)
+        assert reader.shape == (300, 200)
+        np.testing.assert_array_equal(reader.read(30, 40, 150, 260), scene[40:260, 30:150, ::-1])
+
+
+# What EXIF's definitions of 1 to 8 say of the stored rows, in words of numpy.
+TURNS = (
+    lambda a: a,
+    np.fliplr,
+    lambda a: np.rot90(a, 2),
+    np.flipud,
+    lambda a: a.swapaxes(0, 1),
+    lambda a: np.rot90(a, -1),
+    lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    np.rot90,
+)
+
+
+def oriented_file(path, pixels, orientation):
+    """Writes BGR pixels, as stored, with an orientation tag."""
+    tag = struct.pack("<HHIHH", 274, 3, 1, orientation, 0)
+    exif = b"II*\0" + struct.pack("<IH", 8, 1) + tag + struct.pack("<I", 0)
+    if path.suffix == ".tif":
+        rows, columns = pixels.shape[:2]
+        tags = [(256, columns), (257, rows), (258, 8), (259, 1), (262, 2), (273, 8), (274, orientation), (277, 3)]
+        tags += [(278, rows), (279, pixels.size)]
+        directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        data = b"II*\0" + struct.pack("<I", 8 + pixels.size) + pixels[..., ::-1].tobytes()
+        path.write_bytes(data + struct.pack("<H", len(tags)) + directory + struct.pack("<I", 0))
+        return
+    data = cv2.imencode(path.suffix, pixels)[1].tobytes()
+    if path.suffix == ".jpg":
+        exif = b"Exif\0\0" + exif
+        path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
+    else:
+        chunk = b"eXIf" + exif
+        chunk = struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(data[:33] + chunk + data[33:])  # after the header
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".tif"])
+def test_orientation_tags_mean_the_same_when_cutting_training_and_predicting(tmp_path, extension):
+    stored = cv2.resize(noise(5, 7, seed=3), (70, 50))  # smooth: JPEG changes it little
+    (tmp_path / "images").mkdir()
+    for orientation, turn in enumerate(TURNS, start=1):
+        path = tmp_path / "images" / f"{orientation}{extension}"
+        oriented_file(path, stored, orientation)
+        turned = turn(stored)
+        header = image_files.read_header(path)
+        assert (header.height, header.width, header.orientation) == (*turned.shape[:2], orientation)
+        training = sources.decode_image(path.read_bytes(), path.name)[..., ::-1]
+        np.testing.assert_allclose(training, turned, atol=40 if extension == ".jpg" else 0)  # a wrong turn: 200
+        for whole_up_to in (2**31, 0):
+            with image_files.Reader(path, whole_up_to) as reader:
+                np.testing.assert_array_equal(reader.read(3, 5, 23, 31), training[5:31, 3:23])
+        with ImageFile(path) as image:
+            np.testing.assert_array_equal(image.read(3, 5, 23, 31)[..., ::-1], training[5:31, 3:23])
+    split(tmp_path, tmp_path / "out", with_labels=False)
+    tile = cv2.imread(str(tmp_path / "out/images/6__64__0___6.png"))
+    rotated = sources.decode_image((tmp_path / f"images/6{extension}").read_bytes(), "6")[..., ::-1]
+    np.testing.assert_array_equal(tile[:, :50], rotated[6:])
+    report = validation.validate(tmp_path / "images")
+    assert [problem.reason for problem in report.problems] == ["turned_image"] * 7 and not report.lost
+
+
+def test_class_names_with_blanks_labels_without_difficulty_and_extra_columns_pass(tmp_path):
+    lines = [
+        "imagesource:GoogleEarth\r",
+        "gsd:0.14\r",
+        "1 1 20 1 20 20 1 20 Small Car 1\r",
+        "1 1 20 1 20 30 1 30 ship\r",
+        "1 1 20 1 20 40 1 40 plane 0 0.98 x\r",
+    ]
+    write_scene(tmp_path, "a.png", noise(64, 64), lines)
+    summary = split(tmp_path, tmp_path / "out")
+    expected = ["1 1 20 1 20 20 1 20 Small-Car 1", "1 1 20 1 20 30 1 30 ship 0", "1 1 20 1 20 40 1 40 plane 0"]
+    assert (tmp_path / "out/labelTxt/a__64__0___0.txt").read_text().splitlines() == expected
+    assert not summary.problems
+
+
+def test_bad_lines_and_files_are_named_and_the_rest_is_cut(tmp_path):
+    images, annotations = write_scene(
+        tmp_path,
+        "good.jpg",
+        noise(64, 64),
+        [
+            "1 1 20 1 20 20 1 20 ship 0",
+            "1 1 20 1 20 twenty 1 20 ship 0",
+            "5 5 5 5 5 5 5 5 ship 0",
+            "1 1 20 20 20 1 1 20 ship 0",  # crossed
+            "1 1 1 20 20 20 20 1 ship 0",  # the other way round
+            "1 1 20 1 20 20 1 20 ship 0",  # duplicate
+        ],
+    )
+    write_scene(tmp_path, "half.png", noise(64, 64), [])
+    data = (images / "half.png").read_bytes()
+    (images / "half.png").write_bytes(data[: len(data) // 2])
+    write_scene(tmp_path, "text.png", noise(8, 8), [])
+    (images / "text.png").write_text("no image")
+    (images / "empty.png").write_bytes(b"")
+    (annotations / "empty.txt").touch()
+    write_scene(tmp_path, "unlabelled.png", noise(64, 64))
+    (annotations / "orphan.txt").touch()
+    (images / "wrong.png").write_bytes((images / "good.jpg").read_bytes())  # a JPEG by another name is no trouble
+    (annotations / "wrong.txt").touch()
+    summary = split(tmp_path, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out/images").iterdir()) == [
+        "good__64__0___0.png",
+        "wrong__64__0___0.png",
+    ]
+    found = {(pathlib.Path(p.path).name, p.line, p.reason) for p in summary.problems}
+    assert found == {
+        ("good.txt", 2, "bad_number"),
+        ("good.txt", 3, "zero_area"),
+        ("good.txt", 4, "crossed"),
+        ("good.txt", 6, "duplicate"),
+        ("half.png", 0, "truncated_image"),
+        ("text.png", 0, "not_an_image"),
+        ("empty.png", 0, "empty_image"),
+        ("unlabelled.png", 0, "image_without_labels"),
+        ("orphan.txt", 0, "labels_without_image"),
+    }
+    assert len(summary.lost) == 7  # all but the crossed and the duplicate one
+    assert len((tmp_path / "out/labelTxt/good__64__0___0.txt").read_text().splitlines()) == 4
+    assert (tmp_path / "out/split_problems.txt").read_text().count("\n") == len(summary.problems)
+
+
+def test_windows_without_content_are_counted_and_left_out_by_choice(tmp_path):
+    scene = np.zeros((64, 160, 3), np.uint8)  # windows at columns 0, 48 and 96
+    scene[:, :64] = noise(64, 64)
+    write_scene(tmp_path, "a.png", scene, ["10 10 20 10 20 20 10 20 ship 0"])
+    write_scene(tmp_path, "b.png", scene, ["150 10 160 10 160 20 150 20 ship 0"])  # an object where nothing is seen
+    summary = split(tmp_path, tmp_path / "all")
+    assert (summary.num_tiles, summary.num_blank) == (6, 2)
+    summary = split(tmp_path, tmp_path / "some", SMALL._replace(skip_blank=True))
+    assert (summary.num_tiles, summary.num_blank, summary.num_written) == (5, 2, 2)
+
+
+def test_a_second_start_does_only_what_is_missing(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        write_scene(tmp_path, f"{name}.png", noise(64, 64), ["1 1 20 1 20 20 1 20 ship 0"])
+    cut = splitting.split_image
+    started = []
+
+    def interrupted(job, *args):
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        started.append(job)
+        return cut(job, *args)
+
+    monkeypatch.setattr(splitting, "split_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        split(tmp_path, tmp_path / "out")
+    with open(tmp_path / "out/split_done.jsonl", "a") as file:
+        file.write('{"image": "c.pn')  # as a crash leaves it
+    (tmp_path / "out/images/.c__64__0___0.png.tmp").write_bytes(b"half")
+    started.clear()
+    summary = split(tmp_path, tmp_path / "out")
+    assert len(started) == 1
+    assert (summary.num_images, summary.num_tiles, summary.num_written) == (3, 3, 3)
+    started.clear()
+    # an image whose labels have changed is done again, the others are not
+    (tmp_path / "labelTxt/b.txt").write_text("")
+    summary = split(tmp_path, tmp_path / "out")
+    assert [pathlib.Path(job.image).name for job in started] == ["b.png"]
+    assert summary.num_written == 2
+    assert sorted(os.listdir(tmp_path / "out/images")) == [f"{name}__64__0___0.png" for name in "abc"]
+
+
+def test_a_log_gets_no_line_for_every_image(tmp_path, capsys):
+    for name in "abc":
+        write_scene(tmp_path, f"{name}.png", noise(40, 40), [])
+    command = [f"--images={tmp_path / 'images'}", f"--output={tmp_path / 'out'}", "--tile=64", "--overlap=8"]
+    assert splitting.main([*command, "--workers=0", "--rates", "0.5,1", "2"]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    parameters = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert parameters["rates"] == [0.5, 1, 2]
+    with pytest.raises(SystemExit):
+        splitting.main([*command, "--rates=a"])
+    assert "expected numbers separated by commas, got 'a'" in capsys.readouterr().err
+
+
+def test_other_parameters_in_the_same_folder_are_refused(tmp_path):
+    write_scene(tmp_path, "a.png", noise(64, 64), [])
+    split(tmp_path, tmp_path / "out")
+    with pytest.raises(splitting.SplitError, match="overlap was 16, is 8"):
+        split(tmp_path, tmp_path / "out", SMALL._replace(overlap=8))
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
+    write_scene(tmp_path, "a.png", noise(64, 64))
+    (tmp_path / "file").touch()
+    arguments = ["--images", str(tmp_path / "images"), "--output", str(tmp_path / "file" / "out"), "--workers", "0"]
+    assert splitting.main(arguments) == 1
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("Cannot make the output folder")
+    assert "\n" not in message
+
+
+def test_a_full_disk_ends_the_run_and_leaves_no_half_files(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_scene(tmp_path, f"{name}.png", noise(64, 64), [])
+    replace, calls = os.replace, []
+
+    def full(source, target):
+        calls.append(target)
+        if len(calls) == 5:  # manifest, labels and image of the first, labels of the second, and then no space
+            raise OSError(28, "No space left on device", str(target))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(splitting.SplitError, match=r"No space left on device\. 1 of 2 images are finished"):
+        split(tmp_path, tmp_path / "out")
+    assert len(os.listdir(tmp_path / "out/images")) == 1
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    monkeypatch.undo()
+    assert split(tmp_path, tmp_path / "out").num_images == 2
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    write_scene(tmp_path, "a.png", noise(8, 8))
+    write_scene(tmp_path, "a.jpg", noise(8, 8))
+    with pytest.raises(splitting.SplitError, match="tiles of the same names"):
+        split(tmp_path, tmp_path / "out", with_labels=False)
+
+
+def test_worker_processes_write_what_one_process_writes_and_ctrl_c_is_resumed(tmp_path):
+    for index in range(6):
+        write_scene(tmp_path, f"{index}.png", noise(500, 500, seed=index), ["1 1 20 1 20 20 1 20 ship 0"])
+    command = [sys.executable, "-m", "data.dota.split", "--images", tmp_path / "images", "--labels"]
+    command += [tmp_path / "labelTxt", "--output", tmp_path / "out", "--tile=64", "--overlap=32", "--workers=2"]
+    run = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **run)
+    done = tmp_path / "out/split_done.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (done.exists() and done.stat().st_size) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process
+    output = process.communicate(timeout=60)[0]
+    if process.returncode != 0:  # 0: a very fast machine had finished
+        assert process.returncode == 130
+        assert "The same command goes on" in output
+        assert "Traceback" not in output
+    finished = subprocess.run(command, timeout=120, **run)
+    assert finished.returncode == 0, finished.stdout
+    split(tmp_path, tmp_path / "single", SMALL._replace(overlap=32))
+    for folder in ("images", "labelTxt"):
+        one, other = tmp_path / "out" / folder, tmp_path / "single" / folder
+        assert sorted(os.listdir(one)) == sorted(os.listdir(other))
+        assert all((one / name).read_bytes() == (other / name).read_bytes() for name in os.listdir(one))
+    entries = [json.loads(line) for line in done.read_text().splitlines()]
+    assert sorted(entry["image"] for entry in entries) == [f"{index}.png" for index in range(6)]
+
+
+def test_sixteen_bit_images_are_scaled_by_the_bits_they_use():
+    scene = np.linspace(0, 2047, 64 * 64).reshape(64, 64, 1).astype(np.uint16)  # 11 bits
+    pixels = image_files.to_bgr8(scene)
+    assert pixels.shape == (64, 64, 3)
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    data = cv2.imencode(".png", scene)[1].tobytes()
+    np.testing.assert_array_equal(pixels[..., ::-1], sources.decode_image(data, "a.png"))

@@ -1,0 +1,78 @@
+"""Learning rate, clipping and AdamW against the reference's recorded values."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference_weights import make_input
+
+from haksnet_jax.training import optimizer
+
+
+@pytest.mark.parametrize("run", ["130", "700"])
+def test_learning_rate_follows_the_recorded_schedule(golden, run):
+    manifest = golden("lr_schedule").manifest
+    recorded = manifest["runs"][run]
+    rate, warmup = optimizer.learning_rate_schedule(
+        manifest["base_lr"],
+        num_steps=recorded["iters_per_epoch"] * recorded["epochs"],
+        steps_per_epoch=recorded["iters_per_epoch"],
+        schedule="step",
+        drop_epochs=manifest["lr_config"]["step"],
+        warmup_steps=manifest["lr_config"]["warmup_iters"],
+        warmup_ratio=manifest["lr_config"]["warmup_ratio"],
+        max_warmup_fraction=1.0,  # the reference knows no such limit
+    )
+    assert warmup == 500
+    steps = np.array([int(step) for step in recorded["lr"]])
+    # rtol 1e-6 is the manifest's; the schedule is float32
+    np.testing.assert_allclose([float(rate(step)) for step in steps], list(recorded["lr"].values()), rtol=1e-6)
+
+
+def test_warm_up_is_shortened_in_a_short_run():
+    _, warmup = optimizer.learning_rate_schedule(1.0, num_steps=100, steps_per_epoch=10, schedule="cosine")
+    assert warmup == 10
+
+
+def test_cosine_schedule_ends_at_its_final_ratio():
+    rate, _ = optimizer.learning_rate_schedule(
+        2.0, num_steps=100, steps_per_epoch=10, schedule="cosine", warmup_steps=0, final_ratio=0.25
+    )
+    np.testing.assert_allclose([float(rate(0)), float(rate(50)), float(rate(100))], [2.0, 1.25, 0.5], rtol=1e-6)
+
+
+def test_unknown_schedule_is_named():
+    with pytest.raises(ValueError, match=r"optimizer\.schedule: expected step or cosine, got 'poly'"):
+        optimizer.learning_rate_schedule(1.0, num_steps=10, steps_per_epoch=1, schedule="poly")
+
+
+@pytest.mark.parametrize(("scaling", "expected"), [("linear", 2e-4), ("sqrt", 1e-4 * 2**0.5), ("none", 1e-4)])
+def test_learning_rate_scales_with_the_batch(scaling, expected):
+    rate = optimizer.scaled_learning_rate(1e-4, global_batch=32, reference_batch=16, scaling=scaling, ceiling=1e-3)
+    assert rate == pytest.approx(expected)
+
+
+def test_scaled_learning_rate_is_held_at_the_ceiling():
+    rate = optimizer.scaled_learning_rate(1e-4, global_batch=512, reference_batch=16, scaling="linear", ceiling=1e-3)
+    assert rate == 1e-3
+
+
+def test_eight_steps_equal_the_recorded_ones(golden):
+    fixture = golden("optimizer_adamw")
+    manifest = fixture.manifest
+    tx = optimizer.make_optimizer()
+    params = [jnp.asarray(fixture[f"start/{i}"]) for i in range(3)]
+    state = tx.init(params)
+    for step, scale in enumerate(manifest["scale"]):
+        gradients = [
+            jnp.asarray(make_input(manifest["grad_seed"] + 10 * step + i, shape, scale))
+            for i, shape in enumerate(manifest["shapes"])
+        ]
+        # rtol 1e-5 as in the manifest: one float32 sum of squares in another order
+        np.testing.assert_allclose(
+            optax.tree.norm(gradients), manifest["grad_norm_before_clip"][step], rtol=1e-5, atol=0
+        )
+        updates, state = tx.update(gradients, state, params)
+        params = [p - manifest["lrs"][step] * u for p, u in zip(params, updates, strict=True)]
+        for i, value in enumerate(params):
+            np.testing.assert_allclose(value, fixture[f"step{step}/{i}"], rtol=1e-5)

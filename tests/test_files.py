@@ -10,7 +10,12 @@ import pytest
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 
-HOLD = "import sys, time; from haksnet_jax import files\nwith files.held(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+HOLD = """import sys, time
+from haksnet_jax import files
+with files.held(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def _holder(folder):

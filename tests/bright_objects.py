@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from reference_weights import make_state_dict
 
-from haksnet_jax.cli import evaluate
+from haksnet_jax.inference import evaluator
 from haksnet_jax.inference import predictor as detector
 from haksnet_jax.labels.dota import CLASSES, polygons_to_boxes
 from haksnet_jax.structures import Detections
@@ -38,7 +38,7 @@ def find_bright(image):
 
 
 class BrightObjects:
-    """Takes the place of `detector.make_step` and `evaluate.make_detect_step`; counts the images that it was given."""
+    """Takes the place of `detector.make_step` and `evaluator.make_detect_step`; counts the images that it was given."""
 
     def __init__(self):
         self.num_images = 0
@@ -72,7 +72,7 @@ class BrightObjects:
 def use_bright_objects(monkeypatch):
     """Replaces the compiled network. Returns: the BrightObjects."""
     stand_in = BrightObjects()
-    monkeypatch.setattr(evaluate, "make_detect_step", stand_in)
+    monkeypatch.setattr(evaluator, "make_detect_step", stand_in)
     monkeypatch.setattr(detector, "make_step", stand_in)
     return stand_in
 

@@ -31,11 +31,11 @@ import numpy as np
 from flax import nnx
 
 from haksnet_jax import files
-from haksnet_jax.cli.evaluate import make_detect_step
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.geometry import matching, nms, rotated_iou
 from haksnet_jax.geometry.anchors import anchor_grid, inside_image
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
+from haksnet_jax.inference.evaluator import make_detect_step
 from haksnet_jax.kernels import roi_align
 from haksnet_jax.kernels.depthwise import depthwise_conv
 from haksnet_jax.labels.dota import CLASSES

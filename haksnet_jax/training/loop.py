@@ -20,9 +20,9 @@ from flax import nnx
 
 import haksnet_jax
 from haksnet_jax import files
-from haksnet_jax.cli import evaluate
 from haksnet_jax.distributed import hosts
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.inference import evaluator as evaluation
 from haksnet_jax.labels.dota import read_class_names
 from haksnet_jax.models import detection_loss as losses
 from haksnet_jax.models.backbones.haksnet import BackboneSize
@@ -373,7 +373,7 @@ def model_info(config):
         "input_size": list(config.data.image_size),
         "keep_ratio": True,
         "padding_divisor": 32,
-        "proposals": evaluate.detection_settings(config)["proposal_caps"],
+        "proposals": evaluation.detection_settings(config)["proposal_caps"],
         "detections": {name: config.detection[name] for name in ("iou_threshold", "max_detections")},
     }
 
@@ -519,7 +519,7 @@ def _run(config, workdir, mesh, stop):
         graph, tx, mesh,
         ema_decay=config.ema_decay, accumulate_steps=config.accumulate_steps, **loss_settings(config),
     )  # fmt: skip
-    evaluator = evaluate.Evaluator(graph, val_source, config, mesh)
+    evaluator = evaluation.Evaluator(graph, val_source, config, mesh)
     log = RunLog(workdir, first_step, num_steps, global_batch)
 
     batches = loader.train_batches(

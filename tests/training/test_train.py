@@ -16,6 +16,7 @@ import haksnet_jax
 from configs import demo
 from haksnet_jax.cli import evaluate
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.inference import evaluator
 from haksnet_jax.models import detection_loss as losses
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.structures import GroundTruth
@@ -76,7 +77,7 @@ def _all_that_is_given(*arguments, **settings):
 # Tracing the step and the detector takes a run of these tests longer than all its steps.
 _make_optimizer = _once(train.make_optimizer, lambda config: config.optimizer.to_json())
 _make_train_step = _once(train.make_train_step, _all_that_is_given)
-_make_detect_step = _once(evaluate.make_detect_step, _all_that_is_given)
+_make_detect_step = _once(evaluator.make_detect_step, _all_that_is_given)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +87,7 @@ def one_program(monkeypatch):
     monkeypatch.setattr(devices, "data_mesh", lambda chosen=None, **more: mesh_of(chosen or jax.devices()[:1], **more))
     monkeypatch.setattr(train, "make_optimizer", _make_optimizer)
     monkeypatch.setattr(train, "make_train_step", _make_train_step)
-    monkeypatch.setattr(evaluate, "make_detect_step", _make_detect_step)
+    monkeypatch.setattr(evaluator, "make_detect_step", _make_detect_step)
 
 
 def _batch(num_images, seed=0):

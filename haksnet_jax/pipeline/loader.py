@@ -78,21 +78,25 @@ def _padded_boxes(boxes, labels, max_boxes):
     }
 
 
-class _TrainingRows:
-    """Row i of this process's stream, augmented; random access, for grain."""
+class _StreamRows:
+    """Row i of this process's part of the endless stream; random access, for grain.
 
-    def __init__(
-        self, source, *, seed, first, length, block, process_index, process_count, image_size, max_boxes, **augment
-    ):
+    Args:
+      source: random-access examples.
+      make: (example, np.random.Generator) -> dict of arrays of one row. Pickled for worker processes.
+      first: position in the stream of the first row of process 0.
+      length: rows in all.
+      block: rows that this process takes of each piece of the stream.
+    """
+
+    def __init__(self, source, make, *, seed, first, length, block, process_index, process_count):
         self.source = source
-        self.block = block  # rows that this process takes of each piece of the stream
+        self.make = make
+        self.block = block
         self.seed = seed
         self.first = first
         self.length = length
         self.process_index, self.process_count = process_index, process_count
-        self.image_size = image_size
-        self.max_boxes = max_boxes
-        self.augment = augment
         self._order = functools.lru_cache(maxsize=2)(self._draw_order)
 
     def __getstate__(self):
@@ -117,9 +121,46 @@ class _TrainingRows:
         index = int(self._order(epoch)[place])
         example = self.source[index]
         rng = np.random.default_rng([self.seed, 1, position])
-        return self._augmented(example, rng) | {"image_index": np.int32(index)}
+        return self.make(example, rng) | {"image_index": np.int32(index)}
 
-    def _augmented(self, example, rng):
+
+class _RowsInOrder:
+    """Rows of this process's evaluation batches in the source's order, filled up at the end; for grain.
+
+    Args:
+      source: random-access examples.
+      make: example -> dict of arrays of one row.
+      filler: () -> such a dict for rows beyond the end.
+    """
+
+    def __init__(self, source, make, filler, *, first_batch, batch_size, process_index, process_count):
+        self.source = source
+        self.make, self.filler = make, filler
+        self.first_batch = first_batch
+        self.batch_size = batch_size
+        self.process_index, self.process_count = process_index, process_count
+
+    def __len__(self):
+        num_batches = steps_per_epoch(len(self.source), self.batch_size * self.process_count)
+        return (num_batches - self.first_batch) * self.batch_size
+
+    def __getitem__(self, row):
+        batch, row = divmod(int(row), self.batch_size)
+        index = ((self.first_batch + batch) * self.process_count + self.process_index) * self.batch_size + row
+        if index >= len(self.source):
+            return self.filler() | {"image_index": np.int32(-1)}
+        return self.make(self.source[index]) | {"image_index": np.int32(index)}
+
+
+class _AugmentedDetections:
+    """(example, rng) -> the row of training with augmented image and boxes."""
+
+    def __init__(self, *, image_size, max_boxes, **augment):
+        self.image_size = image_size
+        self.max_boxes = max_boxes
+        self.augment = augment
+
+    def __call__(self, example, rng):
         settings = self.augment
         boxes, valid = polygons_to_boxes(example["polygons"])
         boxes, labels = boxes[valid], example["labels"][valid]
@@ -152,43 +193,31 @@ class _TrainingRows:
         }
 
 
-class _EvaluationRows:
-    """Rows of this process's evaluation batches in the source's order, filled up at the end; for grain."""
+class _FittedDetections:
+    """example -> the row of evaluation; `filler` gives one without content."""
 
-    def __init__(self, source, *, first_batch, batch_size, image_size, max_boxes, process_index, process_count, resize):
-        self.source = source
-        self.first_batch = first_batch
-        self.batch_size = batch_size
+    def __init__(self, *, image_size, max_boxes, resize):
         self.image_size = image_size
         self.max_boxes = max_boxes
-        self.process_index, self.process_count = process_index, process_count
         self.resize = resize
 
-    def __len__(self):
-        num_batches = steps_per_epoch(len(self.source), self.batch_size * self.process_count)
-        return (num_batches - self.first_batch) * self.batch_size
+    def filler(self):
+        # The shape of an image, so that nothing downstream divides by zero; image_index says what it is.
+        row = {
+            "image": np.broadcast_to(np.array(transforms.PADDING, np.uint8), (*self.image_size, 3)),
+            "image_size": np.array(self.image_size, np.int32),
+            "scale": np.ones(2, np.float32),
+            "original_size": np.array(self.image_size, np.int32),
+        }
+        return row | self._boxes(np.zeros((0, 5), np.float32), np.zeros(0, np.int32), 0)
 
-    def __getitem__(self, row):
-        batch, row = divmod(int(row), self.batch_size)
-        index = ((self.first_batch + batch) * self.process_count + self.process_index) * self.batch_size + row
-        if index >= len(self.source):
-            # The shape of an image, so that nothing downstream divides by zero; image_index says what it is.
-            filler = {
-                "image": np.broadcast_to(np.array(transforms.PADDING, np.uint8), (*self.image_size, 3)),
-                "image_size": np.array(self.image_size, np.int32),
-                "image_index": np.int32(-1),
-                "scale": np.ones(2, np.float32),
-                "original_size": np.array(self.image_size, np.int32),
-            }
-            return filler | self._boxes(np.zeros((0, 5), np.float32), np.zeros(0, np.int32), 0)
-        example = self.source[index]
+    def __call__(self, example):
         boxes, valid = polygons_to_boxes(example["polygons"])
         original_size = np.array(example["image"].shape[:2], np.int32)
         image, boxes, scale = _fit(example["image"], boxes[valid], self.image_size, self.resize, example["image_id"])
         return {
             "image": transforms.pad(image, self.image_size),
             "image_size": np.array(image.shape[:2], np.int32),
-            "image_index": np.int32(index),
             "scale": scale,
             "original_size": original_size,
         } | self._boxes(boxes, example["labels"][valid], len(valid) - int(valid.sum()))
@@ -362,22 +391,150 @@ class Batches:
         self._iterator = None
 
 
-def _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize, stall_seconds):
-    if len(image_size) != 2 or min(image_size) < 1:
-        raise ValueError(f"image_size is (rows, columns) in pixels, found {image_size}")
-    if batch_size < 1 or num_workers < 0 or (max_boxes is not None and max_boxes < 1):
-        raise ValueError(
-            f"expected batch_size >= 1, max_boxes >= 1 and num_workers >= 0, "
-            f"found {batch_size}, {max_boxes} and {num_workers}"
-        )
+def _check_stream(source, batch_size, num_workers, process_index, process_count, stall_seconds):
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, found {batch_size} and {num_workers}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must be in 0 .. process_count - 1, found {process_index} of {process_count}")
-    if resize not in ("fit", "none"):
-        raise ValueError(f"resize is 'fit' or 'none', found '{resize}'")
     if stall_seconds is not None and not stall_seconds > 0:
         raise ValueError(f"stall_seconds is a time above 0, or None, found {stall_seconds}")
     if not len(source):
         raise ValueError("the source holds no example")
+
+
+def stream_batches(
+    source,
+    make,
+    *,
+    batch_size,
+    seed,
+    num_epochs=None,
+    first_example=0,
+    num_workers=0,
+    num_threads=4,
+    prefetch=2,
+    process_index=0,
+    process_count=1,
+    accumulate_steps=1,
+    stall_seconds=None,
+):
+    """Batches of the endless stream in random order, whatever an example is.
+
+    Args:
+      source: random-access examples.
+      make: (example, np.random.Generator) -> dict of arrays, one row; the same shapes each time. It travels to worker
+        processes, so it can be pickled: a function of a module, or an object with `__call__`.
+      batch_size: rows of each batch of this process; the global batch is batch_size * process_count.
+      seed: of order and augmentation.
+      num_epochs: ends after num_epochs * steps_per_epoch batches; None never ends.
+      first_example: position in the stream to begin at, counted over all processes (steps done * global batch).
+      num_workers: processes that read and augment; 0 does it in num_threads threads of this process. A script that
+        uses processes must guard its start with `if __name__ == "__main__"`.
+      num_threads: threads where num_workers is 0.
+      prefetch: batches kept ready (by each worker).
+      process_index: which of the processes of a run this is.
+      process_count: how many there are.
+      accumulate_steps: micro-batches that a batch is made of, one after another in its rows; the examples of each are
+        then the same for any number of processes.
+      stall_seconds: after that long a warning says that a batch is waited for, and again after each such period; after
+        MAX_STALLED_PERIODS of them, or where a worker is dead, it is an error. None waits for ever.
+
+    Returns:
+      Batches of the stacked rows and `image_index`, an iterator with get_state, set_state and close.
+
+    Raises:
+      ValueError: an argument out of range. While iterating: what `source` and `make` raise.
+      PipelineError: while iterating: a worker died, or nothing came for too long.
+    """
+    _check_stream(source, batch_size, num_workers, process_index, process_count, stall_seconds)
+    if seed < 0 or first_example < 0:
+        raise ValueError(f"expected seed >= 0 and first_example >= 0, found {seed} and {first_example}")
+    if accumulate_steps < 1 or batch_size % accumulate_steps:
+        raise ValueError(
+            f"a batch of {batch_size} rows a process cannot be made of accumulate_steps={accumulate_steps} equal parts"
+        )
+    global_batch = batch_size * process_count
+
+    def open_at(position, batches_left):
+        # 2**40 rows: endless, and still a length that grain can count with
+        length = 2**40 if batches_left is None else batches_left * batch_size
+        rows = _StreamRows(
+            source,
+            make,
+            seed=seed,
+            first=position,
+            length=length,
+            block=batch_size // accumulate_steps,
+            process_index=process_index,
+            process_count=process_count,
+        )
+        return _batches(rows, batch_size, num_workers, num_threads, prefetch)
+
+    num_batches = None if num_epochs is None else num_epochs * steps_per_epoch(len(source), global_batch)
+    return Batches(
+        open_at, global_batch, first_example, num_batches, stall_seconds=stall_seconds, what="a batch of training data"
+    )
+
+
+def ordered_batches(
+    source,
+    make,
+    filler,
+    *,
+    batch_size,
+    num_workers=0,
+    num_threads=4,
+    prefetch=2,
+    process_index=0,
+    process_count=1,
+    stall_seconds=None,
+):
+    """Batches in the source's order, every example exactly once over all processes, whatever an example is.
+
+    Every process gets the same number of batches; rows beyond the end are `filler()` with image_index -1.
+
+    Args:
+      source: random-access examples.
+      make: example -> dict of arrays, one row; see `stream_batches`.
+      filler: () -> such a dict.
+      batch_size, num_workers, num_threads, prefetch, process_index, process_count, stall_seconds: as in
+        `stream_batches`.
+
+    Returns:
+      Batches of the stacked rows and `image_index`, an iterator with a length.
+
+    Raises:
+      As `stream_batches`.
+    """
+    _check_stream(source, batch_size, num_workers, process_index, process_count, stall_seconds)
+    global_batch = batch_size * process_count
+
+    def open_at(position, batches_left):
+        del batches_left  # the source's end is the end
+        rows = _RowsInOrder(
+            source,
+            make,
+            filler,
+            first_batch=position // global_batch,
+            batch_size=batch_size,
+            process_index=process_index,
+            process_count=process_count,
+        )
+        return _batches(rows, batch_size, num_workers, num_threads, prefetch)
+
+    num_batches = steps_per_epoch(len(source), global_batch)
+    return Batches(
+        open_at, global_batch, 0, num_batches, stall_seconds=stall_seconds, what="a batch of evaluation data"
+    )
+
+
+def _check_detections(image_size, max_boxes, resize):
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise ValueError(f"image_size is (rows, columns) in pixels, found {image_size}")
+    if max_boxes is not None and max_boxes < 1:
+        raise ValueError(f"expected max_boxes >= 1, found {max_boxes}")
+    if resize not in ("fit", "none"):
+        raise ValueError(f"resize is 'fit' or 'none', found '{resize}'")
 
 
 def train_batches(
@@ -444,7 +601,7 @@ def train_batches(
       PipelineError: while iterating: a worker died, or nothing came for too long.
     """
     image_size = tuple(image_size)
-    _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize, stall_seconds)
+    _check_detections(image_size, max_boxes, resize)
     probabilities = np.asarray(flip_probabilities, np.float64)
     if probabilities.shape != (3,) or probabilities.min() < 0 or probabilities.sum() > 1 + 1e-9:
         raise ValueError(
@@ -461,43 +618,34 @@ def train_batches(
             )
     if resize == "none" and scale_range[0] < scale_range[1]:
         raise ValueError(f"scale_range is a factor beside resize='fit', found resize='none' and {tuple(scale_range)}")
-    if seed < 0 or first_example < 0:
-        raise ValueError(f"expected seed >= 0 and first_example >= 0, found {seed} and {first_example}")
-    if accumulate_steps < 1 or batch_size % accumulate_steps:
-        raise ValueError(
-            f"a batch of {batch_size} rows a process cannot be made of accumulate_steps={accumulate_steps} equal parts"
-        )
     quarter_turn_labels = _labels_of(quarter_turn_classes, source.class_names)
-    global_batch = batch_size * process_count
-
-    def open_at(position, batches_left):
-        # 2**40 rows: endless, and still a length that grain can count with
-        length = 2**40 if batches_left is None else batches_left * batch_size
-        rows = _TrainingRows(
-            source,
-            seed=seed,
-            first=position,
-            length=length,
-            block=batch_size // accumulate_steps,
-            process_index=process_index,
-            process_count=process_count,
-            image_size=image_size,
-            max_boxes=max_boxes,
-            flip_probabilities=tuple(flip_probabilities),
-            rotation_probability=rotation_probability,
-            max_degrees=max_degrees,
-            quarter_turn_labels=quarter_turn_labels,
-            scale_range=tuple(scale_range),
-            gain_range=tuple(gain_range),
-            min_side=min_side,
-            drop_outside=drop_outside,
-            resize=resize,
-        )
-        return _batches(rows, batch_size, num_workers, num_threads, prefetch)
-
-    num_batches = None if num_epochs is None else num_epochs * steps_per_epoch(len(source), global_batch)
-    return Batches(
-        open_at, global_batch, first_example, num_batches, stall_seconds=stall_seconds, what="a batch of training data"
+    augmented = _AugmentedDetections(
+        image_size=image_size,
+        max_boxes=max_boxes,
+        flip_probabilities=tuple(flip_probabilities),
+        rotation_probability=rotation_probability,
+        max_degrees=max_degrees,
+        quarter_turn_labels=quarter_turn_labels,
+        scale_range=tuple(scale_range),
+        gain_range=tuple(gain_range),
+        min_side=min_side,
+        drop_outside=drop_outside,
+        resize=resize,
+    )
+    return stream_batches(
+        source,
+        augmented,
+        batch_size=batch_size,
+        seed=seed,
+        num_epochs=num_epochs,
+        first_example=first_example,
+        num_workers=num_workers,
+        num_threads=num_threads,
+        prefetch=prefetch,
+        process_index=process_index,
+        process_count=process_count,
+        accumulate_steps=accumulate_steps,
+        stall_seconds=stall_seconds,
     )
 
 
@@ -551,24 +699,17 @@ def evaluation_batches(
       PipelineError: while iterating: a worker died, or nothing came for too long.
     """
     image_size = tuple(image_size)
-    _check(source, batch_size, image_size, max_boxes, num_workers, process_index, process_count, resize, stall_seconds)
-    global_batch = batch_size * process_count
-
-    def open_at(position, batches_left):
-        del batches_left  # the source's end is the end
-        rows = _EvaluationRows(
-            source,
-            first_batch=position // global_batch,
-            batch_size=batch_size,
-            image_size=image_size,
-            max_boxes=max_boxes,
-            process_index=process_index,
-            process_count=process_count,
-            resize=resize,
-        )
-        return _batches(rows, batch_size, num_workers, num_threads, prefetch)
-
-    num_batches = steps_per_epoch(len(source), global_batch)
-    return Batches(
-        open_at, global_batch, 0, num_batches, stall_seconds=stall_seconds, what="a batch of evaluation data"
+    _check_detections(image_size, max_boxes, resize)
+    fitted = _FittedDetections(image_size=image_size, max_boxes=max_boxes, resize=resize)
+    return ordered_batches(
+        source,
+        fitted,
+        fitted.filler,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        num_threads=num_threads,
+        prefetch=prefetch,
+        process_index=process_index,
+        process_count=process_count,
+        stall_seconds=stall_seconds,
     )

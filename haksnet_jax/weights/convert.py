@@ -29,7 +29,8 @@ from safetensors.numpy import save_file
 
 from haksnet_jax import files
 from haksnet_jax.labels.dota import CLASSES
-from haksnet_jax.weights.torch_reader import MAX_BYTES, CheckpointError, Inert, read_checkpoint
+from haksnet_jax.weights.errors import CheckpointError
+from haksnet_jax.weights.torch_reader import MAX_BYTES, Inert, read_checkpoint
 from haksnet_jax.weights.torch_weights import (
     CLASSIFIER,
     Report,
@@ -200,7 +201,7 @@ def convert(source, output, **options):
         raise ConversionError(f"{output} is there already and is not a converted model: name another --output")
     model = read_torch_model(source, **options)
 
-    from haksnet_jax.training import checkpoint
+    from haksnet_jax.weights import model_folder
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +210,7 @@ def convert(source, output, **options):
         free = needed if files.is_bucket(output) else shutil.disk_usage(output.parent).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed and {free >> 20} MiB free on its disk")
-        checkpoint.save_model(output, model.params, model.info)
+        model_folder.save_model(output, model.params, model.info)
     except (OSError, ValueError) as error:  # the latter from the library that writes arrays
         raise ConversionError(f"cannot write {output}: {_system_reason(error)}") from error
     return model
@@ -269,11 +270,11 @@ def export(source, target, **options):
 
 def _read_own(directory):
     """A checkpoint of ours as Model; a run's too."""
-    from haksnet_jax.training import checkpoint
+    from haksnet_jax.weights import model_folder
 
     try:
-        params, info = checkpoint.load_model(directory)
-    except checkpoint.CheckpointError as error:
+        params, info = model_folder.load_model(directory)
+    except CheckpointError as error:
         raise ConversionError(str(error)) from error
     try:
         expected = shapes(info["architecture"])

@@ -21,6 +21,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from haksnet_jax.weights.errors import CheckpointError
+
 # A detector with optimizer state has about 60,000 operations in 200 KB of pickle; the limits leave room for 15 times as
 # much and keep what a hostile file can occupy under half a gigabyte.
 MAX_PICKLE_BYTES = 32 << 20
@@ -97,10 +99,6 @@ RuntimeError KeyError TypeError
 """
 _HOSTILE_MODULES = frozenset(_HOSTILE.split())
 _HARMLESS_BUILTINS = frozenset(_HARMLESS.split())
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be read as a checkpoint, told in one sentence."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)

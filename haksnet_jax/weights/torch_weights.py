@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from haksnet_jax.weights.torch_reader import CheckpointError, Inert, StoredTensor
+from haksnet_jax.weights.errors import CheckpointError
+from haksnet_jax.weights.torch_reader import Inert, StoredTensor
 
 
 class Layout(NamedTuple):

@@ -11,7 +11,7 @@ from haksnet_jax import files
 from haksnet_jax.cli import evaluate
 from haksnet_jax.pipeline import sources
 from haksnet_jax.results import dota
-from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import model_folder
 
 
 @pytest.fixture
@@ -22,19 +22,19 @@ def bucket():
 
 def test_a_model_whose_saving_was_cut_off_is_none(bucket):
     arrays = {"a.b": np.arange(3.0)}
-    checkpoint.save_model("gs://some-bucket/models/one", arrays, {"kind": "first"})
-    checkpoint.save_model("gs://some-bucket/models/one", {"a.b": np.ones(3)}, {"kind": "second"})
-    loaded, info = checkpoint.load_model("gs://some-bucket/models/one")
-    assert info == {"kind": "second"} and loaded["a.b"].tolist() == [1, 1, 1]
+    model_folder.save_model("gs://some-bucket/models/one", arrays, {"architecture": {}, "task": "first"})
+    model_folder.save_model("gs://some-bucket/models/one", {"a.b": np.ones(3)}, {"architecture": {}, "task": "second"})
+    loaded, info = model_folder.load_model("gs://some-bucket/models/one")
+    assert info == {"architecture": {}, "task": "second"} and loaded["a.b"].tolist() == [1, 1, 1]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
         def stop(*_):
             raise KeyboardInterrupt
 
         patch.setattr(checkpoint, "_save_arrays", stop)
-        checkpoint.save_model("gs://some-bucket/models/one", arrays, {"kind": "third"})
-    with pytest.raises(checkpoint.CheckpointError, match=r"model\.json is missing"):
-        checkpoint.load_model("gs://some-bucket/models/one")
+        model_folder.save_model("gs://some-bucket/models/one", arrays, {"architecture": {}, "task": "third"})
+    with pytest.raises(model_folder.CheckpointError, match=r"model\.json is missing"):
+        model_folder.load_model("gs://some-bucket/models/one")
 
 
 def test_files_in_a_bucket_are_uploaded_once_and_whole(bucket, tmp_path):

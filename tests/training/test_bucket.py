@@ -31,7 +31,7 @@ def test_a_model_whose_saving_was_cut_off_is_none(bucket):
         def stop(*_):
             raise KeyboardInterrupt
 
-        patch.setattr(checkpoint, "_save_arrays", stop)
+        patch.setattr(model_folder, "_save_arrays", stop)
         model_folder.save_model("gs://some-bucket/models/one", arrays, {"architecture": {}, "task": "third"})
     with pytest.raises(model_folder.CheckpointError, match=r"model\.json is missing"):
         model_folder.load_model("gs://some-bucket/models/one")

@@ -264,6 +264,7 @@ class HAKSNet(nnx.Module):
 
     Args:
       size: BackboneSize.
+      in_channels: bands of an image.
       drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
       dtype: dtype of the arithmetic (parameters and statistics stay float32).
       unroll: whether to write the blocks of a stage out instead of scanning over them; None: on GPUs, and single ones.
@@ -271,12 +272,13 @@ class HAKSNet(nnx.Module):
       rngs: source of the initial parameters.
     """
 
-    def __init__(self, size, *, drop_path_rate=0.1, dtype=jnp.float32, unroll=None, remat=False, rngs):
+    def __init__(self, size, *, in_channels=3, drop_path_rate=0.1, dtype=jnp.float32, unroll=None, remat=False, rngs):
+        self.channels = tuple(size.channels)
         self.dtype = dtype
         self.drop_path_rate = drop_path_rate
         self.depths = tuple(size.depths)
         stages = []
-        channels_in = 3
+        channels_in = in_channels
         for i, (channels, depth, ratio) in enumerate(zip(size.channels, size.depths, size.mlp_ratios, strict=True)):
             kernel, stride = (7, 4) if i == 0 else (3, 2)
             stages.append(
@@ -300,7 +302,7 @@ class HAKSNet(nnx.Module):
         """Computes the four feature maps.
 
         Args:
-          images: [B, H, W, 3] normalised RGB.
+          images: [B, H, W, in_channels] normalised.
           train: batch statistics instead of running ones.
           key: random key for stochastic depth, or None for none.
 

@@ -1,0 +1,54 @@
+"""Classification of whole images: a backbone, the mean over its last map, and one linear layer, as upstream's.
+
+Pre-training makes its backbone, which every other task takes; it never sees labels, training's wiring is in
+`classification_loss.py`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from haksnet_jax.models.initializers import normal
+from haksnet_jax.models.layers import OutputLinear
+
+
+class Classifier(nnx.Module):
+    """Backbone, global mean, linear.
+
+    Args:
+      backbone: module with `channels`, whose call gives feature maps, the last one the coarsest.
+      num_classes: K.
+      pixel_mean, pixel_std: normalisation of 0..255 pixels, one number a band.
+      rngs: source of the initial weights of the linear layer (normal, std 0.02, as timm starts it).
+    """
+
+    def __init__(self, backbone, num_classes, *, pixel_mean, pixel_std, rngs):
+        self.backbone = backbone
+        self.head = OutputLinear(backbone.channels[-1], num_classes, kernel_init=normal(0.02), rngs=rngs)
+        self.pixel_mean = tuple(pixel_mean)
+        self.pixel_std = tuple(pixel_std)
+
+    def normalize(self, images):
+        """Pixels to network input. Args: images [B, H, W, C], 0..255. Returns: the same shape, float32."""
+        return (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
+
+    def logits(self, normalized, *, train=False, key=None):
+        """Logits of normalised images.
+
+        Args:
+          normalized: [B, H, W, C], see `normalize`; any H and W.
+          train: batch statistics instead of running ones.
+          key: random key for stochastic depth, or None for none.
+
+        Returns:
+          [B, K] float32.
+        """
+        with jax.named_scope("backbone"):
+            features = self.backbone(normalized, train=train, key=key)[-1]
+        with jax.named_scope("head"):
+            # float32: a mean over thousands of positions would lose its digits in bfloat16
+            return self.head(features.mean((1, 2), dtype=jnp.float32))
+
+    def classify(self, images):
+        """Class probabilities. Args: images [B, H, W, C], 0..255. Returns: [B, K] float32, each row of sum 1."""
+        return jax.nn.softmax(self.logits(self.normalize(images)))

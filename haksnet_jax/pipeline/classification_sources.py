@@ -1,0 +1,315 @@
+"""Where labelled images come from: one folder a class, prepared TFDS data sets, generated scenes of one class each.
+
+A source has a length and gives examples by index, the same ones each time; it can be pickled for worker processes. An
+example is a dict:
+  image     StoredImage, decoded when its pixels are asked for
+  label     int class, 0-based
+  image_id  str
+"""
+
+import collections
+import os
+import pathlib
+
+import cv2
+import numpy as np
+
+from haksnet_jax.errors import UserError
+from haksnet_jax.pipeline import scenes
+from haksnet_jax.pipeline.sources import IMAGE_EXTENSIONS, SCENE_CLASSES, decode_image
+
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+class StoredImage:
+    """An image as it lies in a file or a record, or decoded already.
+
+    Args:
+      data: bytes of the file, or None.
+      pixels: [H, W, C] uint8, where it is decoded.
+      name: what to call it in an error.
+
+    Attributes:
+      height, width: of the whole image.
+    """
+
+    def __init__(self, data=None, *, pixels=None, name):
+        self._data, self._pixels, self._name = data, pixels, name
+
+    @property
+    def size(self):
+        """(rows, columns) of the whole image."""
+        return self.pixels().shape[:2]
+
+    def pixels(self, reduction=1):
+        """[H / reduction, W / reduction, C] uint8, rounded up; whole where the format knows no partial decoding.
+
+        Args:
+          reduction: 1, 2, 4 or 8. A JPEG is then decoded from the first of its frequencies alone, which is faster and
+            smooths like a mean over the pixels that become one.
+
+        Raises:
+          UserError: the image cannot be decoded.
+        """
+        if self._pixels is None and reduction > 1 and self._is_jpeg():
+            decoded = cv2.imdecode(np.frombuffer(self._data, np.uint8), _REDUCED[reduction])
+            if decoded is not None:
+                return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+        if self._pixels is None:
+            self._pixels = decode_image(self._data, self._name)
+        return self._pixels
+
+    def _is_jpeg(self):
+        return self._data.startswith(b"\xff\xd8\xff")
+
+
+def class_folders(folder):
+    """Names of the folders in a folder, sorted: the classes of a set with one folder each.
+
+    Raises:
+      UserError: it does not exist, or holds no folder.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder with one folder of images for each class, found no such folder")
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder}: expected one folder of images for each class, found no folder in it")
+    return tuple(names)
+
+
+class ClassFolderSource:
+    """Images in one folder for each class: `FOLDER/CLASS/IMAGE.jpg`.
+
+    Attributes:
+      class_names: the classes, in the order of the labels.
+      image_ids: `CLASS/IMAGE.jpg` of each example.
+      labels: [len] int32.
+      num_ignored: files that are no images, by their endings.
+    """
+
+    def __init__(self, folder, class_names, *, image_list=None, share=(0.0, 1.0), seed=0, cache_mib=0):
+        """Lists the files; images are read when asked for.
+
+        Args:
+          folder: of the classes' folders. A folder that is no class is an error: its images would be lost.
+          class_names: the classes, in the order of their labels.
+          image_list: text file of `CLASS/IMAGE` (the ending may be missing), one a line: only these images. Stated
+            splits come so.
+          share: (from, to), 0 to 1: the images of each class, shuffled with the seed, that this source takes. Two
+            sources with (0, 0.8) and (0.8, 1) share no image and miss none.
+          seed: of that shuffling.
+          cache_mib: decoded images that are kept in the memory of each process, at most.
+
+        Raises:
+          UserError: a folder is missing or unknown, a class has no image, or an image of the list is not there.
+        """
+        self.class_names = tuple(class_names)
+        self._folder = pathlib.Path(folder)
+        found = class_folders(folder)
+        missing, unknown = (sorted(a - b) for a, b in ((set(class_names), set(found)), (set(found), set(class_names))))
+        if missing or unknown:
+            raise UserError(
+                f"{folder}: its folders are not the classes: "
+                + "; ".join(
+                    f"{what} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
+                    for what, names in (("no folder for", missing), ("not among data.class_names", unknown))
+                    if names
+                )
+            )
+        if not 0 <= share[0] < share[1] <= 1:
+            raise UserError(f"data.*.share: expected (from, to) with 0 <= from < to <= 1, got {tuple(share)}")
+        wanted = None if image_list is None else self._read_list(image_list)
+        self.image_ids, labels, self.num_ignored = [], [], 0
+        for label, name in enumerate(self.class_names):
+            files = sorted(entry.name for entry in os.scandir(self._folder / name) if not entry.name.startswith("."))
+            images = [file for file in files if os.path.splitext(file)[1].lower() in IMAGE_EXTENSIONS]
+            self.num_ignored += len(files) - len(images)
+            if wanted is not None:
+                images = [file for file in images if wanted.pop(f"{name}/{os.path.splitext(file)[0]}", None)]
+            if tuple(share) != (0.0, 1.0):
+                shuffled = np.random.default_rng([seed, label]).permutation(len(images))
+                first, last = (round(part * len(images)) for part in share)
+                images = [images[index] for index in sorted(shuffled[first:last])]
+            if not images:
+                raise UserError(f"{self._folder / name}: expected images of the class {name!r}, found none to take")
+            self.image_ids += [f"{name}/{file}" for file in images]
+            labels += [label] * len(images)
+        if wanted:
+            raise UserError(
+                f"{image_list}: {len(wanted)} of its images are not in {folder}, the first is {next(iter(wanted))!r}"
+            )
+        self.labels = np.array(labels, np.int32)
+        self._cache_bytes = cache_mib * 2**20
+        self._cache = {}
+
+    def _read_list(self, path):
+        lines = [line.strip() for line in pathlib.Path(path).read_text().splitlines()]
+        wanted = {}
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            if line.split("/")[0] not in self.class_names or line.count("/") != 1:
+                raise UserError(
+                    f"{path}:{number}: expected CLASS/IMAGE with one of data.class_names, got {line[:80]!r}"
+                )
+            stem, ending = os.path.splitext(line)
+            wanted[stem if ending.lower() in IMAGE_EXTENSIONS else line] = True
+        return wanted
+
+    def __getstate__(self):
+        return dict(self.__dict__) | {"_cache": {}}
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]  # raises IndexError beyond the end
+        example = {"label": int(self.labels[index]), "image_id": self.image_ids[index]}
+        if index in self._cache:
+            return example | {"image": self._cache[index]}
+        path = self._folder / self.image_ids[index]
+        image = StoredImage(path.read_bytes(), name=str(path))
+        if self._cache_bytes > 0:
+            image = StoredImage(pixels=image.pixels(), name=str(path))
+            self._cache_bytes -= image.pixels().nbytes
+            self._cache[index] = image
+        return example | {"image": image}
+
+    def summary(self):
+        """Text: how many images, and of which class the most and the fewest."""
+        counts = collections.Counter(self.labels.tolist()).most_common()
+        (most, high), (fewest, low) = counts[0], counts[-1]
+        text = (
+            f"{len(self)} images of {len(self.class_names)} classes in {self._folder}, {low} ("
+            f"{self.class_names[fewest]}) to {high} ({self.class_names[most]}) a class"
+        )
+        return text + (f"; {self.num_ignored} files that are no images" if self.num_ignored else "")
+
+
+class TfdsClassificationSource:
+    """A data set of labelled images prepared with TensorFlow Datasets as ArrayRecord files, read without TensorFlow.
+
+    Expected features: `image` (encoded) and `label`.
+
+    Attributes:
+      class_names: the classes, in the order of the labels.
+    """
+
+    def __init__(self, directory, split, class_names=None, *, data_dir=None):
+        """Opens the data set.
+
+        Args:
+          directory: a prepared folder (the one with `dataset_info.json`), or a name such as `imagenet2012` to look up
+            in data_dir.
+          split: name of the split, such as "train".
+          class_names: the classes that are expected, in this order; None takes the data set's.
+          data_dir: folder of prepared data sets, for a name.
+
+        Raises:
+          UserError: no prepared data set is there, or it has other splits, features or classes.
+        """
+        import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
+
+        folder = pathlib.Path(directory)
+        if (folder / "dataset_info.json").exists():
+            builder = tfds.builder_from_directory(str(folder))
+        else:
+            try:
+                builder = tfds.builder(str(directory), data_dir=data_dir, try_gcs=False)
+            except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
+                raise UserError(
+                    f"no prepared data set {str(directory)!r}: it is neither a folder with dataset_info.json nor a "
+                    f"name known in {data_dir or 'the default data folder of TFDS'}"
+                ) from error
+        if split not in builder.info.splits:
+            found = ", ".join(builder.info.splits) or "none; prepare the data set first"
+            raise UserError(f"{builder.data_dir} has no split {split!r}; its splits: {found}")
+        features = builder.info.features
+        if "image" not in features or "label" not in features:
+            raise UserError(f"{builder.data_dir}: expected the features image and label, found {', '.join(features)}")
+        self.class_names = tuple(features["label"].names)
+        if class_names is not None and tuple(class_names) != self.class_names:
+            raise UserError(
+                f"{builder.data_dir} has {len(self.class_names)} classes ({', '.join(self.class_names[:3])}, ...) and "
+                f"data.class_names {len(class_names)} ({', '.join(class_names[:3])}, ...): expected the same"
+            )
+        self._name = f"{builder.data_dir} [{split}]"
+        self._split = split
+        self._records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        if not len(self._records):
+            raise UserError(f"{self._name} holds no image")
+
+    def __len__(self):
+        return len(self._records)
+
+    @property
+    def image_ids(self):
+        """Names of the examples: split and number, since reading those of a million records would take minutes."""
+        return [f"{self._split}/{index:07d}" for index in range(len(self))]
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        record = self._records[index]
+        image_id = f"{self._split}/{index:07d}"
+        image = StoredImage(bytes(record["image"]), name=f"{self._name}, record {index}")
+        return {"image": image, "label": int(record["label"]), "image_id": image_id}
+
+    def summary(self):
+        """Text: how many images."""
+        return f"{len(self)} images of {len(self.class_names)} classes in {self._name}"
+
+
+class SceneClassSource:
+    """Generated aerial scenes with objects of one class each, which is their label."""
+
+    def __init__(self, num_scenes, size=64, seed=0, class_names=SCENE_CLASSES):
+        """Sets the scenes up; each is drawn when asked for.
+
+        Args:
+          num_scenes: how many; classes take turns.
+          size: rows and columns in pixels, at least 64.
+          seed: another seed gives other scenes.
+          class_names: classes to draw, among `scenes.LOOKS`.
+
+        Raises:
+          UserError: a class that cannot be drawn, or a size or number out of range.
+        """
+        unknown = [name for name in class_names if name not in scenes.LOOKS]
+        if unknown or not class_names:
+            raise UserError(
+                f"data.class_names: cannot draw {', '.join(unknown) or 'no class'}; what can be drawn: "
+                f"{', '.join(scenes.LOOKS)}"
+            )
+        if size < 64 or num_scenes < 1:
+            raise UserError(f"expected num_scenes >= 1 and a size of at least 64 pixels, got {num_scenes} and {size}")
+        self.class_names = tuple(class_names)
+        self.num_scenes, self.size, self.seed = num_scenes, size, seed
+
+    def __len__(self):
+        return self.num_scenes
+
+    @property
+    def image_ids(self):
+        """Identifiers of the scenes."""
+        return [f"scene_{self.seed}_{index:06d}" for index in range(self.num_scenes)]
+
+    @property
+    def labels(self):
+        """[len] int32."""
+        return np.arange(self.num_scenes, dtype=np.int32) % len(self.class_names)
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        label = index % len(self.class_names)
+        rng = np.random.default_rng([self.seed, index])
+        boxes = ()
+        while not len(boxes):  # where the ground for an object is taken, a scene may have none
+            look = scenes.LOOKS[self.class_names[label]]
+            image, boxes, _ = scenes.draw_scene(rng, (self.size, self.size), [look], (2, 4))
+        image_id = f"scene_{self.seed}_{index:06d}"
+        return {"image": StoredImage(pixels=image, name=image_id), "label": label, "image_id": image_id}
+
+    def summary(self):
+        """Text: how many scenes of which size."""
+        return f"{self.num_scenes} generated scenes of {self.size} x {self.size} pixels, seed {self.seed}"

@@ -1,0 +1,287 @@
+"""Names of classes: the published lists, files with one class a line, and how a name in a label file is understood."""
+
+import collections
+import functools
+import pathlib
+import re
+from typing import NamedTuple
+
+from haksnet_jax.errors import UserError
+from haksnet_jax.labels import encodings
+from haksnet_jax.labels.problems import printable, shortened
+
+_DOTA10 = (
+    "plane",
+    "baseball-diamond",
+    "bridge",
+    "ground-track-field",
+    "small-vehicle",
+    "large-vehicle",
+    "ship",
+    "tennis-court",
+    "basketball-court",
+    "storage-tank",
+    "soccer-ball-field",
+    "roundabout",
+    "harbor",
+    "swimming-pool",
+    "helicopter",
+)
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "dota10": _DOTA10,
+    "dota15": (*_DOTA10, "container-crane"),
+    "dota20": (*_DOTA10, "container-crane", "airport", "helipad"),
+    "hrsc2016": ("ship",),
+    "dior_r": (  # two orders are in use, this one and one with dam before the expressways; spelled as in the release
+        "airplane",
+        "airport",
+        "baseballfield",
+        "basketballcourt",
+        "bridge",
+        "chimney",
+        "Expressway-Service-area",
+        "Expressway-toll-station",
+        "dam",
+        "golffield",
+        "groundtrackfield",
+        "harbor",
+        "overpass",
+        "ship",
+        "stadium",
+        "storagetank",
+        "tenniscourt",
+        "trainstation",
+        "vehicle",
+        "windmill",
+    ),
+    "fair1m": (
+        "Boeing737",
+        "Boeing747",
+        "Boeing777",
+        "Boeing787",
+        "C919",
+        "A220",
+        "A321",
+        "A330",
+        "A350",
+        "ARJ21",
+        "other-airplane",
+        "Passenger Ship",
+        "Motorboat",
+        "Fishing Boat",
+        "Tugboat",
+        "Engineering Ship",
+        "Liquid Cargo Ship",
+        "Dry Cargo Ship",
+        "Warship",
+        "other-ship",
+        "Small Car",
+        "Bus",
+        "Cargo Truck",
+        "Dump Truck",
+        "Van",
+        "Trailer",
+        "Tractor",
+        "Excavator",
+        "Truck Tractor",
+        "other-vehicle",
+        "Basketball Court",
+        "Tennis Court",
+        "Football Field",
+        "Baseball Field",
+        "Intersection",
+        "Roundabout",
+        "Bridge",
+    ),
+    "ssdd": ("ship",),
+    "hrsid": ("ship",),
+    "ucas_aod": ("car", "plane"),
+}
+
+
+def read_class_names(text):
+    """Class names from a published list or a file with one class a line.
+
+    Args:
+      text: a key of CLASSES ("dota10", "hrsc2016", ...), or the path of a text file in UTF-8 or UTF-16.
+
+    Returns:
+      tuple of names, in the order of their labels.
+
+    Raises:
+      UserError: neither is the case, the file is in another encoding, or it names a class twice or none at all.
+    """
+    if text in CLASSES:
+        return CLASSES[text]
+    path = pathlib.Path(text)
+    if not path.is_file():
+        raise UserError(
+            f"expected --classes to be one of {', '.join(CLASSES)}, or a text file with one class a line; found no "
+            f"file {text}"
+        )
+    try:
+        lines = encodings.decode(path.read_bytes()).splitlines()
+    except encodings.EncodingError as error:
+        raise UserError(f"{path}:{error.line}: {error}") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if not names or twice:
+        found = f"{shortened(twice[0])} is there twice" if twice else "it names none"
+        raise UserError(f"{path}: expected each class once, one a line; {found}")
+    for name in names:
+        if printable(name) != name:
+            raise UserError(f"{path}: the class '{shortened(name)}' holds a character that cannot be printed")
+    return names
+
+
+def plain(name):
+    """A name without what people spell differently: case, blanks, underscores, hyphens."""
+    return re.sub(r"[\s_-]+", "", name).lower()
+
+
+def similar(class_names):
+    """Lists of names that differ in plain spelling alone. Args: class_names. Returns: list of lists."""
+    spellings = collections.defaultdict(list)
+    for name in class_names:
+        spellings[plain(name)].append(name)
+    return [names for names in spellings.values() if len(names) > 1]
+
+
+@functools.lru_cache(maxsize=64)
+def written_names(class_names):
+    """Each class as it stands in a label file: blanks as hyphens, since blanks separate the columns.
+
+    Where that would be the name of another class too, the blanks stay; `Finder` reads both back.
+
+    Args:
+      class_names: tuple of names.
+
+    Returns:
+      dict from name to what is written.
+    """
+    hyphened = {name: "-".join(name.split()) for name in class_names}
+    counts = collections.Counter(hyphened.values())
+    return {name: text if counts[text] == 1 else " ".join(name.split()) for name, text in hyphened.items()}
+
+
+class Found(NamedTuple):
+    """What the columns behind the coordinates say.
+
+    Attributes:
+      label: of the class, 0-based.
+      difficulty: the word behind the class, or None where there is none.
+      respelled: how the class is written, where only another spelling of it was found; else None.
+    """
+
+    label: int
+    difficulty: str | None
+    respelled: str | None
+
+
+MAX_DIFFICULTY = 100  # DOTA has 0 and 1, the tile splitter writes 2, and the reference's threshold is 100
+_TRUTH = {"true": 1, "false": 0}
+
+
+def read_difficulty(word):
+    """A difficulty in any of its spellings: `1`, `1.0`, `True`. Returns: int from 0 to 100, or None if it is none."""
+    if word.isdecimal() and len(word) < 4:
+        value = int(word)
+    elif word.lower() in _TRUTH:
+        return _TRUTH[word.lower()]
+    else:
+        try:
+            value = float(word)
+        except ValueError:
+            return None
+        if "_" in word or not value.is_integer():  # is_integer is False for NaN and infinity
+            return None
+    return int(value) if 0 <= value <= MAX_DIFFICULTY else None
+
+
+@functools.lru_cache(maxsize=64)
+def finder(class_names, class_aliases=()):
+    """The Finder of some classes. Args: tuple of names; tuple of (spelling, name)."""
+    return Finder(class_names, dict(class_aliases))
+
+
+class Finder:
+    """Finds the class in the columns behind the coordinates: `class [difficulty] [more columns]`.
+
+    A class may have any number of words. Names are looked for in this order, and the first kind that fits decides:
+      1. the given names and aliases, letter by letter;
+      2. the names as `written_names` writes them;
+      3. names that differ only in case, blanks, underscores and hyphens, where exactly one class has that spelling
+         and no word is used up that can be a difficulty: `A1 0` is never A10.
+    Where several names of one kind fit (`ship` and `ship 1`), the one whose rest reads best is taken: a difficulty and
+    nothing else, then a difficulty and more columns, then nothing, then something that is no difficulty; then the
+    longest.
+
+    Attributes:
+      class_names: the classes, in the order of their labels.
+    """
+
+    def __init__(self, class_names, class_aliases):
+        """Args: class_names; class_aliases, dict from another spelling to one of class_names."""
+        self.class_names = tuple(class_names)
+        exact = {name: label for label, name in enumerate(class_names)}
+        for alias, name in class_aliases.items():
+            if name not in exact:
+                raise UserError(
+                    f"class_aliases maps '{alias}' to '{name}', which is not among the classes "
+                    f"({', '.join(class_names)})"
+                )
+            exact.setdefault(alias, exact[name])
+        labels_of = collections.defaultdict(set)
+        for name, label in exact.items():
+            labels_of[plain(name)].add(label)
+        self._kinds = (
+            {" ".join(name.split()): label for name, label in exact.items()},
+            {text: exact[name] for name, text in written_names(tuple(class_names)).items()},
+            # Two classes that differ in spelling alone can only be told apart exactly.
+            {name: next(iter(labels)) for name, labels in labels_of.items() if len(labels) == 1},
+        )
+        self._longest = max((len(name.split()) for name in exact), default=1)
+
+    def find(self, text):
+        """Found, or None. Args: text, all columns behind the coordinates."""
+        words = text.split()
+        for kind, names in enumerate(self._kinds):
+            fits = []
+            # A name in another spelling may have more words than the class: "Boeing 737" for Boeing737.
+            for count in range(1, min(len(words), self._longest if kind < 2 else len(words)) + 1):
+                if kind == 2 and count > 1 and read_difficulty(words[count - 1]) is not None:
+                    break  # it would use up a difficulty
+                name = " ".join(words[:count])
+                label = names.get(name if kind < 2 else plain(name))
+                if label is not None:
+                    fits.append((_rank(words[count:]), -count, label))
+            if fits:
+                _, minus_count, label = min(fits)
+                name, rest = words[:-minus_count], words[-minus_count:]
+                return Found(label, rest[0] if rest else None, " ".join(name) if kind == 2 else None)
+        return None
+
+
+def _rank(rest):
+    """How well the columns behind a name read: the smaller, the better."""
+    if not rest:
+        return 2
+    if read_difficulty(rest[0]) is None:
+        return 3
+    return 0 if len(rest) == 1 else 1
+
+
+def name_and_difficulty(words):
+    """Splits the columns behind the coordinates without a list of classes: the name ends before the first difficulty.
+
+    Args:
+      words: list of words, at least one.
+
+    Returns:
+      (name, the word of the difficulty or None): `Boeing 737 0` is ("Boeing 737", "0"), since 737 is no difficulty.
+    """
+    for count in range(1, len(words)):
+        if read_difficulty(words[count]) is not None:
+            return " ".join(words[:count]), words[count]
+    return " ".join(words), None

@@ -1,0 +1,175 @@
+"""What can be odd about a data set: one list of reasons, each of which knows whether something is lost by it."""
+
+import enum
+from typing import NamedTuple
+
+from haksnet_jax.errors import UserError
+
+MAX_UNKNOWN_SHARE = 0.1  # of all labels, of classes that are not in the list: above it the list is the wrong one
+
+
+class Reason(enum.StrEnum):
+    """Why a line, a file, an object or an image is named; `loses` says whether something is left out for it.
+
+    Readers of images have further keys of their own (`truncated_image`, ...): each of them loses the image.
+    """
+
+    loses: bool
+    meaning: str
+
+    def __new__(cls, key, loses, meaning):
+        """A member: its key as text, with what it says of losses and a line for the documentation."""
+        member = str.__new__(cls, key)
+        member._value_ = key
+        member.loses = loses
+        member.meaning = meaning
+        return member
+
+    # Lines of a label file, objects of an annotation file.
+    TOO_FEW_NUMBERS = "too_few_numbers", True, "fewer coordinates than four points have, or no class"
+    TOO_MANY_NUMBERS = "too_many_numbers", True, "more than four points"
+    BAD_NUMBER = "bad_number", True, "a coordinate that is no number, not finite, or beyond 1e7 pixels"
+    UNKNOWN_CLASS = "unknown_class", True, "a class that is not among the given ones"
+    ZERO_AREA = "zero_area", True, "four points on one line, or in one place"
+    MISSING_TAG = "missing_tag", True, "an annotation without something that every object has"
+    NO_OUTLINE = "no_outline", True, "an annotation without an outline or a box that can be used"
+    WHOLLY_OUTSIDE = "wholly_outside", True, "the object lies outside its image"
+    TOO_SMALL = "too_small", True, "a side of the object is shorter than asked for"
+    CLASS_RESPELLED = "class_respelled", False, "the class was found by ignoring case, blanks, underscores and hyphens"
+    NO_DIFFICULTY = "no_difficulty", False, "no difficulty is given: read as 0, named once a file"
+    BAD_DIFFICULTY = "bad_difficulty", False, "a difficulty that is no whole number from 0 to 100: read as 0"
+    CROSSED = "crossed", False, "edges cross: the points are in no order around the object; its box encloses all four"
+    DUPLICATE = "duplicate", False, "same points and class as an earlier object"
+    NOT_FOUR_POINTS = "not_four_points", False, "an outline of other than four points: the smallest rectangle around it"
+    PARTLY_OUTSIDE = "partly_outside", False, "the object reaches beyond its image"
+    IN_NO_TILE = "in_no_tile", False, "no tile holds enough of the object"
+    IS_CROWD = "is_crowd", False, "a group of objects in one outline: read as a difficult object"
+
+    # Files of labels.
+    OTHER_FORMAT = "other_format", True, "a label file in another format than the one that is read"
+    BAD_ENCODING = "bad_encoding", True, "a label file whose text is not UTF-8"
+    BAD_XML = "bad_xml", True, "an annotation file that is no well-formed XML, or nests too deeply"
+    BAD_JSON = "bad_json", True, "an annotation file that is no JSON, or not of the form that is expected"
+    TOO_LARGE = "too_large", True, "an annotation file of more bytes or objects than is read"
+    UNREADABLE_LABELS = "unreadable_labels", True, "a label file that cannot be opened"
+    IMAGE_WITHOUT_LABELS = "image_without_labels", True, "no label file has the image's name"
+    LABELS_WITHOUT_IMAGE = "labels_without_image", True, "no image has the label file's name"
+    MISSING_FILE = "missing_file", True, "a file that a list names is not there"
+    SIMILAR_CLASSES = "similar_classes", False, "two classes differ only in case, blanks, hyphens or underscores"
+
+    # Images.
+    SAME_NAME = "same_name", True, "two images differ in their endings alone"
+    UNREADABLE_IMAGE = "unreadable_image", True, "an image that cannot be opened"
+    UNUSUAL_CHANNELS = "unusual_channels", True, "other channels or bits than are read"
+    UNENCODABLE_TILE = "unencodable_tile", True, "pixels that the format of the tiles cannot hold"
+    WRONG_EXTENSION = "wrong_extension", False, "the content is of another format than the name says"
+    BLANK_IMAGE = "blank_image", False, "all pixels are equal"
+    TURNED_IMAGE = "turned_image", False, "the file says that it is to be turned (EXIF)"
+
+
+_BY_KEY = {reason.value: reason for reason in Reason}
+
+
+class Problem(NamedTuple):
+    """Something odd in the input.
+
+    Attributes:
+      path: the file.
+      line: its line, from 1; 0 for the file as a whole.
+      reason: a Reason, or the key of an image's fault: what is counted by.
+      detail: a sentence for the reader.
+      subject: what the sentence is about, to be counted by: the name of an unknown class; else "".
+    """
+
+    path: str
+    line: int
+    reason: str
+    detail: str
+    subject: str = ""
+
+    @property
+    def loses(self):
+        """Whether a line, an object, an image or a file is left out by it."""
+        reason = _BY_KEY.get(self.reason)
+        return reason is None or reason.loses
+
+    def __str__(self):
+        where = f"{self.path}:{self.line}" if self.line else self.path
+        return printable(f"{where}: {self.detail} [{self.reason}]")
+
+
+def of_image(path, error):
+    """The problem of an image that cannot be used. Args: path; error, an images' ImageError or an OSError."""
+    return Problem(str(path), 0, getattr(error, "reason", Reason.UNREADABLE_IMAGE), str(error))
+
+
+def losses(problems):
+    """Those of some problems by which something is left out."""
+    return [problem for problem in problems if problem.loses]
+
+
+def printable(text):
+    """The text with every character escaped that a terminal would obey or that cannot be encoded."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shortened(text, limit=60):
+    """A value from a file, to be quoted in a sentence: at most `limit` characters, none that a terminal obeys."""
+    text = printable(text.strip())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def count_reasons(problems):
+    """`3 unknown_class, 1 zero_area`: the problems counted by reason, the most frequent first."""
+    counts = {}
+    for problem in problems:
+        counts[problem.reason] = counts.get(problem.reason, 0) + 1
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def listed(problems, per_reason=5):
+    """The problems one a line, at most so many of each reason; the rest only counted."""
+    by_reason = {}
+    for problem in problems:
+        by_reason.setdefault(problem.reason, []).append(problem)
+    lines = []
+    for reason, found in by_reason.items():
+        lines += [f"  {problem}" for problem in found[:per_reason]]
+        if len(found) > per_reason:
+            lines.append(f"  ... and {len(found) - per_reason} more of {reason}")
+    return "\n".join(lines)
+
+
+def unknown_classes(problems, num_known, *, allow=False, remedy="name the classes of these labels"):
+    """What to say of labels that are left out for their class.
+
+    Args:
+      problems: list of Problem; those with the reason unknown_class are counted.
+      num_known: number of labels whose class is in the list.
+      allow: True never raises.
+      remedy: what to do, for the error.
+
+    Returns:
+      "4 of 8 labels (50 %) are left out, their classes are not in the list: hangar (4)", or None without such labels.
+
+    Raises:
+      UserError: their share is above MAX_UNKNOWN_SHARE, and not allowed.
+    """
+    counts = {}
+    for problem in problems:
+        if problem.reason == Reason.UNKNOWN_CLASS:
+            counts[problem.subject] = counts.get(problem.subject, 0) + 1
+    num_unknown = sum(counts.values())
+    if not num_unknown:
+        return None
+    share = num_unknown / (num_unknown + num_known)
+    names = sorted(counts, key=lambda name: -counts[name])
+    found = ", ".join(f"{printable(name)} ({counts[name]})" for name in names[:10])
+    more = f" and {len(names) - 10} more classes" if len(names) > 10 else ""
+    sentence = (
+        f"{num_unknown} of {num_unknown + num_known} labels ({100 * share:.3g} %) are left out, their classes are not "
+        f"in the list: {found}{more}"
+    )
+    if share > MAX_UNKNOWN_SHARE and not allow:
+        raise UserError(f"{sentence}. That is more than {MAX_UNKNOWN_SHARE:.0%}: {remedy}")
+    return sentence

@@ -31,9 +31,7 @@ import tensorflow_datasets as tfds
 from haksnet_jax import files
 from haksnet_jax.images import files as image_files
 from haksnet_jax.labels import dota as labels
-
-# The object stays and only something about it is odd; every other reason loses an object, a file or an image.
-HARMLESS = frozenset({"class_respelled", "bad_difficulty", "crossed", "duplicate"})
+from haksnet_jax.labels.problems import losses
 
 
 class Record(NamedTuple):
@@ -141,7 +139,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def refuse_losses(self, what):
         """Raises DataError when the problems so far lose something and that was not asked for."""
-        lost = [problem for problem in self.problems if problem.reason not in HARMLESS]
+        lost = losses(self.problems)
         if lost and not self.lossy:
             raise DataError(
                 f"{len(lost)} problems with the {what} would lose something ({count_reasons(lost)}):\n{listed(lost)}\n"

@@ -34,6 +34,7 @@ import shapely
 from haksnet_jax import files
 from haksnet_jax.images import files as image_files
 from haksnet_jax.labels import dota as labels
+from haksnet_jax.labels.problems import losses
 from haksnet_jax.results import tiles
 
 try:
@@ -44,7 +45,6 @@ except ImportError:  # the extra `geo`, for tiles that are neither PNG nor JPEG
 PADDING_BGR = (104, 116, 124)  # the reference's; images that are not of three 8-bit channels are padded with zeros
 PROTOCOLS = {"single_scale": (200, (1.0,)), "multi_scale": (500, (0.5, 1.0, 1.5))}  # overlap, rates
 TRUNCATED = 2  # difficulty of an object that its tile cuts
-HARMLESS = frozenset({"class_respelled", "bad_difficulty", "crossed", "duplicate", "in_no_tile"})
 
 
 class SplitError(ValueError):
@@ -437,7 +437,7 @@ class Summary(NamedTuple):
     @property
     def lost(self):
         """The problems by which an image or an object is missing in the output."""
-        return [problem for problem in self.problems if problem.reason not in HARMLESS]
+        return losses(self.problems)
 
 
 def split(image_folders, label_folders, output, parameters, *, num_workers=None, progress=None):

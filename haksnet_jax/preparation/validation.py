@@ -31,22 +31,10 @@ import numpy as np
 from haksnet_jax import files
 from haksnet_jax.images import files as image_files
 from haksnet_jax.labels import dota as labels
+from haksnet_jax.labels.problems import losses
 from haksnet_jax.preparation import splitting
 from haksnet_jax.results import visualize
 
-HARMLESS = frozenset(
-    {
-        "class_respelled",
-        "bad_difficulty",
-        "crossed",
-        "duplicate",
-        "partly_outside",
-        "wrong_extension",
-        "blank_image",
-        "turned_image",
-        "similar_classes",
-    }
-)
 SIZE_EDGES = (8, 16, 32, 64, 128, 256, 512)  # pixels, sides of squares of the same area
 
 
@@ -90,7 +78,7 @@ class Report(NamedTuple):
     @property
     def lost(self):
         """The problems by which an image or an object would be lost."""
-        return [problem for problem in self.problems if problem.reason not in HARMLESS]
+        return losses(self.problems)
 
 
 def _check_image(path, decode):
@@ -369,8 +357,9 @@ def main(argv=None):
         if shown[problem.reason] <= args.show:
             print(problem)
     print(f"\n{_count(len(report.problems), 'problem')}")
+    lost = {problem.reason for problem in report.lost}
     for reason, count in shown.most_common():
-        print(f"{count:7d}  {reason}{'' if reason in HARMLESS else '  (something would be lost)'}")
+        print(f"{count:7d}  {reason}{'  (something would be lost)' if reason in lost else ''}")
     return 1 if report.lost else 0
 
 

@@ -237,7 +237,7 @@ def test_class_names_with_blanks_labels_without_difficulty_and_extra_columns_pas
     summary = split(tmp_path, tmp_path / "out")
     expected = ["1 1 20 1 20 20 1 20 Small-Car 1", "1 1 20 1 20 30 1 30 ship 0", "1 1 20 1 20 40 1 40 plane 0"]
     assert (tmp_path / "out/labelTxt/a__64__0___0.txt").read_text().splitlines() == expected
-    assert not summary.problems
+    assert [(problem.line, problem.reason) for problem in summary.problems] == [(4, "no_difficulty")]
 
 
 def test_bad_lines_and_files_are_named_and_the_rest_is_cut(tmp_path):

@@ -64,13 +64,11 @@ def crop_and_resize(image, box, size, interpolation=0):
     """
     reduction = largest_reduction(box[2], box[3], size)
     pixels = image.pixels(reduction)
-    height, width = image.size
-    # What is decoded in part is smaller by the reduction, rounded up; what knows no partial decoding is whole.
-    down, across = pixels.shape[0] / height, pixels.shape[1] / width
-    top, left = round(box[0] * down), round(box[1] * across)
-    part = pixels[
-        top : max(top + 1, round((box[0] + box[2]) * down)), left : max(left + 1, round((box[1] + box[3]) * across))
-    ]
+    # What knows no partial decoding is whole.
+    scale = 1.0 if pixels.shape[:2] == tuple(image.size) else 1.0 / reduction
+    top, left = round(box[0] * scale), round(box[1] * scale)
+    bottom, right = round((box[0] + box[2]) * scale), round((box[1] + box[3]) * scale)
+    part = pixels[top : max(top + 1, bottom), left : max(left + 1, right)]
     if part.shape[:2] == tuple(size):
         return np.ascontiguousarray(part)
     shrinks = part.shape[0] * part.shape[1] > size[0] * size[1]

@@ -125,13 +125,13 @@ def test_partial_decoding_shows_the_same_part(tmp_path):
     image = cv2.resize(coarse, (805, 603), interpolation=cv2.INTER_CUBIC)
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
     whole = sources.StoredImage(pixels=cv2.cvtColor(image, cv2.COLOR_BGR2RGB), name="x")
-    for box, reduction in (((100, 210, 420, 410), 4), ((0, 0, 603, 805), 4), ((10, 20, 210, 205), 2)):
+    for box, reduction in (((100, 212, 420, 408), 4), ((0, 0, 603, 805), 4), ((10, 20, 210, 206), 2)):
         assert transforms.largest_reduction(box[2], box[3], (100, 100)) == reduction
         stored = sources.StoredImage(data, name="x")
         found = transforms.crop_and_resize(stored, box, (100, 100)).astype(int)
         expected = transforms.crop_and_resize(whole, box, (100, 100)).astype(int)
-        # The grids differ by parts of a pixel: less than the picture changes from one pixel of the result to the next.
-        assert np.abs(found - expected).mean() < 0.6 * np.abs(np.diff(expected, axis=1)).mean()
+        # Two ways of making pixels larger differ by less than the picture from one pixel of the result to the next.
+        assert np.abs(found - expected).mean() < 0.5 * np.abs(np.diff(expected, axis=1)).mean()
     assert transforms.largest_reduction(99, 5000, (100, 100)) == 1
 
 

@@ -60,7 +60,7 @@ def measure(shape, k, gradient, pool):
     if gradient:
         arguments, chosen = (x, y), depthwise_triton.weight_gradient_tile(shape, k)
         library = lambda x, y: depthwise.weight_gradient_library(x, y, k)  # noqa: E731
-        make = lambda tile: lambda x, y: depthwise_triton.weight_gradient(x, y, k, tile=tile)  # noqa: E731
+        make = lambda tile: lambda x, y: depthwise_triton.weight_gradient(x, y, k, tile=tile)[0]  # noqa: E731
     else:
         arguments, chosen = (x, kernel.astype(x.dtype)), depthwise_triton.convolve_tile(shape)
         library = depthwise.convolve_library

@@ -25,14 +25,14 @@ from haksnet_jax.target import by_platform, over_mesh
 _LANES = 128  # of a TPU's registers and matrix unit
 
 
-@jax.custom_vjp
-def depthwise_conv(x, kernel):
+def depthwise_conv(x, kernel, bias=None):
     """Convolves every channel of x with its own square kernel, at stride 1 with zeros around the image.
 
-    out[b, i, j, c] = sum over dy, dx of x[b, i + dy - k // 2, j + dx - k // 2, c] * kernel[dy, dx, c]
+    out[b, i, j, c] = bias[c] + sum over dy, dx of x[b, i + dy - k // 2, j + dx - k // 2, c] * kernel[dy, dx, c]
 
     The kernel is rounded to the type of x; products and sums are float32 and the output is rounded once (the library
-    form rounds each of its partial convolutions). The gradient with respect to the kernel is summed in float32, on TPUs
+    form rounds each of its partial convolutions, and where there is no kernel of our own the bias is rounded and added
+    after that). The gradient with respect to the kernel is summed in float32, on TPUs
     from products of 16 bits where the inputs are bfloat16.
 
     The batch may be sharded. The mesh should then be the ambient one (`jax.set_mesh`): each device takes its share of
@@ -42,6 +42,7 @@ def depthwise_conv(x, kernel):
     Args:
       x: [B, H, W, C] features, float32 or bfloat16.
       kernel: [k, k, C] weights, k odd, usually float32.
+      bias: [C], or None.
 
     Returns:
       [B, H, W, C] in the type of x.
@@ -49,10 +50,27 @@ def depthwise_conv(x, kernel):
     Raises:
       ValueError: shapes or types that do not fit, said at tracing.
     """
-    return _convolve(x, kernel)
+    return _depthwise_conv(x, kernel, bias, False)
 
 
-def _convolve(x, kernel):
+def depthwise_conv_with_means(x, kernel, bias):
+    """`depthwise_conv`, and means of its result that a kernel has at hand while it writes it.
+
+    Args:
+      x, kernel, bias: as for `depthwise_conv`.
+
+    Returns:
+      ([B, H, W, C] in the type of x, [B, H, W] means over the channels, [B, C] means over the positions, float32).
+    """
+    return _depthwise_conv(x, kernel, bias, True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _depthwise_conv(x, kernel, bias, means):
+    return _convolve(x, kernel, bias, means)
+
+
+def _convolve(x, kernel, bias=None, means=False):
     if x.ndim != 4 or kernel.ndim != 3 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != x.shape[3]:
         raise ValueError(
             "depthwise_conv expects x [B, H, W, C] and kernel [k, k, C] with the same C; "
@@ -62,18 +80,26 @@ def _convolve(x, kernel):
         raise ValueError(f"depthwise_conv expects a kernel with an odd side; got kernel {list(kernel.shape)}.")
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"depthwise_conv expects x in float32 or bfloat16; got {x.dtype}.")
-    forms = {platform: convolve for platform, (convolve, _) in _forms(kernel.shape[0], x.shape[2]).items()}
+    forms = {
+        platform: functools.partial(convolve, means=means)
+        for platform, (convolve, _) in _forms(kernel.shape[0], x.shape[2]).items()
+    }
     convolve = functools.partial(by_platform, **forms)
-    return over_mesh(convolve, x, kernel.astype(x.dtype), split=1)
+    return over_mesh(convolve, x, kernel.astype(x.dtype), *([] if bias is None else [bias]), split=1)
 
 
-def _depthwise_conv_forward(x, kernel):
-    return _convolve(x, kernel), (x, kernel)
+def _depthwise_conv_forward(x, kernel, bias, means):
+    return _convolve(x, kernel, bias, means), (x, kernel, bias)
 
 
-def _depthwise_conv_backward(residuals, gradient):
-    x, kernel = residuals
+def _depthwise_conv_backward(means, residuals, gradient):
+    x, kernel, bias = residuals
     k = kernel.shape[0]
+    if means:
+        gradient, of_channel_means, of_position_means = gradient
+        _, height, width, channels = gradient.shape
+        spread = of_channel_means[..., None] / channels + of_position_means[:, None, None] / (height * width)
+        gradient = (gradient.astype(jnp.float32) + spread).astype(x.dtype)
     # The transpose is the same operation with the kernel turned by 180 degrees, so the same form serves. The derivative
     # that JAX would build takes XLA's TPU compiler 15 times as long.
     x_gradient = _convolve(gradient, kernel[::-1, ::-1])
@@ -82,17 +108,19 @@ def _depthwise_conv_backward(residuals, gradient):
         for platform, (_, weight_gradient) in _forms(k, x.shape[2]).items()
     }
     weight_gradient = functools.partial(by_platform, **forms)
-    return x_gradient, over_mesh(weight_gradient, x, gradient, summed=True).astype(kernel.dtype)
+    kernel_gradient, bias_gradient = over_mesh(weight_gradient, x, gradient, summed=True)
+    bias_gradient = None if bias is None else bias_gradient.astype(bias.dtype)
+    return x_gradient, kernel_gradient.astype(kernel.dtype), bias_gradient
 
 
-depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
+_depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
 
 
 def _forms(k, width):
-    """(convolution, weight gradient) for each platform of `by_platform`: all choices are made here."""
-    slices = (convolve_slices, weight_gradient_slices)
-    bands = (convolve_bands, weight_gradient_bands)
-    library = (convolve_library, weight_gradient_library)
+    """(convolution, gradients of kernel and bias) for each platform of `by_platform`: all choices are made here."""
+    slices = _with_bias(convolve_slices, weight_gradient_slices)
+    bands = _with_bias(convolve_bands, weight_gradient_bands)
+    library = _with_bias(convolve_library, weight_gradient_library)
     kernels = (depthwise_triton.convolve, depthwise_triton.weight_gradient)
     return {
         "cuda": kernels if triton.usable() else library,
@@ -104,6 +132,20 @@ def _forms(k, width):
         "tpu": slices if k <= 3 and width < _LANES else bands,
         "default": slices,
     }
+
+
+def _with_bias(convolve, weight_gradient):
+    """The two functions with bias, means and the bias' gradient, which compilers fuse with what is beside them."""
+
+    def convolve_and_add(x, kernel, bias=None, *, means):
+        out = convolve(x, kernel)
+        out = out if bias is None else out + bias.astype(x.dtype)
+        return (out, out.mean(-1, dtype=jnp.float32), out.mean((1, 2), dtype=jnp.float32)) if means else out
+
+    def gradients(x, gradient, k):
+        return weight_gradient(x, gradient, k), gradient.sum((0, 1, 2), dtype=jnp.float32)
+
+    return convolve_and_add, gradients
 
 
 def _pad(x, k):

@@ -103,10 +103,10 @@ def _block(tile, num_channels):
     return columns, channels, column_block
 
 
-def _convolve_kernel(x_ref, kernel_ref, out_ref, *, tile):
+def _convolve_kernel(x_ref, kernel_ref, bias_ref, out_ref, *sums_out, tile):
     _, height, width, num_channels = x_ref.shape
     k = kernel_ref.shape[0]
-    columns, channels, _ = _block(tile, num_channels)
+    columns, channels, column_block = _block(tile, num_channels)
     first_row, batch = pl.program_id(1) * tile.rows, pl.program_id(2)
     known = (channels < num_channels)[None, :]
 
@@ -124,15 +124,32 @@ def _convolve_kernel(x_ref, kernel_ref, out_ref, *, tile):
     zeros = jnp.zeros((tile.columns, tile.channels), jnp.float32)
     sums = jax.lax.fori_loop(0, k, add_column, (zeros,) * tile.rows)
     inside = (columns < width)[:, None] & known
+    bias = plgpu.load(bias_ref.at[channels], mask=known[0], other=0.0)[None, :]
+    over_positions = jnp.zeros((tile.channels,), jnp.float32)
     for t in range(tile.rows):
         row = first_row + t
+        here = inside & (row < height)
+        value = sums[t] + bias
         index = out_ref.at[batch, row, columns[:, None], channels[None, :]]
-        plgpu.store(index, sums[t].astype(out_ref.dtype), mask=inside & (row < height))
+        plgpu.store(index, value.astype(out_ref.dtype), mask=here)
+        if sums_out:
+            value = jnp.where(here, value, 0.0)
+            over_positions += jnp.sum(value, axis=0)
+            channel_block = pl.program_id(0) % pl.cdiv(num_channels, tile.channels)
+            index = sums_out[0].at[batch, channel_block, row, columns]
+            plgpu.store(index, jnp.sum(value, axis=1), mask=(columns < width) & (row < height))
+    if sums_out:
+        index = sums_out[1].at[batch, pl.program_id(1), column_block, channels]
+        plgpu.store(index, over_positions, mask=known[0])
 
 
-def _weight_gradient_kernel(x_ref, gradient_ref, out_ref, *, tile, k):
-    _, _, width, num_channels = x_ref.shape
+def _weight_gradient_kernel(x_ref, gradient_ref, out_ref, *bias_out, tile, k):
+    width, num_channels = x_ref.shape[2], out_ref.shape[-1]
     columns, channels, column_block = _block(tile, num_channels)
+    inputs = outputs = channels
+    if num_channels != x_ref.shape[3]:  # of all pairs of an input and an output channel, which are few
+        num_outputs = jnp.full_like(channels, gradient_ref.shape[3])
+        inputs, outputs = jax.lax.div(channels, num_outputs), jax.lax.rem(channels, num_outputs)
     strip, batch = pl.program_id(1), pl.program_id(2)
     known = (channels < num_channels)[None, :]
     inside = (columns < width)[:, None] & known
@@ -146,51 +163,135 @@ def _weight_gradient_kernel(x_ref, gradient_ref, out_ref, *, tile, k):
         def add_chunk(chunk, sums):
             sums = list(sums)
             first_row = (strip * tile.chunks + chunk) * tile.rows
-            gradients = [_load(gradient_ref, batch, first_row + t, columns, channels, inside) for t in range(tile.rows)]
+            gradients = [_load(gradient_ref, batch, first_row + t, columns, outputs, inside) for t in range(tile.rows)]
             for r, d in itertools.product(range(tile.rows + k - 1), range(tile.taps)):
-                row = _load(x_ref, batch, first_row + (r - k // 2), shifted[d], channels, inside_shifted[d])
+                row = _load(x_ref, batch, first_row + (r - k // 2), shifted[d], inputs, inside_shifted[d])
                 for t in range(max(0, r - k + 1), min(tile.rows, r + 1)):
                     sums[d * k + r - t] += row * gradients[t]
+            if bias_out:
+                sums[-1] += sum(gradients)
             return tuple(sums)
 
-        sums = jax.lax.fori_loop(0, tile.chunks, add_chunk, (zeros,) * (k * tile.taps))
+        sums = jax.lax.fori_loop(0, tile.chunks, add_chunk, (zeros,) * (k * tile.taps + len(bias_out)))
         for d, dy in itertools.product(range(tile.taps), range(k)):
             index = out_ref.at[batch, strip, column_block, dy, dx[d], channels]
             plgpu.store(index, jnp.sum(sums[d * k + dy], axis=0), mask=known[0])
+        if bias_out:
+            index = bias_out[0].at[batch, strip, column_block, channels]
+            plgpu.store(index, jnp.sum(sums[-1], axis=0), mask=known[0])
         return 0
 
     jax.lax.fori_loop(0, k // tile.taps, some_columns, 0)
 
 
-@functools.partial(jax.jit, static_argnames=("tile", "interpret"))
-def convolve(x, kernel, *, tile=None, interpret=False):
+@functools.partial(jax.jit, static_argnames=("means", "tile", "interpret"))
+def convolve(x, kernel, bias=None, *, means=False, tile=None, interpret=False):
     """Depthwise convolution at stride 1 with zeros around the image.
 
     Args:
       x: [B, H, W, C] features, float32 or bfloat16.
       kernel: [k, k, C] weights, k odd.
+      bias: [C] that is added before the result is rounded, or None.
+      means: whether to give the result's means too, from the values that the kernel holds anyway.
       tile: what one program owns; chosen by shape if None.
       interpret: runs in Pallas' interpreter, on any machine.
 
     Returns:
-      [B, H, W, C] in the type of x; products and sums are float32.
+      [B, H, W, C] in the type of x; products and sums are float32. With `means` (result, [B, H, W] float32 means over
+      the channels, [B, C] float32 means over the positions), of the values before they are rounded.
     """
     num_images, height, width, num_channels = x.shape
     tile = tile or convolve_tile(x.shape)
-    blocks = pl.cdiv(num_channels, tile.channels) * pl.cdiv(width, tile.columns)
-    return pl.pallas_call(
+    channel_blocks, column_blocks = pl.cdiv(num_channels, tile.channels), pl.cdiv(width, tile.columns)
+    row_blocks = pl.cdiv(height, tile.rows)
+    bias = jnp.zeros((num_channels,), jnp.float32) if bias is None else bias.astype(jnp.float32)
+    out, *sums = pl.pallas_call(
         functools.partial(_convolve_kernel, tile=tile),
-        grid=(blocks, pl.cdiv(height, tile.rows), num_images),
-        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        grid=(channel_blocks * column_blocks, row_blocks, num_images),
+        out_shape=[
+            jax.ShapeDtypeStruct(x.shape, x.dtype),
+            *(
+                jax.ShapeDtypeStruct(shape, jnp.float32)
+                for shape in (
+                    (num_images, channel_blocks, height, width),
+                    (num_images, row_blocks, column_blocks, num_channels),
+                )
+                if means
+            ),
+        ],
         compiler_params=plgpu.CompilerParams(num_warps=tile.num_warps, num_stages=1),
         interpret=interpret,
         name=f"depthwise_{kernel.shape[0]}x{kernel.shape[0]}",
-    )(x, kernel.astype(jnp.float32))  # once here, not in every program
+    )(x, kernel.astype(jnp.float32), bias)  # (float32 once here, not in every program)
+    if not means:
+        return out
+    over_channels, over_positions = sums
+    return out, over_channels.sum(1) / num_channels, over_positions.sum((1, 2)) / (height * width)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "tile", "interpret"))
-def weight_gradient(x, gradient, k, *, tile=None, interpret=False):
-    """Gradient of `convolve` with respect to its kernel: the correlation of the input with the output's gradient.
+def _narrow_kernel(x_ref, kernel_ref, out_ref, *, tile):
+    """As `_convolve_kernel` for few channels, all with all: a lane for each pair of an input and an output channel."""
+    _, height, width, _ = x_ref.shape
+    k, _, num_pairs = kernel_ref.shape
+    num_outputs = out_ref.shape[3]
+    lanes = jnp.arange(tile.channels, dtype=jnp.int32)
+    columns = pl.program_id(0) * tile.columns + jnp.arange(tile.columns, dtype=jnp.int32)
+    first_row, batch = pl.program_id(1) * tile.rows, pl.program_id(2)
+    inputs = jax.lax.div(lanes, jnp.full_like(lanes, num_outputs))
+    known = (lanes < num_pairs)[None, :]
+
+    def add_column(dx, sums):
+        sums = list(sums)
+        shifted = columns + (dx - k // 2)
+        inside = ((shifted >= 0) & (shifted < width))[:, None] & known
+        weights = [plgpu.load(kernel_ref.at[dy, dx, lanes], mask=known[0], other=0.0)[None, :] for dy in range(k)]
+        for r in range(tile.rows + k - 1):
+            row = _load(x_ref, batch, first_row + (r - k // 2), shifted, inputs, inside)
+            for t in range(max(0, r - k + 1), min(tile.rows, r + 1)):
+                sums[t] += row * weights[r - t]
+        return tuple(sums)
+
+    zeros = jnp.zeros((tile.columns, tile.channels), jnp.float32)
+    sums = jax.lax.fori_loop(0, k, add_column, (zeros,) * tile.rows)
+    outputs = jnp.arange(num_outputs, dtype=jnp.int32)
+    for t in range(tile.rows):
+        row = first_row + t
+        total = jnp.sum(sums[t].reshape(tile.columns, tile.channels // num_outputs, num_outputs), axis=1)
+        index = out_ref.at[batch, row, columns[:, None], outputs[None, :]]
+        plgpu.store(index, total, mask=(columns < width)[:, None] & (row < height))
+
+
+@functools.partial(jax.jit, static_argnames=("interpret",))
+def convolve_narrow(x, kernel, *, interpret=False):
+    """Convolution of a few channels, all with all, at stride 1 with zeros around the image.
+
+    Args:
+      x: [B, H, W, C] features, float32 or bfloat16.
+      kernel: [k, k, C, C'] weights, k odd, C * C' and C' powers of two.
+      interpret: runs in Pallas' interpreter, on any machine.
+
+    Returns:
+      [B, H, W, C'] float32.
+    """
+    num_images, height, width, _ = x.shape
+    k, _, num_inputs, num_outputs = kernel.shape
+    pairs = num_inputs * num_outputs
+    tile = Tile(min(8, power_of_two(height)), min(512 // pairs, power_of_two(width)), pairs, num_warps=4)
+    return pl.pallas_call(
+        functools.partial(_narrow_kernel, tile=tile),
+        grid=(pl.cdiv(width, tile.columns), pl.cdiv(height, tile.rows), num_images),
+        out_shape=jax.ShapeDtypeStruct((num_images, height, width, num_outputs), jnp.float32),
+        compiler_params=plgpu.CompilerParams(num_warps=tile.num_warps, num_stages=1),
+        interpret=interpret,
+        name=f"narrow_{k}x{k}",
+    )(x, kernel.astype(jnp.float32).reshape(k, k, pairs))
+
+
+@functools.partial(jax.jit, static_argnames=("k", "pairs", "tile", "interpret"))
+def weight_gradient(x, gradient, k, *, pairs=False, tile=None, interpret=False):
+    """Gradients of `convolve` with respect to its kernel and its bias.
+
+    The one is the correlation of the input with the output's gradient, the other the sum of that gradient.
 
     Every program writes the sums of its own region, and XLA adds them: no atomic additions, the same bits in every run.
 
@@ -198,22 +299,34 @@ def weight_gradient(x, gradient, k, *, tile=None, interpret=False):
       x: [B, H, W, C] input of the convolution, float32 or bfloat16.
       gradient: [B, H, W, C] gradient with respect to its output.
       k: side of the kernel, odd.
+      pairs: of `convolve_narrow` instead: every channel of x [B, H, W, C] with every one of the gradient [B, H, W, C'].
       tile: what one program owns; chosen by shape if None.
       interpret: runs in Pallas' interpreter, on any machine.
 
     Returns:
-      [k, k, C] float32.
+      ([k, k, C] float32, or [k, k, C, C'] with `pairs`; [C] float32 gradient with respect to the bias).
     """
     num_images, height, width, num_channels = x.shape
-    tile = tile or weight_gradient_tile(x.shape, k)
+    if pairs:
+        kernel_shape = (k, k, num_channels, gradient.shape[3])
+        num_channels *= gradient.shape[3]
+    else:
+        kernel_shape = (k, k, num_channels)
+    tile = tile or weight_gradient_tile((*x.shape[:3], num_channels), k)
     column_blocks = pl.cdiv(width, tile.columns)
     strips = pl.cdiv(height, tile.rows * tile.chunks)
-    partial_sums = pl.pallas_call(
+    programs = (num_images, strips, column_blocks)
+    one_pass = tile.taps == k and not pairs  # over the gradient, whose sum is then there for the taking
+    kernel_sums, *bias_sums = pl.pallas_call(
         functools.partial(_weight_gradient_kernel, tile=tile, k=k),
         grid=(pl.cdiv(num_channels, tile.channels) * column_blocks, strips, num_images),
-        out_shape=jax.ShapeDtypeStruct((num_images, strips, column_blocks, k, k, num_channels), jnp.float32),
+        out_shape=[
+            jax.ShapeDtypeStruct((*programs, k, k, num_channels), jnp.float32),
+            *([jax.ShapeDtypeStruct((*programs, num_channels), jnp.float32)] if one_pass else []),
+        ],
         compiler_params=plgpu.CompilerParams(num_warps=tile.num_warps, num_stages=1),
         interpret=interpret,
         name=f"depthwise_{k}x{k}_weight_gradient",
     )(x, gradient)
-    return jnp.sum(partial_sums, axis=(0, 1, 2))
+    kernel_gradient = kernel_sums.sum((0, 1, 2)).reshape(kernel_shape)
+    return kernel_gradient, (bias_sums[0] if one_pass else gradient).sum((0, 1, 2), dtype=jnp.float32)

@@ -121,7 +121,7 @@ def gated_mlp_plain(x, weights):
     rounded = _rounded(weights, x.dtype)
     filter_kernel, gate_kernel = jnp.split(rounded.expand_kernel, 2, axis=-1)
     filter_bias, gate_bias = jnp.split(rounded.expand_bias, 2)
-    filtered = depthwise_conv(x @ filter_kernel + filter_bias, weights.depthwise_kernel) + rounded.depthwise_bias
+    filtered = depthwise_conv(x @ filter_kernel + filter_bias, weights.depthwise_kernel, weights.depthwise_bias)
     hidden = filtered * (x @ gate_kernel + gate_bias)  # [B, H, W, D]
     return hidden @ rounded.project_kernel + rounded.project_bias
 

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from haksnet_jax.kernels import depthwise_triton, triton
 from haksnet_jax.kernels.depthwise import diagonals, matrix_precision
 from haksnet_jax.kernels.strided_conv import convolve_columns
 from haksnet_jax.target import by_platform, gradients_of, over_mesh
@@ -21,6 +22,8 @@ from haksnet_jax.target import by_platform, gradients_of, over_mesh
 # depthwise kernels are: 5.4 and 3.6.
 _MOST_CHANNELS_OF_BANDS = 7
 _MOST_CHANNELS = 16
+# Of the kernel for NVIDIA GPUs, which has a lane for each pair of an input and an output channel.
+_MOST_CHANNELS_OF_PAIRS = 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -43,6 +46,8 @@ def _forms(kernel, otherwise, dtype):
     """(convolution in dtype, its gradients) for each platform of `by_platform`: all choices are made here."""
     forms = {"default": (otherwise, gradients_of(otherwise))}
     channels = max(kernel.shape[2:])
+    if channels <= _MOST_CHANNELS_OF_PAIRS and triton.usable() and _powers_of_two(*kernel.shape[2:]):
+        forms["cuda"] = functools.partial(narrow_conv_triton, dtype=dtype), narrow_conv_triton_gradients
     if channels <= _MOST_CHANNELS_OF_BANDS:
         forms["tpu"] = functools.partial(narrow_conv_bands, dtype=dtype), narrow_conv_bands_gradients
     elif channels <= _MOST_CHANNELS:
@@ -61,6 +66,28 @@ def _narrow_conv_backward(otherwise, saved, gradient):
 
 
 narrow_conv.defvjp(_narrow_conv_forward, _narrow_conv_backward)
+
+
+def _powers_of_two(*numbers):
+    return all(number & (number - 1) == 0 for number in numbers)
+
+
+def narrow_conv_triton(x, kernel, dtype, *, interpret=False):
+    """`narrow_conv` in dtype by one Triton kernel: sums over the input channels never leave the registers."""
+    convolve = functools.partial(depthwise_triton.convolve_narrow, interpret=interpret)
+    return over_mesh(convolve, x, kernel.astype(x.dtype), split=1).astype(dtype)
+
+
+def narrow_conv_triton_gradients(x, kernel, gradient, *, interpret=False):
+    """The gradients of `narrow_conv_triton` with respect to x and kernel."""
+    k = kernel.shape[0]
+    turned = kernel.astype(x.dtype)[::-1, ::-1].swapaxes(2, 3)
+    x_gradient = narrow_conv_triton(gradient, turned, x.dtype, interpret=interpret)
+
+    def weight_gradient(x, gradient):
+        return depthwise_triton.weight_gradient(x, gradient, k, pairs=True, interpret=interpret)[0]
+
+    return x_gradient, over_mesh(weight_gradient, x, gradient, summed=True).astype(kernel.dtype)
 
 
 def _convolve_columns(x, kernel, dtype):

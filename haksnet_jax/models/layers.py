@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from haksnet_jax.kernels.depthwise import depthwise_conv
+from haksnet_jax.kernels.depthwise import depthwise_conv, depthwise_conv_with_means
 from haksnet_jax.kernels.narrow_conv import narrow_conv
 from haksnet_jax.models.initializers import kaiming_fan_out, normal
 from haksnet_jax.models.rematerialization import mark_kept
@@ -26,7 +26,10 @@ class DepthwiseConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
-        return depthwise_conv(x.astype(self.dtype), self.kernel[...]) + self.bias[...].astype(self.dtype)
+        return depthwise_conv(x.astype(self.dtype), self.kernel[...], self.bias[...])
+
+    def with_means(self, x):  # [B, H, W, C] -> [B, H, W, C], means over channels [B, H, W] and positions [B, C]
+        return depthwise_conv_with_means(x.astype(self.dtype), self.kernel[...], self.bias[...])
 
 
 class NarrowConv(nnx.Module):

@@ -22,7 +22,7 @@ FORMS = {
     "bands": (depthwise.convolve_bands, depthwise.weight_gradient_bands),
     "triton": (
         functools.partial(depthwise_triton.convolve, interpret=True),
-        functools.partial(depthwise_triton.weight_gradient, interpret=True),
+        lambda x, gradient, k: depthwise_triton.weight_gradient(x, gradient, k, interpret=True)[0],
     ),
 }
 
@@ -111,7 +111,7 @@ def test_small_tiles_cover_the_image_with_blocks_strips_and_chunks():
     np.testing.assert_allclose(convolve(x, kernel), convolved(x, kernel), rtol=1e-5, atol=1e-5)
     for taps in (1, 5):
         tile = Tile(3, 8, 8, 1, chunks=2, taps=taps)
-        got = depthwise_triton.weight_gradient(x, gradient, 5, tile=tile, interpret=True)
+        got, _ = depthwise_triton.weight_gradient(x, gradient, 5, tile=tile, interpret=True)
         np.testing.assert_allclose(got, kernel_gradient(x, gradient, 5), rtol=1e-5, atol=3e-5)
 
 
@@ -126,6 +126,38 @@ def test_tiles_are_powers_of_two_and_waste_no_channels():
                 assert tile.chunks >= 1 and tile.rows >= 1
                 if channels % 8 == 0:
                     assert channels % tile.channels == 0, (channels, tile)
+
+
+@needs_triton
+@pytest.mark.parametrize("k", [3, 9])  # the gradient in one pass, and with a sum of its own
+def test_the_kernels_add_the_bias_and_give_means_and_its_gradient(k):
+    x, gradient, kernel = arrays(k, (2, 13, 19, 40))  # the channels in several blocks, tiles beyond every edge
+    bias = jnp.asarray(np.random.default_rng(1).standard_normal(40), jnp.float32)
+    got, over_channels, over_positions = depthwise_triton.convolve(x, kernel, bias, means=True, interpret=True)
+    want = convolved(x, kernel) + np.asarray(bias, np.float64)
+    # float32 sums of up to 81 products of size 1; means of 40 and of 247 of them
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(over_channels, want.mean(-1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(over_positions, want.mean((1, 2)), rtol=1e-5, atol=1e-5)
+    _, bias_gradient = depthwise_triton.weight_gradient(x, gradient, k, interpret=True)
+    np.testing.assert_allclose(bias_gradient, np.asarray(gradient, np.float64).sum((0, 1, 2)), rtol=1e-5, atol=1e-4)
+
+
+def test_means_have_the_gradients_of_means():
+    x, _, kernel = arrays(3, (2, 6, 7, 8))
+    bias = jnp.asarray(np.random.default_rng(1).standard_normal(8), jnp.float32)
+    rng = np.random.default_rng(2)
+    shapes = ((2, 6, 7, 8), (2, 6, 7), (2, 8))
+    cotangents = tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+
+    def plain(x, kernel, bias):
+        out = plain_convolution(x, kernel) + bias
+        return out, out.mean(-1), out.mean((1, 2))
+
+    want, pull_back = jax.vjp(plain, x, kernel, bias)
+    got, own_pull_back = jax.vjp(depthwise.depthwise_conv_with_means, x, kernel, bias)
+    for ours, theirs in zip((*got, *own_pull_back(cotangents)), (*want, *pull_back(cotangents)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=3e-5)  # float32 sums of up to 84 products
 
 
 @pytest.fixture(scope="module")

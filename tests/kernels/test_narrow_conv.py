@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haksnet_jax.kernels.narrow_conv import narrow_conv, narrow_conv_bands, narrow_conv_bands_gradients
+from haksnet_jax.kernels import triton
+from haksnet_jax.kernels.narrow_conv import (
+    narrow_conv,
+    narrow_conv_bands,
+    narrow_conv_bands_gradients,
+    narrow_conv_triton,
+    narrow_conv_triton_gradients,
+)
 
 
 def library(x, kernel):
@@ -35,6 +42,18 @@ def test_bands_are_the_convolution_and_their_gradients_its_derivatives(k, shape)
     for ours, theirs in zip(
         jax.jit(narrow_conv_bands_gradients)(x, kernel, gradient), pull_back(gradient), strict=True
     ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.skipif(triton.plgpu is None, reason="this jax has no Triton backend")
+@pytest.mark.parametrize(("k", "shape"), [(7, (1, 9, 11, 4)), (3, (2, 3, 20, 2))])
+def test_the_kernel_of_pairs_is_the_convolution_and_its_gradients_the_derivatives(k, shape):
+    x, kernel, gradient = arrays(k, shape, channels_out=4)
+    want, pull_back = jax.vjp(library, x, kernel)
+    # float32 sums of up to 196 products of size 1, in another order
+    np.testing.assert_allclose(narrow_conv_triton(x, kernel, jnp.float32, interpret=True), want, rtol=1e-5, atol=3e-5)
+    got = narrow_conv_triton_gradients(x, kernel, gradient, interpret=True)
+    for ours, theirs in zip(got, pull_back(gradient), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=5e-5)
 
 

@@ -67,14 +67,15 @@ class KernelSelection(nnx.Module):
 
     @jax.named_scope("kernel_selection")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
-        u, cascade = x, []
+        u, cascade, channel_means, global_means = x, [], [], []
         for convolve in (self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9):
-            u = mark_kept(convolve(u))
+            u, channel_mean, global_mean = mark_kept(convolve.with_means(u))
             cascade.append(u)
-        channel_means = jnp.stack([u.mean(-1, dtype=jnp.float32) for u in cascade], axis=-1)  # [B, H, W, 4]
+            channel_means.append(channel_mean)
+            global_means.append(global_mean)
+        channel_means = jnp.stack(channel_means, axis=-1)  # [B, H, W, 4]
         spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(channel_means)))  # [B, H, W, 4]
-        global_means = jnp.concatenate([u.mean((1, 2), dtype=jnp.float32) for u in cascade], axis=-1)  # [B, 4 C]
-        hidden = jax.nn.relu(self.kernel_attention_1(mark_kept(global_means)))
+        hidden = jax.nn.relu(self.kernel_attention_1(jnp.concatenate(global_means, axis=-1)))  # of [B, 4 C]
         kernel = jax.nn.softmax(self.kernel_attention_2(hidden))  # [B, 4]
         weights = spatial.astype(jnp.float32) * kernel[:, None, None, :]
         mixed = sum(u.astype(jnp.float32) * weights[..., i, None] for i, u in enumerate(cascade))

@@ -1,4 +1,4 @@
-"""Compiled steps that are kept: the same results without tracing, and nothing is read that others could have written."""
+"""Compiled steps that are kept: equal results without tracing; nothing is read that others could have written."""
 
 import logging
 import os
@@ -69,7 +69,7 @@ def test_a_changed_byte_is_said_and_the_step_compiled_again(kept, caplog):
 
 
 def test_the_folder_is_the_users_alone_and_keeps_the_newest(kept, monkeypatch):
-    folder, key, arguments, mesh = kept
+    folder, _, arguments, _ = kept
     assert folder.stat().st_mode & 0o077 == 0
     monkeypatch.setattr(executables, "MAX_KEPT", 1)
     compiled = jax.jit(lambda state, batch, rate: (state, {})).lower(*arguments).compile()

@@ -29,8 +29,10 @@ from safetensors.numpy import save_file
 
 from haksnet_jax import files
 from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.weights.budget import MAX_BYTES
 from haksnet_jax.weights.errors import CheckpointError
-from haksnet_jax.weights.torch_reader import MAX_BYTES, Inert, read_checkpoint
+from haksnet_jax.weights.stored_tensors import Inert
+from haksnet_jax.weights.torch_reader import read_checkpoint
 from haksnet_jax.weights.torch_weights import (
     CLASSIFIER,
     Report,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from haksnet_jax.weights.errors import CheckpointError
-from haksnet_jax.weights.torch_reader import Inert, StoredTensor
+from haksnet_jax.weights.stored_tensors import Inert, StoredTensor
 
 
 class Layout(NamedTuple):

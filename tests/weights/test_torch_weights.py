@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from torch_files import TINY, make_weights
 
-from haksnet_jax.weights.torch_reader import CheckpointError, Inert, read_checkpoint
+from haksnet_jax.weights.errors import CheckpointError
+from haksnet_jax.weights.stored_tensors import Inert
+from haksnet_jax.weights.torch_reader import read_checkpoint
 from haksnet_jax.weights.torch_weights import (
     entries,
     from_torch,

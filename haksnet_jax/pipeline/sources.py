@@ -2,7 +2,7 @@
 
 A source has a length and gives examples by index, the same ones each time; it can be pickled for worker processes. An
 example is a dict:
-  image       [H, W, 3] uint8, RGB
+  image       [H, W, C] uint8; RGB, or the bands that the image settings choose
   polygons    [N, 4, 2] float32 corner points in pixels
   labels      [N] int32 classes, 0-based
   difficulty  [N] int32
@@ -19,6 +19,10 @@ import cv2
 import numpy as np
 
 from haksnet_jax import files
+from haksnet_jax.images import files as image_files
+from haksnet_jax.images import reader, scaling
+from haksnet_jax.images.headers import ImageError, read_header
+from haksnet_jax.images.settings import ImageSettings
 from haksnet_jax.labels.dota import (
     Problem,
     boxes_to_polygons,
@@ -29,56 +33,8 @@ from haksnet_jax.labels.dota import (
 )
 from haksnet_jax.pipeline import scenes
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+_MAX_MEASURED = 256  # images of more than 8 bits whose values are looked at for the limits of a folder
 SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
-
-_JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def _cut_short(data):
-    """Whether a JPEG or PNG lacks its end. OpenCV decodes such a file to an image with a grey part, without a word."""
-    if data.startswith(_JPEG):
-        # The end marker comes after the last scan; an embedded thumbnail has one too, but before the first scan.
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    if data.startswith(_PNG):
-        return b"IEND" not in data[-4096:]
-    return False
-
-
-def decode_image(data, name):
-    """Decodes an image file.
-
-    Grey images are repeated to three channels and transparency is left out. Samples of more than 8 bits are scaled by
-    255 / (2**bits - 1), where bits (8 to 16) is as many as the image's largest sample needs. A rotation named in the
-    file's EXIF data is applied.
-
-    Args:
-      data: bytes of a JPEG, PNG, TIFF or BMP file.
-      name: what to call it in an error.
-
-    Returns:
-      [H, W, 3] uint8, RGB.
-
-    Raises:
-      ValueError: the image is empty, truncated, or in a format that cannot be read.
-    """
-    if not data:
-        raise ValueError(f"{name}: expected an image, found an empty file")
-    if _cut_short(data):
-        raise ValueError(f"{name}: the image is truncated (the file lacks its end); copy it again or remove it")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error as error:
-        raise ValueError(f"{name}: the image cannot be decoded ({error.err})") from error
-    if image is None:
-        raise ValueError(f"{name}: the image cannot be decoded; expected a JPEG, PNG, TIFF or BMP of 8 or 16 bits")
-    if image.dtype == np.uint16:
-        bits = max(8, int(image.max()).bit_length())
-        image = cv2.convertScaleAbs(image, alpha=255 / (2**bits - 1))
-    elif image.dtype != np.uint8:
-        raise ValueError(f"{name}: expected samples of 8 or 16 bits, found {image.dtype}; convert the image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 class FolderSource:
@@ -94,6 +50,7 @@ class FolderSource:
       problems: list of Problem, found so far (`check_images` adds those of the images).
       num_objects: [len] int32 objects of each image.
       num_filtered: images left out because they have no object (`filter_empty`).
+      image_settings: ImageSettings by which all images are read, limits included where they are needed.
     """
 
     def __init__(
@@ -106,6 +63,7 @@ class FolderSource:
         min_side=0.0,
         class_aliases=None,
         image_ids=None,
+        image_settings=ImageSettings(),
     ):
         """Scans the folders.
 
@@ -117,6 +75,8 @@ class FolderSource:
           min_side: leaves out objects whose box has a side below it, in pixels (the reference: 2).
           class_aliases: dict from another spelling in the files to one of class_names.
           image_ids: only these images, or None for all.
+          image_settings: bands, limits and nodata that are given; what they leave open is what is kept beside the
+            images, and what the images' largest values say (`scaling.for_images`).
 
         Raises:
           FileNotFoundError: a folder, or an image of image_ids, is missing.
@@ -151,6 +111,7 @@ class FolderSource:
             polygons.append(np.zeros((0, 4, 2)) if objects is None else objects.polygons)
             labels.append(np.zeros(0, np.int32) if objects is None else objects.labels)
             difficulties.append(np.zeros(0, np.int32) if objects is None else objects.difficulty)
+        self.image_settings = scaling.for_images(self._paths, image_settings, max_measured=_MAX_MEASURED)
         self.num_objects = np.array([len(part) for part in labels], np.int32)
         # Flat arrays: a source travels to every worker process, and 20,000 small arrays pickle slowly.
         self._offsets = np.concatenate([[0], np.cumsum(self.num_objects)])
@@ -171,21 +132,18 @@ class FolderSource:
             raise FileNotFoundError(f"the folder of images {images_dir} does not exist")
         wanted = None if image_ids is None else set(image_ids)
         paths = {}
-        for name in sorted(entry.name for entry in os.scandir(images_dir) if not entry.name.startswith(".")):
-            stem, extension = os.path.splitext(name)
-            if extension.lower() not in IMAGE_EXTENSIONS or (wanted is not None and stem not in wanted):
+        for path in image_files.list_images(images_dir):
+            if wanted is not None and path.stem not in wanted:
                 continue
-            if stem in paths:
-                self._report(images_dir / name, "same_name", f"left out: {paths[stem].name} has the same name")
+            if path.stem in paths:
+                self._report(path, "same_name", f"left out: {paths[path.stem].name} has the same name")
                 continue
-            paths[stem] = images_dir / name
+            paths[path.stem] = path
         if wanted is not None and wanted - paths.keys():
             missing = sorted(wanted - paths.keys())
             raise FileNotFoundError(
                 f"{images_dir} lacks {len(missing)} of the images asked for, the first is '{missing[0]}'"
             )
-        if not paths:
-            raise ValueError(f"{images_dir} holds no image; expected files ending in {', '.join(IMAGE_EXTENSIONS)}")
         return paths
 
     def _find_labels(self, labels_dir, paths, images_dir, everything):
@@ -232,10 +190,10 @@ class FolderSource:
         labels = self.labels(index)
         path = self._paths[index]
         try:
-            data = pathlib.Path(path).read_bytes()
+            image = reader.read(path, self.image_settings)
         except OSError as error:
-            raise ValueError(f"{path}: the image cannot be read ({error.strerror})") from error
-        return {"image": decode_image(data, path), **labels, "image_id": self.image_ids[index]}
+            raise ImageError("unreadable_image", f"the image cannot be read ({error.strerror})", path) from error
+        return {"image": image, **labels, "image_id": self.image_ids[index]}
 
     def check_images(self, *, decode=False, num_threads=8):
         """Looks at every image file before training, for damage and for boxes outside the image.
@@ -255,19 +213,15 @@ class FolderSource:
         return found
 
     def _check_image(self, index, decode):
-        from haksnet_jax.images import (
-            files as image_files,  # here: it loads GDAL where that is installed; reading needs none
-        )
-
         path = self._paths[index]
         try:
             if decode:
-                height, width = decode_image(pathlib.Path(path).read_bytes(), path).shape[:2]
+                height, width = reader.read(path, self.image_settings).shape[:2]
             else:
-                header = image_files.read_header(path)
+                header = read_header(path)
                 height, width = header.height, header.width
-        except (OSError, ValueError) as error:
-            detail = str(error).removeprefix(f"{path}: ")
+        except (OSError, ImageError) as error:
+            detail = getattr(error, "sentence", str(error))
             return [Problem(path, 0, "unreadable_image", detail)]
         polygons, labels, _ = self.labels(index).values()
         problems = []
@@ -412,7 +366,8 @@ class TfdsSource:
     def __getitem__(self, index):
         record = self._record(index)
         image_id = record["image_id"].decode()
-        image = decode_image(bytes(record["image"]), f"{self._name}, record {index}, image {image_id}")
+        name = f"{self._name}, record {index}, image {image_id}"
+        image = reader.decode(bytes(record["image"]), name)
         return {"image": image, **self._labels_of(record), "image_id": image_id}
 
     def summary(self):

@@ -1,0 +1,117 @@
+"""One choice of limits for the images of a data set, and the means and deviations of its bands."""
+
+import concurrent.futures
+import os
+import pathlib
+
+import numpy as np
+
+from haksnet_jax.images import settings as image_settings
+from haksnet_jax.images.headers import ImageError, read_header
+from haksnet_jax.images.reader import ImageFile
+
+
+def for_images(paths, given=image_settings.ImageSettings(), *, max_measured=None, num_threads=None):
+    """The settings by which several images are read alike.
+
+    What is given comes first; then what is kept beside the images of a folder (`image_settings.json`). Where that leaves
+    the limits open and images have more than 8 bits, their largest value is looked for, so that a dark image among
+    bright ones stays dark.
+
+    Args:
+      paths: of the images.
+      given: ImageSettings, from options, a config or a model.
+      max_measured: images that are looked at, spread evenly over those of more than 8 bits; None for all of them.
+      num_threads: images at a time; None: one a core.
+
+    Returns:
+      ImageSettings; the limits stay None where all images have 8 bits. Images that cannot be read are passed over.
+
+    Raises:
+      UserError: the settings of a folder are damaged, or folders have different ones.
+    """
+    kept = {}
+    for folder in dict.fromkeys(pathlib.Path(path).parent for path in paths):
+        kept.setdefault(image_settings.read_folder(folder)[0], folder)
+    settings = {image_settings.merged(given, one): folder for one, folder in kept.items()}
+    if len(settings) > 1:
+        (first, one), (second, other) = list(settings.items())[:2]
+        raise image_settings.UserError(
+            f"{one} and {other} are to be read differently ({_told(first)}; {_told(second)}): state bands, limits and "
+            "nodata, or read them one after the other"
+        )
+    settings = next(iter(settings), given)
+    if settings.limits is not None:
+        return settings
+    with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+        deep = [path for path, is_deep in zip(paths, pool.map(_is_deep, paths), strict=True) if is_deep]
+        if not deep:
+            return settings
+        if max_measured is not None and len(deep) > max_measured:
+            deep = [deep[index] for index in np.linspace(0, len(deep) - 1, max_measured, dtype=int)]
+        bits = max(pool.map(lambda path: _bits(path, settings), deep))
+    return settings._replace(limits=(0.0, float(2**bits - 1)))
+
+
+def _told(settings):
+    return ", ".join(f"{name} {value}" for name, value in image_settings.to_json(settings).items()) or "by default"
+
+
+def _is_deep(path):
+    try:
+        header = read_header(path)
+    except (ImageError, OSError):  # named when it is its turn
+        return False
+    return header.bits > 8 and header.kind == "unsigned"
+
+
+def _bits(path, settings):
+    try:
+        with ImageFile(path, settings) as image:
+            return image.bits()
+    except (ImageError, OSError):
+        return 8
+
+
+def band_statistics(paths, settings, *, max_images=200, num_threads=None):
+    """Means and deviations of each band, in values of 0 to 255 as the network gets them.
+
+    Args:
+      paths: of the images.
+      settings: ImageSettings, see `for_images`.
+      max_images: that are looked at, spread evenly; of large ones a middle part of 1024 pixels.
+      num_threads: images at a time; None: one a core.
+
+    Returns:
+      (mean [C] float64, std [C] float64) over all pixels that have data, that is: not 0 in all bands.
+
+    Raises:
+      ImageError: none of the images can be read.
+    """
+    chosen = [
+        paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, min(max_images, len(paths)), dtype=int))
+    ]
+    with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+        parts = [part for part in pool.map(lambda path: _sums(path, settings), chosen) if part is not None]
+    total = sum(parts, start=np.zeros((3, settings.num_channels)))
+    if not total[0].any():
+        raise ImageError("no_data", f"none of the {len(chosen)} images that were looked at has pixels with data")
+    mean = total[1] / total[0]
+    return mean, np.sqrt(np.maximum(total[2] / total[0] - mean**2, 0))
+
+
+def _sums(path, settings):
+    """[3, C]: number, sum and sum of squares of an image's pixels; None where it cannot be read."""
+    try:
+        with ImageFile(path, settings) as image:
+            x, y = max(image.width - 1024, 0) // 2, max(image.height - 1024, 0) // 2
+            pixels = image.read(x, y, min(x + 1024, image.width), min(y + 1024, image.height))
+    except (ImageError, OSError):
+        return None
+    pixels = pixels.reshape(-1, pixels.shape[-1])
+    # Histograms are exact and take one pass over bytes.
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels[pixels.any(axis=-1)].T]).astype(
+        np.float64
+    )
+    values = np.arange(256)
+    return np.stack([counts.sum(-1), counts @ values, counts @ values**2])

@@ -1,0 +1,142 @@
+"""How samples of image files become the network's input: which bands, which limits, what is no data.
+
+The choice is made once for a data set and travels with it: in `image_settings.json` beside tiles and records, and in a
+model's `model.json`. So a tile is as bright as its scene, and prediction sees what training saw.
+"""
+
+import json
+import math
+import numbers
+import pathlib
+from typing import NamedTuple
+
+from haksnet_jax import files
+from haksnet_jax.errors import UserError
+
+FILE = "image_settings.json"  # in a folder of images or records
+MAX_CHOSEN = 16  # bands
+
+
+class ImageSettings(NamedTuple):
+    """How images are read.
+
+    Attributes:
+      bands: numbers from 1, or names (red, green, blue, nir, alpha, or what the file calls them), in the order wanted.
+        None: red, green and blue as the file declares them, else the first three bands, else the first one three times.
+      limits: (low, high): these values become 0 and 255, what lies beyond is cut off. They hold for all images but
+        those of 8 bits, which stay as they are unless high is at most 255. None: 0 and 2**bits - 1 with as many bits as
+        the largest value needs.
+      nodata: the value of pixels without data, which become 0; None: what the file says.
+    """
+
+    bands: tuple[int | str, ...] | None = None
+    limits: tuple[float, float] | None = None
+    nodata: float | None = None
+
+    @property
+    def num_channels(self):
+        """Channels of what is read."""
+        return 3 if self.bands is None else len(self.bands)
+
+
+def checked(settings, where=""):
+    """The settings, if they can be used.
+
+    Args:
+      settings: ImageSettings, whose values may be lists as JSON and configs have them.
+      where: config section or file they come from, put before their names in messages: "data.".
+
+    Raises:
+      UserError: names the setting.
+    """
+    bands, limits, nodata = settings
+    if bands is not None:
+        bands = tuple(bands) if isinstance(bands, (list, tuple)) else (bands,)
+        if not 1 <= len(bands) <= MAX_CHOSEN:
+            raise UserError(f"{where}bands: expected 1 to {MAX_CHOSEN} bands, got {len(bands)}")
+        for band in bands:
+            number = isinstance(band, numbers.Integral) and not isinstance(band, bool)
+            if not (number and band >= 1) and not (isinstance(band, str) and band):
+                raise UserError(f"{where}bands: expected numbers from 1 or names such as red, got {str(band)[:40]!r}")
+        bands = tuple(band if isinstance(band, str) else int(band) for band in bands)
+    if limits is not None:
+        limits = tuple(limits) if isinstance(limits, (list, tuple)) else (limits,)
+        if len(limits) != 2 or not all(_is_number(value) for value in limits) or not limits[0] < limits[1]:
+            raise UserError(
+                f"{where}limits: expected two numbers, the value that becomes 0 and the larger one that becomes 255, "
+                f"got {str(limits)[:80]}"
+            )
+        limits = (float(limits[0]), float(limits[1]))
+    if nodata is not None:
+        if isinstance(nodata, bool) or not isinstance(nodata, numbers.Real):
+            raise UserError(f"{where}nodata: expected a number, got {str(nodata)[:40]!r}")
+        nodata = float(nodata)
+    return ImageSettings(bands, limits, nodata)
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def parse_bands(text):
+    """Bands as a command's option gives them: "4,3,2" or "nir,red,green" to (4, 3, 2) or ("nir", "red", "green")."""
+    words = [word.strip() for word in text.replace(" ", ",").split(",") if word.strip()]
+    return checked(ImageSettings(bands=tuple(int(word) if word.isdigit() else word for word in words))).bands
+
+
+def parse_limits(text):
+    """Limits as a command's option gives them: "0,2047" to (0.0, 2047.0)."""
+    try:
+        values = tuple(float(word) for word in text.replace(" ", ",").split(",") if word)
+    except ValueError:
+        raise UserError(f"limits: expected two numbers such as 0,2047, got {text[:80]!r}") from None
+    return checked(ImageSettings(limits=values)).limits
+
+
+def merged(given, kept):
+    """Each setting as it is given, and where it is None as it is kept with the data or the model."""
+    return ImageSettings(*(old if new is None else new for new, old in zip(given, kept, strict=True)))
+
+
+def to_json(settings):
+    """Dict of plain values for JSON files; of settings that say something alone."""
+    values = {name: value for name, value in settings._asdict().items() if value is not None}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def from_json(values, where):
+    """ImageSettings of a dict as `to_json` makes it. Args: where, the file, for messages. Raises: UserError."""
+    if not isinstance(values, dict) or not values.keys() <= set(ImageSettings._fields):
+        raise UserError(f"{where}: expected an object with {', '.join(ImageSettings._fields)}, got {str(values)[:80]}")
+    return checked(ImageSettings(**values), f"{where}: ")
+
+
+def read_folder(folder):
+    """What is kept beside the images of a folder.
+
+    Args:
+      folder: of images, tiles or records.
+
+    Returns:
+      (ImageSettings, dict of what else the file says, such as "mean" and "std" of each band); the defaults and {} where
+      there is no such file.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = pathlib.Path(folder) / FILE
+    if not path.is_file():
+        return ImageSettings(), {}
+    try:
+        values = json.loads(path.read_bytes())
+        values = dict(values)
+    except (ValueError, TypeError, RecursionError):
+        raise UserError(f"{path} is damaged: make it again (validate, split and build write it) or remove it") from None
+    own = {name: values.pop(name) for name in ImageSettings._fields if name in values}
+    return from_json(own, path), values
+
+
+def write_folder(folder, settings, more=None):
+    """Keeps settings beside the images of a folder. Args: more, a dict that is kept with them (see `read_folder`)."""
+    text = json.dumps({**to_json(settings), **(more or {})}, indent=1)
+    files.write_text(pathlib.Path(folder) / FILE, text + "\n")

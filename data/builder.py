@@ -30,6 +30,8 @@ import tensorflow_datasets as tfds
 
 from haksnet_jax import files
 from haksnet_jax.images import files as image_files
+from haksnet_jax.images import reader
+from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.labels import dota as labels
 from haksnet_jax.labels.problems import losses
 
@@ -124,8 +126,8 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _read(self, record):
         try:
-            image_files.read_header(record.image)
-        except (image_files.ImageError, OSError) as error:
+            read_header(record.image)
+        except (ImageError, OSError) as error:
             self.problems.append(_image_problem(record.image, error))
             return None
         if record.read is None:
@@ -152,7 +154,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 continue
             try:
                 data = encoded_image(path)
-            except (image_files.ImageError, OSError) as error:
+            except (ImageError, OSError) as error:
                 self.problems.append(_image_problem(path, error))
                 self.refuse_losses("images")
                 continue
@@ -161,7 +163,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def _image_problem(path, error):
     reason = getattr(error, "reason", "unreadable_image")
-    return labels.Problem(str(path), 0, reason, str(error))
+    return labels.Problem(str(path), 0, reason, getattr(error, "sentence", str(error)))
 
 
 def count_reasons(problems):
@@ -187,16 +189,13 @@ def encoded_image(path):
     """The bytes of an image as three channels of eight bits: as they are where they fit, else decoded and as PNG.
 
     Raises:
-      image_files.ImageError: the file is no image or cannot be decoded.
+      ImageError: the file is no image or cannot be decoded.
       OSError: the file cannot be read.
     """
-    header = image_files.read_header(path)
+    header = read_header(path)
     if header.format in ("PNG", "JPEG") and header.channels == 3 and header.bits == 8:
         return path.read_bytes()
-    with image_files.Reader(path) as reader:
-        rows, columns = reader.shape
-        pixels = image_files.to_bgr8(reader.read(0, 0, columns, rows))
-    return cv2.imencode(".png", pixels)[1].tobytes()
+    return cv2.imencode(".png", cv2.cvtColor(reader.read(path), cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def pair_files(images, annotations, extension, read):
@@ -217,7 +216,7 @@ def pair_files(images, annotations, extension, read):
     for folder in [images] + ([annotations] if annotations is not None else []):
         if not folder.is_dir():
             raise DataError(f"Expected a folder at {folder}, found none.")
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in image_files.EXTENSIONS)
+    paths = sorted(path for path in images.iterdir() if image_files.is_image(path))
     if not paths:
         raise DataError(f"Found no images in {images} (looked for {', '.join(image_files.EXTENSIONS)}).")
     if annotations is None:
@@ -265,12 +264,7 @@ def pair_listed(list_file, image_folders, annotations, extension, read):
     for folder in [*image_folders, annotations]:
         if not folder.is_dir():
             raise DataError(f"Expected a folder at {folder}, found none.")
-    images = {
-        path.stem: path
-        for folder in image_folders
-        for path in folder.iterdir()
-        if path.suffix.lower() in image_files.EXTENSIONS
-    }
+    images = {path.stem: path for folder in image_folders for path in folder.iterdir() if image_files.is_image(path)}
     records, problems = [], []
     for line, text in enumerate(list_file.read_text().splitlines(), start=1):
         if not text.strip():

@@ -23,6 +23,7 @@ from etils import epath
 from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.images import files as image_files
+from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.inference.evaluator import Evaluator
 from haksnet_jax.labels.dota import CLASSES, LEFT_OUT, read_class_names, read_labels
 from haksnet_jax.pipeline import loader, sources
@@ -194,14 +195,13 @@ def open_split(arguments, class_names, settings):
 
 def _all_fit(folder, detector):
     """Whether all images of a folder are no larger than the network's input."""
-    for path in pathlib.Path(folder).iterdir():
-        if path.suffix.lower() in image_files.EXTENSIONS and not path.name.startswith("."):
-            try:
-                header = image_files.read_header(path)
-            except (image_files.ImageError, OSError):  # it is named when it is its turn
-                continue
-            if not detector.fits(header.height, header.width):
-                return False
+    for path in image_files.list_images(folder):
+        try:
+            header = read_header(path)
+        except (ImageError, OSError):  # it is named when it is its turn
+            continue
+        if not detector.fits(header.height, header.width):
+            return False
     return True
 
 
@@ -273,7 +273,7 @@ def evaluate_checkpoint(arguments):
 
 def _pictures_of(folder):
     """Function from an image's name to its pixels, or to None where the folder has no such image."""
-    from haksnet_jax.inference.predictor import ImageFile
+    from haksnet_jax.images.reader import ImageFile
 
     paths = {}
     if folder:

@@ -37,7 +37,7 @@ def list_images(folder):
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
     if not names:
-        raise UserError(f"Found no image in {folder}: expected files ending in {', '.join(EXTENSIONS)}.")
+        raise UserError(f"Found no images in {folder}: expected files ending in {', '.join(EXTENSIONS)}.")
     return [folder / name for name in names]
 
 

@@ -37,6 +37,7 @@ class Bands:
     Args:
       path: the file.
       header: its Header, which has been checked.
+      data: the file's bytes, or None where they lie in the file.
 
     Attributes:
       names: of the bands, by their declared colours ("red", "alpha", ...; "" where none is declared).
@@ -45,14 +46,18 @@ class Bands:
       nodata: value of pixels without data of each band, None where the file names none.
     """
 
-    def __init__(self, path, header):
+    def __init__(self, path, header, data=None):
         self._rasterio = import_rasterio("this TIFF")
         self._header = header
         with self._errors():
             # Without this GDAL lists the folder at each file, which takes longer than reading a tile among 100,000.
             # An absolute path, since one like `zip:a` would be taken for an address.
             with self._rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
-                self._dataset = self._rasterio.open(os.path.abspath(path), driver="GTiff")
+                if data is None:
+                    self._dataset = self._rasterio.open(os.path.abspath(path), driver="GTiff")
+                else:
+                    self._memory = self._rasterio.MemoryFile(data)
+                    self._dataset = self._memory.open(driver="GTiff")
             names = [colour.name for colour in self._dataset.colorinterp]
             self._palette = None
             if names[0] == "palette":
@@ -63,9 +68,8 @@ class Bands:
             self.dtype = np.dtype(self._dataset.dtypes[0])
             self._flags = [flag.name for flag in self._dataset.mask_flag_enums[0]]
             self.nodata = self._dataset.nodatavals
-            self._steps = (
-                2 ** int(self._dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * self.dtype.itemsize)) - 1
-            )
+            bits = self._dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * self.dtype.itemsize)
+            self._steps = 2 ** int(bits) - 1
             descriptions = self._dataset.descriptions
         if header.min_is_white and self.dtype.kind == "u":
             self.nodata = tuple(None if value is None else self._steps - value for value in self.nodata)

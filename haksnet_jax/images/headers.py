@@ -1,8 +1,8 @@
 """What the headers of image files say, and whether the files are whole: looked at before any decoder sees them.
 
 Decoders repair what they can: a truncated PNG or JPEG comes back from OpenCV as an image with an even lower part and no
-error. They also trust what they read: a few bytes can ask for gigabytes or minutes. So every number that sizes or counts
-something is checked here against the file's own length, in time that does not grow with what the numbers claim.
+error. They also trust what they read: a few bytes can ask for gigabytes or minutes. So every number that sizes or
+counts something is checked here against the file's own length, in time that does not grow with what the numbers claim.
 """
 
 import io
@@ -114,14 +114,14 @@ def _read_header(file, size):
         raise ImageError("truncated_image", f"the file ends inside its header, after {size} bytes") from None
     if header.width < 1 or header.height < 1:
         raise _damaged(f"it gives an image of {header.width} x {header.height} pixels")
-    if header.format != "TIFF":
-        if header.width * header.height > MAX_PIXELS or max(header.width, header.height) > MAX_SIDE:
-            raise ImageError(
-                "too_large",
-                f"a {header.format} of {header.width} x {header.height} pixels is more than can be decoded at once "
-                f"({MAX_PIXELS / 1e6:.0f} megapixels, {MAX_SIDE} a side): make it a tiled TIFF, which is read window by "
-                "window (gdal_translate -co TILED=YES)",
-            )
+    too_large = header.width * header.height > MAX_PIXELS or max(header.width, header.height) > MAX_SIDE
+    if header.format != "TIFF" and too_large:
+        raise ImageError(
+            "too_large",
+            f"a {header.format} of {header.width} x {header.height} pixels is more than can be decoded at once "
+            f"({MAX_PIXELS / 1e6:.0f} megapixels, {MAX_SIDE} a side): make it a tiled TIFF, which is read by windows "
+            "(gdal_translate -co TILED=YES)",
+        )
     swapped = header.orientation > 4
     return header._replace(width=header.height, height=header.width) if swapped else header
 

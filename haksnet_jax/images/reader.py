@@ -3,8 +3,8 @@
     with ImageFile("scene.tif", ImageSettings(bands=("nir", "red", "green"))) as image:
         image.read(0, 0, image.width, image.height)  # [H, W, 3] uint8
 
-The order is: samples as stored -> the bands that are chosen -> turned as the file says -> scaled to 8 bits, with 0 where
-there is no data. Transparency changes no colour: an alpha band is left out unless it is chosen.
+The order is: samples as stored -> the bands that are chosen -> turned as the file says -> scaled to 8 bits, with 0
+where there is no data. Transparency changes no colour: an alpha band is left out unless it is chosen.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import numpy as np
 
 from haksnet_jax.images import geotiff
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.images.settings import ImageSettings
+from haksnet_jax.images.settings import DEFAULT
 
 _WHOLE_UP_TO = 2**26  # bytes of a TIFF's samples that are decoded at once; larger files are read window by window
 _PIECE = 2**24  # samples of an image that are looked at in one piece, where all of them are
@@ -24,7 +24,7 @@ _NAMES = {1: ("grey",), 2: ("grey", "alpha"), 3: ("red", "green", "blue"), 4: ("
 _TRANSPOSED, _FLIPPED_COLUMNS, _FLIPPED_ROWS = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 
-def read(path, settings=ImageSettings()):
+def read(path, settings=DEFAULT):
     """[H, W, C] uint8 pixels of a whole image file, C as `settings.num_channels`; RGB by default.
 
     Raises:
@@ -35,8 +35,8 @@ def read(path, settings=ImageSettings()):
         return image.read(0, 0, image.width, image.height)
 
 
-def decode(data, name, settings=ImageSettings()):
-    """As `read`, of the bytes of a PNG, JPEG or BMP file, called `name` in messages."""
+def decode(data, name, settings=DEFAULT):
+    """As `read`, of the bytes of a file, called `name` in messages."""
     image = ImageFile(name, settings, data=data)
     return image.read(0, 0, image.width, image.height)
 
@@ -51,7 +51,7 @@ class ImageFile:
       path: of the file.
       settings: ImageSettings. Where limits are None and samples have more than 8 bits, they are those of this image:
         see `scaling.for_images` for a choice that holds for several.
-      data: the file's bytes, of a format that is decoded at once; None reads them from the path.
+      data: the file's bytes; None reads them from the path.
       whole_up_to: bytes of samples up to which a TIFF is decoded at once.
 
     Attributes:
@@ -67,7 +67,7 @@ class ImageFile:
       OSError: the file cannot be read.
     """
 
-    def __init__(self, path, settings=ImageSettings(), *, data=None, whole_up_to=_WHOLE_UP_TO):
+    def __init__(self, path, settings=DEFAULT, *, data=None, whole_up_to=_WHOLE_UP_TO):
         self.path, self.settings = pathlib.Path(path), settings
         self._bands = self._samples = self._empty = None
         try:
@@ -90,14 +90,14 @@ class ImageFile:
             self._keep(_decode(data, header), _NAMES[header.channels])
             return
         try:
-            self._bands = geotiff.Bands(self.path, header)
+            self._bands = geotiff.Bands(self.path, header, None if data is self.path else data)
         except ImageError as error:
             if error.reason != "needs_rasterio":
                 raise
             if not header.plain:
                 sentence = "a TIFF of other than 8 or 16 bits, grey or RGB and nothing else, needs rasterio"
                 raise ImageError(error.reason, f"{sentence}: {geotiff.EXTRA}") from None
-            pixels = _decode(self.path.read_bytes(), header)
+            pixels = _decode(self.path.read_bytes() if data is self.path else data, header)
             self._keep(pixels, _NAMES[header.channels], turned=True)  # OpenCV turns TIFF files whatever it is asked for
             return
         self.band_names, self.dtype, self.nodata = self._bands.names, self._bands.dtype, self._bands.nodata
@@ -149,10 +149,11 @@ class ImageFile:
         if self.dtype in (np.uint8, np.uint16) or (self.settings.limits is not None and self.dtype.kind in "iuf"):
             return
         kinds = {"i": "signed integers, which may be negative", "f": "floating-point numbers", "u": "integers"}
+        kind = f"{8 * self.dtype.itemsize}-bit {kinds.get(self.dtype.kind, 'complex numbers')}"
         raise ImageError(
             "needs_limits",
-            f"its samples are {8 * self.dtype.itemsize}-bit {kinds.get(self.dtype.kind, 'complex numbers')}, and nothing "
-            "says which values are black and white: state them by --limits=LOW,HIGH (data.limits in a config)",
+            f"its samples are {kind}, and nothing says which values are black and white: state them by "
+            "--limits=LOW,HIGH (data.limits in a config)",
         )
 
     def _stored(self, indexes, window):
@@ -186,9 +187,8 @@ class ImageFile:
             # (a view where the bands are as they lie, which is the most frequent case)
             samples = self._samples[y1:y2, x1:x2]
             if indexes != tuple(range(samples.shape[-1])):
-                samples = (
-                    samples[..., indexes[0] : indexes[-1] + 1 : 1] if _in_a_row(indexes) else samples[..., indexes]
-                )
+                in_a_row = indexes == tuple(range(indexes[0], indexes[0] + len(indexes)))
+                samples = samples[..., slice(indexes[0], indexes[-1] + 1) if in_a_row else indexes]
             empty = None if self._empty is None else self._empty[y1:y2, x1:x2]
         else:
             samples, empty = self._read_window(indexes, x1, y1, x2, y2)
@@ -234,16 +234,15 @@ class ImageFile:
 
     def bits(self):
         """Bits that the largest value of the chosen bands needs, 8 to 16; pixels without data are not counted."""
-        largest = 255
-        step = max(1, _PIECE // (self.width * len(self.chosen)))
+        largest, indexes = 255, sorted(set(self.chosen))
+        step = max(1, _PIECE // (self.width * len(indexes)))
         for y in range(0, self.height if self.dtype == np.uint16 else 0, step):
-            samples, empty = self.samples(0, y, self.width, min(y + step, self.height), sorted(set(self.chosen)))
-            counted = (
-                np.ones(samples.shape, bool) if empty is None else np.repeat(~empty[..., None], samples.shape[-1], -1)
-            )
-            for channel, index in enumerate(sorted(set(self.chosen))):
-                if self.nodata[index] is not None:  # in one band alone it may stand in its corner of a scene
-                    counted[..., channel] &= samples[..., channel] != self.nodata[index]
+            samples, empty = self.samples(0, y, self.width, min(y + step, self.height), indexes)
+            # A value of no data counts in no band, even where other bands have data.
+            nodata = [self.nodata[index] for index in indexes]
+            counted = np.ones(samples.shape, bool) if nodata.count(None) else samples != np.array(nodata)
+            if empty is not None:
+                counted &= ~empty[..., None]
             largest = max(largest, int(samples.max(initial=0, where=counted)))
         return largest.bit_length()
 
@@ -273,10 +272,6 @@ class ImageFile:
 
     def __exit__(self, *_):
         self.close()
-
-
-def _in_a_row(indexes):
-    return all(later - former == 1 for former, later in zip(indexes, indexes[1:], strict=False))
 
 
 def _blackened(pixels, empty):

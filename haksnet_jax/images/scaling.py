@@ -11,12 +11,12 @@ from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.images.reader import ImageFile
 
 
-def for_images(paths, given=image_settings.ImageSettings(), *, max_measured=None, num_threads=None):
+def for_images(paths, given=image_settings.DEFAULT, *, max_measured=None, num_threads=None):
     """The settings by which several images are read alike.
 
-    What is given comes first; then what is kept beside the images of a folder (`image_settings.json`). Where that leaves
-    the limits open and images have more than 8 bits, their largest value is looked for, so that a dark image among
-    bright ones stays dark.
+    What is given comes first; then what is kept beside the images of a folder (`image_settings.json`). Where that
+    leaves the limits open and images have more than 8 bits, their largest value is looked for, so that a dark image
+    among bright ones stays dark.
 
     Args:
       paths: of the images.
@@ -88,9 +88,8 @@ def band_statistics(paths, settings, *, max_images=200, num_threads=None):
     Raises:
       ImageError: none of the images can be read.
     """
-    chosen = [
-        paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, min(max_images, len(paths)), dtype=int))
-    ]
+    places = np.unique(np.linspace(0, len(paths) - 1, min(max_images, len(paths)), dtype=int))
+    chosen = [paths[place] for place in places]
     with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
         parts = [part for part in pool.map(lambda path: _sums(path, settings), chosen) if part is not None]
     total = sum(parts, start=np.zeros((3, settings.num_channels)))
@@ -110,8 +109,7 @@ def _sums(path, settings):
         return None
     pixels = pixels.reshape(-1, pixels.shape[-1])
     # Histograms are exact and take one pass over bytes.
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels[pixels.any(axis=-1)].T]).astype(
-        np.float64
-    )
+    with_data = pixels[pixels.any(axis=-1)]
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in with_data.T]).astype(np.float64)
     values = np.arange(256)
     return np.stack([counts.sum(-1), counts @ values, counts @ values**2])

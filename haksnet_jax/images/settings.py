@@ -39,6 +39,9 @@ class ImageSettings(NamedTuple):
         return 3 if self.bands is None else len(self.bands)
 
 
+DEFAULT = ImageSettings()
+
+
 def checked(settings, where=""):
     """The settings, if they can be used.
 
@@ -91,6 +94,30 @@ def parse_limits(text):
     except ValueError:
         raise UserError(f"limits: expected two numbers such as 0,2047, got {text[:80]!r}") from None
     return checked(ImageSettings(limits=values)).limits
+
+
+def add_options(parser):
+    """Adds --bands, --limits and --nodata to an argparse parser."""
+    parser.add_argument(
+        "--bands",
+        metavar="BANDS",
+        help="which bands of the images, by numbers from 1 or names: 4,3,2 or nir,red,green; default: red, green and "
+        "blue as declared, else the first three",
+    )
+    parser.add_argument(
+        "--limits",
+        metavar="LOW,HIGH",
+        help="values that become black and white in images of more than 8 bits; default: 0 and the largest value of as "
+        "many bits as the images use; needed for signed and floating-point values",
+    )
+    parser.add_argument("--nodata", type=float, help="value of pixels without data; default: what each image says")
+
+
+def of_options(arguments):
+    """ImageSettings of the options that `add_options` added. Raises: UserError."""
+    bands = None if arguments.bands is None else parse_bands(arguments.bands)
+    limits = None if arguments.limits is None else parse_limits(arguments.limits)
+    return checked(ImageSettings(bands, limits, arguments.nodata))
 
 
 def merged(given, kept):

@@ -25,19 +25,16 @@ from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.geometry.boxes import boxes_to_corners, to_le90
-from haksnet_jax.images import files as image_files
+from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.models.backbones.haksnet import BackboneSize
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.pipeline import transforms
-from haksnet_jax.pipeline.sources import decode_image
 from haksnet_jax.results import tiles
 from haksnet_jax.training import checkpoint
 
 PRECISIONS = ("float32", "bfloat16")
 RESIZES = ("auto", "fit", "tile")
 PADDINGS = ("least", "full")
-_WHOLE_UP_TO = 2**26  # bytes of a TIFF's pixels that are decoded at once; larger ones are read window by window
-_BAND = 2**24  # pixels of an image that are looked at in one piece, where all of them are
 _EDGE = 2.0  # pixels from a window's edge within which a box counts as cut off there
 # Candidates of an image in the first attempt. Where there are more, that image is done again with all of them.
 _MAX_CANDIDATES = 4096
@@ -49,100 +46,6 @@ _QUEUED = 3  # batches that wait for the device
 
 class DetectionError(ValueError):
     """A setting or an image that cannot be used, told in one sentence."""
-
-
-class ImageFile:
-    """An image file to be read window by window, as RGB of 8 bits.
-
-    PNG, JPEG and BMP are decoded as a whole, and so are small TIFF files. Grey images are repeated to three channels;
-    of four channels and more the first three are taken. Samples of 16 bits are scaled by 255 / (2**bits - 1), where
-    bits is as many as the largest value of the whole image needs, so that neighbouring windows look alike.
-
-    Attributes:
-      width, height: of the image in pixels.
-
-    Raises:
-      OSError: the file cannot be read.
-      ValueError: it is not an image that can be used; the message begins with its name.
-    """
-
-    def __init__(self, path):
-        self.path = pathlib.Path(path)
-        self._pixels = self._reader = self._bits = None
-        with self._named_errors():
-            header = image_files.read_header(self.path)
-            if header.format != "TIFF":
-                # Oriented as its EXIF data says and reduced to three channels, as images are for training.
-                self._pixels = decode_image(self.path.read_bytes(), str(self.path))
-                self.height, self.width = self._pixels.shape[:2]
-                return
-            self._reader = image_files.Reader(self.path, whole_up_to=_WHOLE_UP_TO)
-            self.height, self.width = self._reader.shape
-            if self._reader.read(0, 0, 1, 1).dtype == np.uint16:
-                self._bits = self._largest_value().bit_length()
-
-    @contextlib.contextmanager
-    def _named_errors(self):
-        try:
-            yield
-        except image_files.ImageError as error:
-            raise DetectionError(f"{self.path}: {error}") from error
-
-    def _bands(self):
-        """Rows (first, last + 1) of pieces that fit in memory."""
-        step = max(1, _BAND // self.width)
-        return [(y, min(y + step, self.height)) for y in range(0, self.height, step)]
-
-    def _largest_value(self):
-        nodata = None
-        if image_files.rasterio is not None:
-            with image_files.rasterio.open(self.path) as dataset:
-                nodata = dataset.nodata
-        largest = 0
-        for first, last in self._bands():
-            values = self._reader.read(0, first, self.width, last)[..., :3]
-            # Nodata is often the largest number there is; the picture would be black beside it.
-            largest = max(largest, int(values.max(initial=0, where=values != nodata if nodata is not None else True)))
-        return max(largest, 255)
-
-    def read(self, x1, y1, x2, y2):
-        """[y2 - y1, x2 - x1, 3] uint8 RGB of a window inside the image."""
-        if self._pixels is not None:
-            return self._pixels[y1:y2, x1:x2]
-        with self._named_errors():
-            pixels = self._reader.read(x1, y1, x2, y2)
-            if self._bits is not None:
-                pixels = cv2.convertScaleAbs(
-                    np.ascontiguousarray(pixels if pixels.shape[-1] < 3 else pixels[..., :3]),
-                    alpha=255 / (2**self._bits - 1),
-                )
-                pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-            return cv2.cvtColor(image_files.to_bgr8(pixels), cv2.COLOR_BGR2RGB)
-
-    def thumbnail(self, longest_side):
-        """(image, factor): the whole image, reduced so that no side is longer than `longest_side` pixels."""
-        factor = min(1.0, longest_side / max(self.width, self.height))
-        if factor == 1.0:
-            return self.read(0, 0, self.width, self.height), factor
-        rows, columns = transforms.fitted_size(self.height, self.width, (longest_side, longest_side))
-        parts = []
-        for first, last in self._bands():
-            top, bottom = round(first * rows / self.height), round(last * rows / self.height)
-            if bottom > top:
-                band = self.read(0, first, self.width, last)
-                parts.append(cv2.resize(band, (columns, bottom - top), interpolation=cv2.INTER_AREA))
-        return np.concatenate(parts), factor
-
-    def close(self):
-        """Closes the file."""
-        if self._reader is not None:
-            self._reader.__exit__()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
 
 class ImageArray:

@@ -15,8 +15,10 @@ import cv2
 import numpy as np
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.images import reader
+from haksnet_jax.images.files import EXTENSIONS, is_image
 from haksnet_jax.pipeline import scenes
-from haksnet_jax.pipeline.sources import IMAGE_EXTENSIONS, SCENE_CLASSES, decode_image
+from haksnet_jax.pipeline.sources import SCENE_CLASSES
 
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
@@ -56,7 +58,7 @@ class StoredImage:
             if decoded is not None:
                 return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
         if self._pixels is None:
-            self._pixels = decode_image(self._data, self._name)
+            self._pixels = reader.decode(self._data, self._name)
         return self._pixels
 
     def _is_jpeg(self):
@@ -123,7 +125,7 @@ class ClassFolderSource:
         self.image_ids, labels, self.num_ignored = [], [], 0
         for label, name in enumerate(self.class_names):
             files = sorted(entry.name for entry in os.scandir(self._folder / name) if not entry.name.startswith("."))
-            images = [file for file in files if os.path.splitext(file)[1].lower() in IMAGE_EXTENSIONS]
+            images = [file for file in files if is_image(file)]
             self.num_ignored += len(files) - len(images)
             if wanted is not None:
                 images = [file for file in images if wanted.pop(f"{name}/{os.path.splitext(file)[0]}", None)]
@@ -154,7 +156,7 @@ class ClassFolderSource:
                     f"{path}:{number}: expected CLASS/IMAGE with one of data.class_names, got {line[:80]!r}"
                 )
             stem, ending = os.path.splitext(line)
-            wanted[stem if ending.lower() in IMAGE_EXTENSIONS else line] = True
+            wanted[stem if ending.lower() in EXTENSIONS else line] = True
         return wanted
 
     def __getstate__(self):

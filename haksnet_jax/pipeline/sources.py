@@ -22,7 +22,7 @@ from haksnet_jax import files
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.images.settings import ImageSettings
+from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.labels.dota import (
     Problem,
     boxes_to_polygons,
@@ -63,7 +63,7 @@ class FolderSource:
         min_side=0.0,
         class_aliases=None,
         image_ids=None,
-        image_settings=ImageSettings(),
+        image_settings=DEFAULT,
     ):
         """Scans the folders.
 

@@ -33,16 +33,18 @@ import shapely
 
 from haksnet_jax import files
 from haksnet_jax.images import files as image_files
+from haksnet_jax.images import geotiff, scaling
+from haksnet_jax.images import settings as image_settings
+from haksnet_jax.images.headers import ImageError
+from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.labels import dota as labels
 from haksnet_jax.labels.problems import losses
 from haksnet_jax.results import tiles
 
-try:
-    import rasterio
-except ImportError:  # the extra `geo`, for tiles that are neither PNG nor JPEG
-    rasterio = None
-
-PADDING_BGR = (104, 116, 124)  # the reference's; images that are not of three 8-bit channels are padded with zeros
+PADDING = (124, 116, 104)  # the reference's; images that are not of three 8-bit channels are padded with zeros
+# Bands of images whose tiles read the same from a PNG or JPEG as from a TIFF.
+_JPEG_BANDS = (("grey",), ("",), ("red", "green", "blue"), ("", "", ""), ("grey", "", ""))
+_PNG_BANDS = (*_JPEG_BANDS, ("red", "green", "blue", "alpha"))
 PROTOCOLS = {"single_scale": (200, (1.0,)), "multi_scale": (500, (0.5, 1.0, 1.5))}  # overlap, rates
 TRUNCATED = 2  # difficulty of an object that its tile cuts
 
@@ -63,6 +65,7 @@ class Parameters(NamedTuple):
       resize: True writes every tile with side `tile`; False keeps the windows' pixels, to be resized in training.
       extension: of the tiles: ".png", ".jpg" or ".tif".
       skip_blank: True leaves out windows of one single value that hold no object (no data).
+      images: ImageSettings that are given. Tiles keep all bands and their samples; the settings are kept beside them.
     """
 
     tile: int = 1024
@@ -73,6 +76,7 @@ class Parameters(NamedTuple):
     resize: bool = False
     extension: str = ".png"
     skip_blank: bool = False
+    images: image_settings.ImageSettings = image_settings.DEFAULT
 
 
 class Job(NamedTuple):
@@ -153,50 +157,56 @@ def written_class_names(path):
     return tuple(names)
 
 
-def _write_tile(path, pixels):
-    """Encodes and writes one tile, [H, W, C]."""
-    if path.suffix != ".tif":
-        files.write_bytes(path, cv2.imencode(path.suffix, pixels)[1].tobytes(), sync=False)
-        return
-    if rasterio is None:
-        raise image_files.ImageError(
-            "needs_rasterio", "tiles as TIFF need rasterio: pip install 'haksnet_jax[geo]', or write another --format"
-        )
-    if pixels.shape[-1] in (3, 4):
-        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]
-    rows, columns, channels = pixels.shape
-    profile = {"driver": "GTiff", "height": rows, "width": columns, "count": channels, "dtype": pixels.dtype}
-    with rasterio.io.MemoryFile() as memory:
-        with memory.open(**profile, compress="deflate", photometric="rgb" if channels == 3 else "minisblack") as file:
-            file.write(np.moveaxis(pixels, -1, 0))
-        files.write_bytes(path, memory.read(), sync=False)
+class _Cutter:
+    """Tiles of one image: samples as they are, so that what reads them can choose bands and limits later.
 
+    Args:
+      image: images.reader.ImageFile.
+      parameters: Parameters.
 
-def _tile_extension(pixels, extension):
-    """The extension that can hold such pixels: `.tif` where PNG and JPEG cannot."""
-    fits = {".png": (1, 3, 4), ".jpg": (1, 3)}.get(extension, ())
-    kinds = {".png": (np.uint8, np.uint16), ".jpg": (np.uint8,)}.get(extension, ())
-    return extension if pixels.shape[-1] in fits and pixels.dtype in kinds else ".tif"
+    Attributes:
+      extension: of the tiles; `.tif` where PNG or JPEG cannot hold the samples.
+    """
 
+    def __init__(self, image, parameters):
+        self._image, self._parameters = image, parameters
+        colours = {".png": _PNG_BANDS, ".jpg": _JPEG_BANDS}.get(parameters.extension, ())
+        kinds = {".png": (np.uint8, np.uint16), ".jpg": (np.uint8,)}.get(parameters.extension, ())
+        fits = image.band_names in colours and image.dtype in kinds and not any(image.descriptions)
+        self.extension = parameters.extension if fits else ".tif"
+        self._nodata = image.nodata[0] if len(set(image.nodata)) == 1 else None
 
-def _cut(reader, window, parameters):
-    """[side, side, C] pixels of one window, padded at right and bottom and, if asked for, resized."""
-    x1, y1, x2, y2 = window
-    rows, columns = reader.shape
-    pixels = reader.read(x1, y1, min(x2, columns), min(y2, rows))
-    right, bottom = x2 - x1 - pixels.shape[1], y2 - y1 - pixels.shape[0]
-    if right or bottom:
-        colour = PADDING_BGR if pixels.shape[-1] == 3 and pixels.dtype == np.uint8 else (0,) * pixels.shape[-1]
-        padded = np.empty((y2 - y1, x2 - x1, pixels.shape[-1]), pixels.dtype)
-        padded[:] = colour
-        padded[: pixels.shape[0], : pixels.shape[1]] = pixels
-        pixels = padded
-    if parameters.resize and pixels.shape[0] != parameters.tile:
-        shrink = pixels.shape[0] > parameters.tile
-        size = (parameters.tile, parameters.tile)
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
-        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    return pixels
+    def cut(self, window):
+        """[side, side, C] samples of one window, padded at right and bottom and, if asked for, resized."""
+        x1, y1, x2, y2 = window
+        image, tile = self._image, self._parameters.tile
+        bands = range(len(image.band_names))
+        samples, empty = image.samples(x1, y1, min(x2, image.width), min(y2, image.height), bands)
+        no_data = 0 if self._nodata is None or self.extension != ".tif" else self._nodata
+        if empty is not None:
+            samples = samples.copy()
+            samples[empty] = no_data
+        right, bottom = x2 - x1 - samples.shape[1], y2 - y1 - samples.shape[0]
+        if right or bottom:
+            is_colour = len(bands) == 3 and samples.dtype == np.uint8
+            padded = np.empty((y2 - y1, x2 - x1, len(bands)), samples.dtype)
+            padded[:] = PADDING if is_colour else no_data
+            padded[: samples.shape[0], : samples.shape[1]] = samples
+            samples = padded
+        if self._parameters.resize and samples.shape[0] != tile:
+            interpolation = cv2.INTER_AREA if samples.shape[0] > tile else cv2.INTER_LINEAR
+            samples = cv2.resize(samples, (tile, tile), interpolation=interpolation)
+            samples = samples if samples.ndim == 3 else samples[..., None]
+        return samples
+
+    def write(self, path, samples):
+        """Encodes and writes one tile. Args: path, without extension."""
+        if self.extension == ".tif":
+            data = geotiff.encode(samples, self._image.band_names, self._image.descriptions, self._nodata)
+        else:
+            code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(samples.shape[-1])
+            data = cv2.imencode(self.extension, samples if code is None else cv2.cvtColor(samples, code))[1].tobytes()
+        files.write_bytes(f"{path}{self.extension}", data, sync=False)
 
 
 def _is_blank(pixels):
@@ -214,13 +224,14 @@ def _start_worker(stop):
     cv2.setNumThreads(1)  # one process a core already
 
 
-def split_image(job, output, parameters):
+def split_image(job, output, parameters, settings=image_settings.DEFAULT):
     """Cuts one image into the output folder.
 
     Args:
       job: a Job.
       output: the output folder, with its folders images and (for labels) labelTxt.
       parameters: Parameters.
+      settings: ImageSettings.
 
     Returns:
       A Result. An image that cannot be used gives a problem and no tiles.
@@ -235,12 +246,12 @@ def split_image(job, output, parameters):
             class_names = written_class_names(job.labels)  # whatever they are, they pass
             objects, problems = labels.read_labels(job.labels, class_names)
         started = time.perf_counter()
-        with image_files.Reader(job.image) as reader:
+        with ImageFile(job.image, settings) as image:
             coding += time.perf_counter() - started
-            rows, columns = reader.shape
+            cutter = _Cutter(image, parameters)
             windows = tiles.windows(
-                columns,
-                rows,
+                image.width,
+                image.height,
                 [int(parameters.tile / rate) for rate in parameters.rates],
                 [int(parameters.overlap / rate) for rate in parameters.rates],
                 min_image_rate=parameters.min_image_rate,
@@ -255,7 +266,7 @@ def split_image(job, output, parameters):
                 x1, y1, x2, _ = window
                 name = tiles.format_tile_name(pathlib.Path(job.image).stem, x2 - x1, x1, y1)
                 started = time.perf_counter()
-                pixels = _cut(reader, window, parameters)
+                pixels = cutter.cut(window)
                 coding += time.perf_counter() - started
                 blank = _is_blank(pixels)
                 num_blank += blank
@@ -274,7 +285,7 @@ def split_image(job, output, parameters):
                     num_written += len(lines)
                     num_truncated += int(cut_off.sum())
                 started = time.perf_counter()
-                _write_tile(output / "images" / f"{name}{_tile_extension(pixels, parameters.extension)}", pixels)
+                cutter.write(output / "images" / name, pixels)
                 coding += time.perf_counter() - started
                 names.append(name)
         if objects is not None and not stopped:
@@ -282,8 +293,8 @@ def split_image(job, output, parameters):
                 labels.Problem(job.labels, line, "in_no_tile", "no tile holds enough of this object")
                 for line in objects.lines[~kept.any(axis=0)].tolist()
             ]
-    except image_files.ImageError as problem:
-        problems.append(labels.Problem(job.image, 0, problem.reason, str(problem)))
+    except ImageError as problem:
+        problems.append(labels.Problem(job.image, 0, problem.reason, problem.sentence))
     except cv2.error as problem:
         problems.append(labels.Problem(job.image, 0, "unencodable_tile", f"OpenCV cannot write it: {problem.err}"))
     except OSError as problem:
@@ -323,18 +334,15 @@ def find_jobs(image_folders, label_folders):
         raise SplitError(f"Expected one --labels for each of {len(image_folders)} --images, got {len(label_folders)}.")
     jobs, problems, seen = [], [], {}
     for images, annotations in zip(image_folders, label_folders or [None] * len(image_folders), strict=True):
-        for folder in [images] + ([annotations] if annotations else []):
-            if not os.path.isdir(folder):
-                raise SplitError(f"Expected a folder at {folder}, found none.")
-        paths = sorted(
-            entry.path for entry in os.scandir(images) if entry.name.lower().endswith(image_files.EXTENSIONS)
-        )
-        if not paths:
-            raise SplitError(f"Found no images in {images} (looked for {', '.join(image_files.EXTENSIONS)}).")
+        if annotations and not os.path.isdir(annotations):
+            raise SplitError(f"Expected a folder at {annotations}, found none.")
+        paths = [str(path) for path in image_files.list_images(images)]
         unused = {}
         if annotations:
             unused = {
-                name[:-4]: os.path.join(annotations, name) for name in os.listdir(annotations) if name[-4:] == ".txt"
+                name[:-4]: os.path.join(annotations, name)
+                for name in os.listdir(annotations)
+                if name[-4:].lower() == ".txt" and not name.startswith(".")
             }
         for path in paths:
             stem = pathlib.Path(path).stem
@@ -387,6 +395,22 @@ def _check_manifest(output, settings):
     if any((output / "images").iterdir()):
         raise SplitError(f"{output / 'images'} holds files that are not of this tool: name another --output.")
     _write_or_refuse(path, (json.dumps(settings, indent=1) + "\n").encode())
+
+
+def _image_settings(folder, paths, given):
+    """The settings for all images of this run and those before, kept beside the tiles where they say something."""
+    before, _ = image_settings.read_folder(folder)
+    settings = scaling.for_images(paths, given) if paths else image_settings.merged(given, before)
+    if given.limits is None and settings.limits and before.limits:
+        settings = settings._replace(limits=max(settings.limits, before.limits))
+    elif settings.limits is None:
+        settings = settings._replace(limits=before.limits)
+    if settings != before:
+        try:
+            image_settings.write_folder(folder, settings)
+        except OSError as error:
+            raise SplitError(f"Cannot write {folder / image_settings.FILE}: {error.strerror}.") from None
+    return settings
 
 
 def _write_or_refuse(path, data):
@@ -465,8 +489,9 @@ def split(image_folders, label_folders, output, parameters, *, num_workers=None,
     settings = {
         "images": [str(pathlib.Path(folder).resolve()) for folder in image_folders],
         "labels": [str(pathlib.Path(folder).resolve()) for folder in label_folders],
-        **parameters._asdict(),
+        **{name: value for name, value in parameters._asdict().items() if name != "images"},
         "rates": list(parameters.rates),
+        "image_settings": image_settings.to_json(parameters.images),
     }
     _check_manifest(output, settings)
     done_path = output / "split_done.jsonl"
@@ -481,6 +506,7 @@ def split(image_folders, label_folders, output, parameters, *, num_workers=None,
             for old in [*(output / "images").glob(f"{name}.*"), output / "labelTxt" / f"{name}.txt"]:
                 old.unlink(missing_ok=True)
         waiting.append(job)
+    settings = _image_settings(output / "images", [job.image for job in waiting], parameters.images)
     num_workers = min(os.cpu_count() or 1 if num_workers is None else num_workers, len(waiting))
     # The largest first, so that no worker is left alone with a large image at the end.
     waiting.sort(key=lambda job: -os.path.getsize(job.image))
@@ -515,9 +541,10 @@ def split(image_folders, label_folders, output, parameters, *, num_workers=None,
                 file.write("\n")  # the last run broke off inside a line
             if num_workers == 0:
                 for job in waiting:
-                    take(job, split_image(job, output, parameters), file)
+                    take(job, split_image(job, output, parameters, settings), file)
             else:
-                _run_workers(waiting, output, parameters, num_workers, lambda job, result: take(job, result, file))
+                arguments = (output, parameters, settings)
+                _run_workers(waiting, arguments, num_workers, lambda job, result: take(job, result, file))
     except OSError as error:
         raise SplitError(f"Cannot write {done_path}: {error.strerror or error}.") from None
     problems += [labels.Problem(*problem) for entry in finished for problem in entry["problems"]]
@@ -537,7 +564,7 @@ def split(image_folders, label_folders, output, parameters, *, num_workers=None,
     )
 
 
-def _run_workers(jobs, output, parameters, num_workers, take):
+def _run_workers(jobs, arguments, num_workers, take):
     """Runs split_image over worker processes; on Ctrl-C or an error they stop after the tile at hand."""
     context = multiprocessing.get_context("spawn")  # fork is unsafe beside the threads of OpenCV, GDAL and JAX
     stop = context.Event()
@@ -550,7 +577,7 @@ def _run_workers(jobs, output, parameters, num_workers, take):
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
         try:
-            futures = {executor.submit(split_image, job, output, parameters): job for job in jobs}
+            futures = {executor.submit(split_image, job, *arguments): job for job in jobs}
         finally:
             if in_main_thread:
                 signal.signal(signal.SIGINT, before)
@@ -610,6 +637,7 @@ def main(argv=None):
     parser.add_argument("--resize", action="store_true", help="write every tile with side --tile, not as it was cut")
     parser.add_argument("--format", choices=("png", "jpg", "tif"), default="png", help="default: %(default)s")
     parser.add_argument("--skip_blank", action="store_true", help="leave out windows of one value without objects")
+    image_settings.add_options(parser)
     parser.add_argument("--workers", type=int, help="worker processes; default: one a core")
     args = parser.parse_args(argv)
     overlap, rates = PROTOCOLS[args.protocol]
@@ -620,6 +648,7 @@ def main(argv=None):
         resize=args.resize,
         extension=f".{args.format}",
         skip_blank=args.skip_blank,
+        images=image_settings.of_options(args),
     )
     if parameters.tile < 1 or not 0 <= parameters.overlap < parameters.tile or min(parameters.rates) <= 0:
         parser.error(

@@ -1,16 +1,17 @@
 """Checks a data set in DOTA's format before anything is trained on it: every problem with file and line.
 
-Reasons by which something would be lost, beside those of `pipeline.labels.LEFT_OUT` and of `image_files.read_header`:
+Reasons by which something would be lost, beside those of `pipeline.labels.LEFT_OUT` and of `read_header`:
   image_without_labels, labels_without_image   no partner of the same name
   same_name            two images differ in their extension alone
   undecodable_image    the content is damaged, though the header is not
-  unusual_channels     neither 1, 3 nor 4 channels of 8 or 16 bits: only its first three channels can be used
   wholly_outside       the object lies outside its image
   too_small            a side is below --min_side (default 2 pixels, as in training)
 Reasons by which nothing is lost, beside those of `pipeline.labels`:
   partly_outside       the object reaches beyond its image, and is not marked as truncated by tiling (difficulty 2)
   wrong_extension      the content is of another format than the name says
   blank_image          all pixels are equal
+  several_pages        the first image of the file is read, the others are not
+  first_bands          bands without declared colours, neither one nor three: the first is read, or the first three
   turned_image         the file says that it is to be turned (EXIF): labels have to be those of the turned image
   similar_classes      two classes differ only in case, blanks, hyphens or underscores (when no --classes are given)
 """
@@ -18,6 +19,7 @@ Reasons by which nothing is lost, beside those of `pipeline.labels`:
 import argparse
 import collections
 import concurrent.futures
+import functools
 import itertools
 import os
 import pathlib
@@ -30,6 +32,10 @@ import numpy as np
 
 from haksnet_jax import files
 from haksnet_jax.images import files as image_files
+from haksnet_jax.images import settings as image_settings
+from haksnet_jax.images.headers import EXTENSIONS_OF, ImageError, read_header
+from haksnet_jax.images.reader import ImageFile
+from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.labels import dota as labels
 from haksnet_jax.labels.problems import losses
 from haksnet_jax.preparation import splitting
@@ -81,49 +87,53 @@ class Report(NamedTuple):
         return losses(self.problems)
 
 
-def _check_image(path, decode):
+def _check_image(path, decode, settings):
     """((columns, rows) or None, problems) of an image file."""
     problems = []
     try:
-        header = image_files.read_header(path)
+        header = read_header(path)
         size = (header.width, header.height)
-        if pathlib.Path(path).suffix.lower() not in image_files.EXTENSIONS_OF[header.format]:
+        if pathlib.Path(path).suffix.lower() not in EXTENSIONS_OF[header.format]:
             detail = f"the file is a {header.format}, whatever its name says; it is read as one"
             problems.append(labels.Problem(path, 0, "wrong_extension", detail))
         if header.orientation != 1:
             detail = f"by its orientation tag it is shown, read and labelled turned, as {size[0]} x {size[1]} pixels"
             problems.append(labels.Problem(path, 0, "turned_image", detail))
-        if header.channels not in (1, 3, 4) or header.bits not in (8, 16):
-            detail = (
-                f"the image has {header.channels} channels of {header.bits} bits; folders of images are read as 1, 3 "
-                "or 4 of 8 or 16 (data.dota.build takes the first three channels)"
-            )
-            problems.append(labels.Problem(path, 0, "unusual_channels", detail))
-        if decode:
-            with image_files.Reader(path) as reader:
-                rows, columns = reader.shape
-                size = (columns, rows)
-                if _is_blank(reader, rows, columns):
+        if header.pages > 1:
+            detail = f"the file holds {header.pages} images, of which the first is read"
+            problems.append(labels.Problem(path, 0, "several_pages", detail))
+        if decode or header.format == "TIFF":  # (of a TIFF much can be told without decoding it)
+            with ImageFile(path, settings, **({} if decode else {"whole_up_to": 0})) as image:
+                bands = [name for name in image.band_names if name != "alpha"]
+                if settings.bands is None and len(bands) not in (1, 3) and "red" not in bands:
+                    detail = (
+                        f"the image has {len(bands)} bands without declared colours, of which "
+                        f"{'the first is read as grey' if len(bands) < 3 else 'the first three are read as colours'}: "
+                        "choose others by --bands"
+                    )
+                    problems.append(labels.Problem(path, 0, "first_bands", detail))
+                if decode and _is_blank(image):
                     detail = "all pixels that were looked at have one value"
                     problems.append(labels.Problem(path, 0, "blank_image", detail))
-    except (image_files.ImageError, OSError) as error:
-        return None, [*problems, labels.Problem(path, 0, getattr(error, "reason", "unreadable_image"), str(error))]
+    except (ImageError, OSError) as error:
+        reason, detail = getattr(error, "reason", "unreadable_image"), getattr(error, "sentence", str(error))
+        return None, [*problems, labels.Problem(path, 0, reason, detail)]
     return size, problems
 
 
-def _is_blank(reader, rows, columns):
+def _is_blank(image):
     """Whether the image is one colour, judged by at most 16 x 16 windows so that a huge TIFF is not read whole."""
     first = None
-    for y in np.unique(np.linspace(0, max(rows - 64, 0), 16, dtype=int)).tolist():
-        for x in np.unique(np.linspace(0, max(columns - 64, 0), 16, dtype=int)).tolist():
-            pixels = reader.read(x, y, min(x + 64, columns), min(y + 64, rows))
+    for y in np.unique(np.linspace(0, max(image.height - 64, 0), 16, dtype=int)).tolist():
+        for x in np.unique(np.linspace(0, max(image.width - 64, 0), 16, dtype=int)).tolist():
+            pixels, _ = image.samples(x, y, min(x + 64, image.width), min(y + 64, image.height))
             first = pixels[0, 0] if first is None else first
             if (pixels != first).any():
                 return False
     return True
 
 
-def check_one(image, label_path, class_names, *, decode=True, min_side=2.0):
+def check_one(image, label_path, class_names, *, decode=True, min_side=2.0, settings=DEFAULT):
     """Checks one image and its label file.
 
     Args:
@@ -132,11 +142,12 @@ def check_one(image, label_path, class_names, *, decode=True, min_side=2.0):
       class_names: the classes, in the order of their labels.
       decode: False looks at the image's header and end alone.
       min_side: sides below it are reported, in pixels.
+      settings: ImageSettings, as images will be read.
 
     Returns:
       A Checked.
     """
-    size, problems = _check_image(image, decode)
+    size, problems = _check_image(image, decode, settings)
     objects, found = labels.Objects(np.zeros((0, 4, 2)), *np.zeros((3, 0), np.int32)), []
     if label_path is not None:
         try:
@@ -166,7 +177,9 @@ def check_one(image, label_path, class_names, *, decode=True, min_side=2.0):
     return Checked(image, size, labels.Objects(*(part[keep] for part in objects)), boxes[keep], [*problems, *found])
 
 
-def validate(images_dir, labels_dir=None, class_names=None, *, decode=True, min_side=2.0, num_threads=None):
+def validate(
+    images_dir, labels_dir=None, class_names=None, *, decode=True, min_side=2.0, num_threads=None, settings=DEFAULT
+):
     """Checks a data set in DOTA's format.
 
     Args:
@@ -176,6 +189,7 @@ def validate(images_dir, labels_dir=None, class_names=None, *, decode=True, min_
       decode: False looks at the images' headers and ends alone, which is much faster.
       min_side: sides below it are reported, in pixels.
       num_threads: images at a time; None: one a core.
+      settings: ImageSettings that are given; what they leave open is what is kept beside the images.
 
     Returns:
       A Report.
@@ -183,17 +197,17 @@ def validate(images_dir, labels_dir=None, class_names=None, *, decode=True, min_
     Raises:
       ValidationError: a folder is missing, or there is no image.
     """
-    for folder in filter(None, (images_dir, labels_dir)):
-        if not os.path.isdir(folder):
-            raise ValidationError(f"Expected a folder at {folder}, found none.")
-    paths = sorted(
-        entry.path for entry in os.scandir(images_dir) if entry.name.lower().endswith(image_files.EXTENSIONS)
-    )
-    if not paths:
-        raise ValidationError(f"Found no images in {images_dir} (looked for {', '.join(image_files.EXTENSIONS)}).")
+    if labels_dir is not None and not os.path.isdir(labels_dir):
+        raise ValidationError(f"Expected a folder at {labels_dir}, found none.")
+    paths = [str(path) for path in image_files.list_images(images_dir)]
+    settings = image_settings.merged(settings, image_settings.read_folder(images_dir)[0])
     problems, pairs, seen, label_paths = [], [], {}, {}
     if labels_dir is not None:
-        label_paths = {path.stem: str(path) for path in sorted(pathlib.Path(labels_dir).glob("*.txt"))}
+        label_paths = {
+            path.stem: str(path)
+            for path in sorted(pathlib.Path(labels_dir).iterdir())
+            if path.suffix.lower() == ".txt" and not path.name.startswith(".")
+        }
     for path in paths:
         stem = pathlib.Path(path).stem
         if stem in seen:
@@ -219,7 +233,10 @@ def validate(images_dir, labels_dir=None, class_names=None, *, decode=True, min_
                 detail = f"classes {', '.join(names)} may be one class in several spellings"
                 problems.append(labels.Problem(str(labels_dir), 0, "similar_classes", detail))
     with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
-        images = list(pool.map(lambda pair: check_one(*pair, class_names, decode=decode, min_side=min_side), pairs))
+        check = functools.partial(
+            check_one, class_names=class_names, decode=decode, min_side=min_side, settings=settings
+        )
+        images = list(pool.map(lambda pair: check(*pair), pairs))
     problems += [problem for image in images for problem in image.problems]
     problems.sort(key=lambda problem: problem[:2])
     return Report(tuple(class_names), images, problems, labels_dir is not None)
@@ -295,13 +312,13 @@ def contact_sheet(report, num_images=12, seed=0, side=512):
         x1 = int(np.clip(middle[0] - side / 2, 0, max(columns - side, 0)))
         y1 = int(np.clip(middle[1] - side / 2, 0, max(rows - side, 0)))
         try:
-            with image_files.Reader(image.path) as reader:
-                pixels = image_files.to_bgr8(reader.read(x1, y1, min(x1 + side, columns), min(y1 + side, rows)))
-        except image_files.ImageError:  # named in the report already
+            with ImageFile(image.path) as file:
+                pixels = file.read(x1, y1, min(x1 + side, columns), min(y1 + side, rows))
+        except ImageError:  # named in the report already
             continue
         drawn.append(
             visualize.draw_labels(
-                np.ascontiguousarray(pixels[..., ::-1]),
+                np.ascontiguousarray(pixels),
                 image.objects.polygons - [x1, y1],
                 image.objects.labels,
                 report.class_names,
@@ -326,12 +343,20 @@ def main(argv=None):
     )
     parser.add_argument("--min_side", type=float, default=2.0, help="pixels; default: %(default)s, as in training")
     parser.add_argument("--fast", action="store_true", help="look at headers and ends of images without decoding them")
+    image_settings.add_options(parser)
     parser.add_argument("--sheet", help="PNG or JPEG file for drawn samples")
     parser.add_argument("--show", type=int, default=20, help="problems printed of each reason; default: %(default)s")
     args = parser.parse_args(argv)
     try:
         class_names = labels.read_class_names(args.classes) if args.classes else None
-        report = validate(args.images, args.labels, class_names, decode=not args.fast, min_side=args.min_side)
+        report = validate(
+            args.images,
+            args.labels,
+            class_names,
+            decode=not args.fast,
+            min_side=args.min_side,
+            settings=image_settings.of_options(args),
+        )
         print(describe(report))
         if args.sheet:
             sheet = contact_sheet(report)

@@ -7,7 +7,7 @@ import numpy as np
 
 from haksnet_jax import files
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.images import files as image_files
+from haksnet_jax.images.headers import ImageError, read_header
 
 
 class Georeference(NamedTuple):
@@ -37,12 +37,12 @@ def read_georeference(path):
     except ImportError:
         return None, "GeoJSON needs rasterio: pip install 'haksnet_jax[geo]'"
     try:
-        if image_files.read_header(path).orientation != 1:
+        if read_header(path).orientation != 1:
             return (
                 None,
                 "its orientation tag turns it, and where its pixels lie on the ground is told for the stored rows",
             )
-    except (image_files.ImageError, OSError):
+    except (ImageError, OSError):
         pass  # not one of the formats that can be turned
     try:
         with rasterio.open(path) as dataset:

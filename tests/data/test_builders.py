@@ -10,6 +10,7 @@ import pytest
 from data import builder, dior_r, fair1m, hrsc2016, hrsid, ssdd
 from data.dota import build
 from data.dota import builder as dota
+from haksnet_jax.images import reader
 from haksnet_jax.labels import dota as labels
 from haksnet_jax.pipeline import sources
 
@@ -348,5 +349,5 @@ def test_images_are_kept_as_they_are_or_become_three_channels_of_eight_bits(tmp_
     assert builder.encoded_image(tmp_path / "a.jpg") == (tmp_path / "a.jpg").read_bytes()
     deep = np.arange(600, dtype=np.uint16).reshape(20, 30)
     cv2.imwrite(str(tmp_path / "b.png"), deep)
-    pixels = sources.decode_image(builder.encoded_image(tmp_path / "b.png"), "b")
-    np.testing.assert_array_equal(pixels, sources.decode_image((tmp_path / "b.png").read_bytes(), "b"))
+    pixels = reader.decode(builder.encoded_image(tmp_path / "b.png"), "b")
+    np.testing.assert_array_equal(pixels, reader.read(tmp_path / "b.png"))

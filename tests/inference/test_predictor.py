@@ -8,8 +8,7 @@ from bright_objects import find_bright, save_tiny, scene, use_bright_objects
 
 import haksnet_jax
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.inference.predictor import DetectionError, Detector, ImageFile, Settings, _cut_off, _View, merge
-from haksnet_jax.results.tiles import windows
+from haksnet_jax.inference.predictor import DetectionError, Detector, Settings, _cut_off, _View, merge
 from haksnet_jax.training import checkpoint
 
 MOST = 40  # detections of the small network for an image: more than it finds by default, fewer than above 0.01
@@ -305,92 +304,3 @@ def test_an_error_of_the_iterable_reaches_the_consumer(bright):
 
 
 # ------------------------------------------------------------------------------------- image files
-
-
-def write_tiff(path, pixels, **profile):
-    """Writes [H, W, C] as TIFF, channels in the order of the array."""
-    with rasterio.open(
-        path, "w", driver="GTiff", width=pixels.shape[1], height=pixels.shape[0], count=pixels.shape[2],
-        dtype=pixels.dtype, **profile,
-    ) as dataset:  # fmt: skip
-        dataset.write(np.moveaxis(pixels, -1, 0))
-    return path
-
-
-RGB = np.random.default_rng(5).integers(0, 256, (40, 56, 3), np.uint8)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "png_inside.jpg"])
-def test_colours_come_as_red_green_blue(tmp_path, name):
-    path = tmp_path / name
-    if name.endswith("tif"):
-        write_tiff(path, RGB)
-    else:
-        path.write_bytes(cv2.imencode(".bmp" if name.endswith("bmp") else ".png", RGB[..., ::-1])[1].tobytes())
-    with ImageFile(path) as image:
-        assert (image.width, image.height) == (56, 40)
-        np.testing.assert_array_equal(image.read(3, 5, 20, 31), RGB[5:31, 3:20])
-
-
-def test_windows_of_a_large_tiff_are_those_of_the_whole(tmp_path, monkeypatch):
-    path = write_tiff(tmp_path / "a.tif", RGB, tiled=True, blockxsize=16, blockysize=16, compress="deflate")
-    monkeypatch.setattr("haksnet_jax.inference.predictor._WHOLE_UP_TO", 0)
-    with ImageFile(path) as image:
-        assert image._reader._pixels is None
-        for x1, y1, x2, y2 in windows(56, 40, 24, 8, padding=False).tolist():
-            np.testing.assert_array_equal(image.read(x1, y1, x2, y2), RGB[y1:y2, x1:x2])
-
-
-@pytest.mark.parametrize("channels", [1, 2, 4, 8])
-def test_other_numbers_of_channels_become_three(tmp_path, channels):
-    pixels = np.random.default_rng(channels).integers(0, 256, (20, 24, channels), np.uint8)
-    with ImageFile(write_tiff(tmp_path / "a.tif", pixels)) as image:
-        read = image.read(0, 0, 24, 20)
-    # Grey is repeated; a fourth channel is left out; of more than four the first three are blue, green, red.
-    expected = {4: pixels[..., :3], 8: pixels[..., 2::-1]}.get(channels, np.repeat(pixels[..., :1], 3, axis=-1))
-    np.testing.assert_array_equal(read, expected)
-
-
-def test_sixteen_bits_are_scaled_by_the_whole_image_and_not_by_the_window(tmp_path, monkeypatch):
-    pixels = np.full((40, 40, 1), 100, np.uint16)
-    pixels[30:, 30:] = 1000  # 10 bits: 255 / 1023
-    pixels[:5] = 65535
-    monkeypatch.setattr("haksnet_jax.inference.predictor._WHOLE_UP_TO", 0)
-    with ImageFile(write_tiff(tmp_path / "a.tif", pixels, nodata=65535)) as image:
-        assert image.read(0, 10, 20, 20).tolist() == np.full((10, 20, 3), 25).tolist()  # 24.93
-        assert image.read(30, 30, 40, 40).max() == 249
-        assert image.read(0, 0, 40, 5).min() == 255
-    cv2.imwrite(str(tmp_path / "a.png"), pixels[5:])
-    with ImageFile(tmp_path / "a.png") as image:
-        assert image.read(0, 0, 1, 1).tolist() == [[[25, 25, 25]]]
-
-
-def test_images_that_cannot_be_used_are_refused_in_a_sentence(tmp_path):
-    whole = cv2.imencode(".png", RGB)[1].tobytes()
-    cases = {
-        "short.png": (whole[: len(whole) // 2], "truncated"),
-        "empty.png": (b"", "empty"),
-        "page.png": (b"<html>", "expected a PNG"),
-    }
-    for name, (content, message) in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
-            ImageFile(tmp_path / name)
-    path = write_tiff(tmp_path / "float.tif", RGB.astype(np.float32))
-    with ImageFile(path) as image, pytest.raises(DetectionError, match=r"float\.tif: .*8 or 16 bits"):
-        image.read(0, 0, 8, 8)
-    path = write_tiff(tmp_path / "cut.tif", RGB)
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(DetectionError, match=r"cut\.tif: .*truncated"):
-        ImageFile(path)
-
-
-def test_a_thumbnail_shows_the_whole_image(tmp_path, monkeypatch):
-    smooth = cv2.resize(RGB, (560, 400), interpolation=cv2.INTER_CUBIC)
-    path = write_tiff(tmp_path / "a.tif", smooth)
-    monkeypatch.setattr("haksnet_jax.inference.predictor._BAND", 560 * 40)
-    with ImageFile(path) as image:
-        small, factor = image.thumbnail(140)
-        assert small.shape == (100, 140, 3) and factor == 0.25
-        np.testing.assert_array_equal(small, cv2.resize(smooth, (140, 100), interpolation=cv2.INTER_AREA))
-        assert image.thumbnail(1000)[0].shape == (400, 560, 3)

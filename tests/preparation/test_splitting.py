@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import shapely
 
-from haksnet_jax.images import files as image_files
-from haksnet_jax.inference.predictor import ImageFile
-from haksnet_jax.pipeline import sources
+from haksnet_jax.images import reader
+from haksnet_jax.images import settings as image_settings
+from haksnet_jax.images.headers import Header, read_header
+from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.preparation import splitting, validation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -82,7 +83,7 @@ def test_a_tile_is_the_window_of_the_image_padded_at_right_and_bottom(tmp_path):
     assert names == ["a__64__0___0.png", "a__64__0___36.png"]
     tile = cv2.imread(str(tmp_path / "out/images/a__64__0___36.png"))
     np.testing.assert_array_equal(tile[:, :50], scene[36:])
-    np.testing.assert_array_equal(tile[:, 50:], np.broadcast_to(splitting.PADDING_BGR, (64, 14, 3)))
+    np.testing.assert_array_equal(tile[:, 50:], np.broadcast_to(splitting.PADDING[::-1], (64, 14, 3)))
     assert (tmp_path / "out/labelTxt/a__64__0___0.txt").read_bytes() == b""
 
 
@@ -146,7 +147,8 @@ def test_other_images_become_tiff_tiles(tmp_path, channels, dtype):
     profile = {"driver": "GTiff", "height": 80, "width": 64, "count": channels, "dtype": dtype}
     with rasterio.open(tmp_path / "images/a.tif", "w", **profile) as file:
         file.write(np.moveaxis(scene, -1, 0))
-    split(tmp_path, tmp_path / "out", with_labels=False)
+    limits = image_settings.ImageSettings(limits=(0, 255)) if dtype == "float32" else image_settings.DEFAULT
+    split(tmp_path, tmp_path / "out", SMALL._replace(images=limits), with_labels=False)
     with rasterio.open(tmp_path / "out/images/a__64__0___16.tif") as file:
         np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), scene[16:])
 
@@ -159,10 +161,10 @@ def test_a_large_tiff_is_read_window_by_window(tmp_path):
         tmp_path / "a.tif", "w", BIGTIFF="YES", tiled=True, blockxsize=64, blockysize=64, **profile
     ) as f:
         f.write(np.moveaxis(scene, -1, 0))
-    with image_files.Reader(tmp_path / "a.tif", whole_up_to=0) as reader:
-        assert reader.header == image_files.Header("TIFF", 200, 300, 3, 8)
-        assert reader.shape == (300, 200)
-        np.testing.assert_array_equal(reader.read(30, 40, 150, 260), scene[40:260, 30:150, ::-1])
+    with ImageFile(tmp_path / "a.tif", whole_up_to=0) as image:
+        assert image.header == Header("TIFF", 200, 300, 3, 8)
+        assert (image.height, image.width) == (300, 200)
+        np.testing.assert_array_equal(image.read(30, 40, 150, 260), scene[40:260, 30:150])
 
 
 # What EXIF's definitions of 1 to 8 say of the stored rows, in words of numpy.
@@ -208,18 +210,16 @@ def test_orientation_tags_mean_the_same_when_cutting_training_and_predicting(tmp
         path = tmp_path / "images" / f"{orientation}{extension}"
         oriented_file(path, stored, orientation)
         turned = turn(stored)
-        header = image_files.read_header(path)
+        header = read_header(path)
         assert (header.height, header.width, header.orientation) == (*turned.shape[:2], orientation)
-        training = sources.decode_image(path.read_bytes(), path.name)[..., ::-1]
+        training = reader.read(path)[..., ::-1]
         np.testing.assert_allclose(training, turned, atol=40 if extension == ".jpg" else 0)  # a wrong turn: 200
         for whole_up_to in (2**31, 0):
-            with image_files.Reader(path, whole_up_to) as reader:
-                np.testing.assert_array_equal(reader.read(3, 5, 23, 31), training[5:31, 3:23])
-        with ImageFile(path) as image:
-            np.testing.assert_array_equal(image.read(3, 5, 23, 31)[..., ::-1], training[5:31, 3:23])
+            with ImageFile(path, whole_up_to=whole_up_to) as image:
+                np.testing.assert_array_equal(image.read(3, 5, 23, 31)[..., ::-1], training[5:31, 3:23])
     split(tmp_path, tmp_path / "out", with_labels=False)
     tile = cv2.imread(str(tmp_path / "out/images/6__64__0___6.png"))
-    rotated = sources.decode_image((tmp_path / f"images/6{extension}").read_bytes(), "6")[..., ::-1]
+    rotated = reader.read(tmp_path / f"images/6{extension}")[..., ::-1]
     np.testing.assert_array_equal(tile[:, :50], rotated[6:])
     report = validation.validate(tmp_path / "images")
     assert [problem.reason for problem in report.problems] == ["turned_image"] * 7 and not report.lost
@@ -412,12 +412,3 @@ def test_worker_processes_write_what_one_process_writes_and_ctrl_c_is_resumed(tm
         assert all((one / name).read_bytes() == (other / name).read_bytes() for name in os.listdir(one))
     entries = [json.loads(line) for line in done.read_text().splitlines()]
     assert sorted(entry["image"] for entry in entries) == [f"{index}.png" for index in range(6)]
-
-
-def test_sixteen_bit_images_are_scaled_by_the_bits_they_use():
-    scene = np.linspace(0, 2047, 64 * 64).reshape(64, 64, 1).astype(np.uint16)  # 11 bits
-    pixels = image_files.to_bgr8(scene)
-    assert pixels.shape == (64, 64, 3)
-    assert (pixels.min(), pixels.max()) == (0, 255)
-    data = cv2.imencode(".png", scene)[1].tobytes()
-    np.testing.assert_array_equal(pixels[..., ::-1], sources.decode_image(data, "a.png"))

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from haksnet_jax.images import files as image_files
+from haksnet_jax.images.headers import EXTENSIONS_OF, ImageError, read_header
 from haksnet_jax.preparation import validation
 
 
@@ -133,8 +133,8 @@ def test_images_of_other_channels_are_named(tmp_path, channels):
         file.write(np.ones((channels, 30, 40), np.uint8))
     (tmp_path / "images/a.png").unlink()
     report, found = check(tmp_path)
-    assert ("a.tif", 0, "unusual_channels") in found
-    assert f"{channels} channels of 8 bits" in report.lost[0].detail
+    assert ("a.tif", 0, "first_bands") in found and not report.lost
+    assert f"{channels} bands without declared colours" in str(report.problems[0])
     assert validation.contact_sheet(report).ndim == 3
 
 
@@ -179,11 +179,11 @@ def test_images_alone_can_be_checked_and_missing_folders_are_one_sentence(tmp_pa
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".bmp", ".tif"])
 def test_headers_say_what_the_decoder_finds_and_any_cut_is_noticed(tmp_path, extension):
     path = make(tmp_path, f"a{extension}", rows=37, columns=61)
-    header = image_files.read_header(path)
+    header = read_header(path)
     assert (header.width, header.height, header.channels, header.bits) == (61, 37, 3, 8)
-    assert extension in image_files.EXTENSIONS_OF[header.format]
+    assert extension in EXTENSIONS_OF[header.format]
     data = path.read_bytes()
     for length in np.linspace(1, len(data) - 2, 40, dtype=int).tolist():
         path.write_bytes(data[:length])
-        with pytest.raises(image_files.ImageError):
-            image_files.read_header(path)
+        with pytest.raises(ImageError):
+            read_header(path)

@@ -81,8 +81,8 @@ def read_header(source):
       A Header.
 
     Raises:
-      ImageError: reasons "empty_image", "not_an_image", "truncated_image", "damaged_header", "too_large"; the message
-        does not name the file.
+      ImageError: reasons "empty_image", "not_an_image", "truncated_image", "damaged_header", "too_many_pixels",
+        "unusable_samples"; the message does not name the file.
       OSError: the file cannot be read.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -117,7 +117,7 @@ def _read_header(file, size):
     too_large = header.width * header.height > MAX_PIXELS or max(header.width, header.height) > MAX_SIDE
     if header.format != "TIFF" and too_large:
         raise ImageError(
-            "too_large",
+            "too_many_pixels",
             f"a {header.format} of {header.width} x {header.height} pixels is more than can be decoded at once "
             f"({MAX_PIXELS / 1e6:.0f} megapixels, {MAX_SIDE} a side): make it a tiled TIFF, which is read by windows "
             "(gdal_translate -co TILED=YES)",
@@ -414,7 +414,7 @@ def _check_blocks(tags, number, width, height, samples, bits, size):
         raise _truncated(size)
     if compression != 1 and block_bytes > _MAX_BLOCK:
         raise ImageError(
-            "too_large",
+            "too_many_pixels",
             f"a compressed strip or tile of {columns} x {rows} pixels is more than is decoded at once: write it anew "
             "in tiles (gdal_translate -co TILED=YES)",
         )

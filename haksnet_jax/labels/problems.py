@@ -60,11 +60,12 @@ class Reason(enum.StrEnum):
     # Images.
     SAME_NAME = "same_name", True, "two images differ in their endings alone"
     UNREADABLE_IMAGE = "unreadable_image", True, "an image that cannot be opened"
-    UNUSUAL_CHANNELS = "unusual_channels", True, "other channels or bits than are read"
     UNENCODABLE_TILE = "unencodable_tile", True, "pixels that the format of the tiles cannot hold"
     WRONG_EXTENSION = "wrong_extension", False, "the content is of another format than the name says"
     BLANK_IMAGE = "blank_image", False, "all pixels are equal"
     TURNED_IMAGE = "turned_image", False, "the file says that it is to be turned (EXIF)"
+    SEVERAL_PAGES = "several_pages", False, "the file holds several images, of which the first is read"
+    FIRST_BANDS = "first_bands", False, "bands without declared colours: the first three are read, or the first as grey"
 
 
 _BY_KEY = {reason.value: reason for reason in Reason}
@@ -100,7 +101,8 @@ class Problem(NamedTuple):
 
 def of_image(path, error):
     """The problem of an image that cannot be used. Args: path; error, an images' ImageError or an OSError."""
-    return Problem(str(path), 0, getattr(error, "reason", Reason.UNREADABLE_IMAGE), str(error))
+    reason, detail = getattr(error, "reason", Reason.UNREADABLE_IMAGE), getattr(error, "sentence", str(error))
+    return Problem(str(path), 0, reason, detail)
 
 
 def losses(problems):

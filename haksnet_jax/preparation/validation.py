@@ -37,7 +37,7 @@ from haksnet_jax.images.headers import EXTENSIONS_OF, ImageError, read_header
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.labels import dota as labels
-from haksnet_jax.labels.problems import losses
+from haksnet_jax.labels.problems import losses, of_image
 from haksnet_jax.preparation import splitting
 from haksnet_jax.results import visualize
 
@@ -116,8 +116,7 @@ def _check_image(path, decode, settings):
                     detail = "all pixels that were looked at have one value"
                     problems.append(labels.Problem(path, 0, "blank_image", detail))
     except (ImageError, OSError) as error:
-        reason, detail = getattr(error, "reason", "unreadable_image"), getattr(error, "sentence", str(error))
-        return None, [*problems, labels.Problem(path, 0, reason, detail)]
+        return None, [*problems, of_image(path, error)]
     return size, problems
 
 

@@ -262,6 +262,15 @@ class Finder:
                 return Found(label, rest[0] if rest else None, " ".join(name) if kind == 2 else None)
         return None
 
+    def find_name(self, name):
+        """A class by its name alone. Args: name. Returns: (label, whether it is spelled exactly so), or None."""
+        words = " ".join(name.split())
+        for kind, names in enumerate(self._kinds):
+            label = names.get(words if kind < 2 else plain(words))
+            if label is not None:
+                return label, kind < 2
+        return None
+
 
 def _rank(rest):
     """How well the columns behind a name read: the smaller, the better."""

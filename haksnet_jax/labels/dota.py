@@ -79,6 +79,12 @@ def read_lines(path, finder=None):
     return (lines, None) if other is None else ([], Problem(str(path), 0, Reason.OTHER_FORMAT, other))
 
 
+def raw_lines(path):
+    """The first lines of a text file, as far as they can be read at all, to recognise it by."""
+    with open(path, "rb") as file:
+        return _lines(file.read(65536).decode("utf-8-sig", errors="replace"))
+
+
 def _lines(text):
     # split on newlines alone: str.splitlines also breaks at characters that a class name may hold
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")

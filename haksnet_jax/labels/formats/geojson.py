@@ -1,0 +1,119 @@
+"""GeoJSON over a GeoTIFF: polygons on the ground, brought to pixels by the image's place. Needs the extra `geo`.
+
+The class is a property: `class`, `label`, `name`, `category` or `class_name`. Coordinates are in the system that the
+member `crs` names, else, as RFC 7946 says, longitude and latitude in degrees; or in the image's own system where they
+cannot be that.
+"""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from haksnet_jax.labels.formats.items import Item
+from haksnet_jax.labels.formats.structured import FormatError, decode_json, read_bytes
+from haksnet_jax.labels.problems import Reason, shortened
+
+_CLASS_KEYS = ("class", "label", "name", "category", "class_name")
+
+
+class _Geometry(msgspec.Struct):
+    type: str
+    coordinates: Any = None
+
+
+class _Feature(msgspec.Struct):
+    geometry: _Geometry | None = None
+    properties: dict[str, Any] | None = None
+
+
+class _Content(msgspec.Struct):
+    type: str
+    features: list[msgspec.Raw]
+    crs: dict[str, Any] | None = None
+
+
+def read_file(path, image):
+    """Objects of one image.
+
+    Args:
+      path: the GeoJSON file.
+      image: the GeoTIFF; None leaves the coordinates as they are (to list the classes alone).
+
+    Returns:
+      List of Item and FormatError.
+
+    Raises:
+      FormatError: the file is no such JSON, or the image has no place on the ground.
+      OSError: a file cannot be read.
+    """
+    content = decode_json(read_bytes(path), _Content)
+    if content.type != "FeatureCollection":
+        raise FormatError(Reason.OTHER_FORMAT, f"expected a FeatureCollection, found '{shortened(content.type)}'")
+    items = [part for index, raw in enumerate(content.features) for part in _described(raw, f"$.features[{index}]")]
+    if image is None:
+        return items
+    to_pixels = _to_pixels(image, content.crs)
+    return [item if isinstance(item, FormatError) else item._replace(points=to_pixels(item.points)) for item in items]
+
+
+def _described(raw, where):
+    """The Items of one feature; a MultiPolygon has several."""
+    try:
+        feature = decode_json(raw, _Feature, where)
+        properties = feature.properties or {}
+        name = next((properties[key] for key in _CLASS_KEYS if isinstance(properties.get(key), (str, int))), None)
+        if name is None:
+            raise FormatError(Reason.MISSING_TAG, f"{where} has no property {', '.join(_CLASS_KEYS[:-1])}")
+        kind = feature.geometry.type if feature.geometry else "nothing"
+        forms = {"Polygon": list[list[list[float]]], "MultiPolygon": list[list[list[list[float]]]]}
+        if kind not in forms:
+            raise FormatError(Reason.NO_OUTLINE, f"{where} is a {shortened(kind)}: polygons are read")
+        try:
+            rings = msgspec.convert(feature.geometry.coordinates, forms[kind])
+        except msgspec.ValidationError as error:
+            detail = f"{shortened(str(error), 120)}, in $.geometry.coordinates of {where}"
+            raise FormatError(Reason.BAD_JSON, detail) from None
+        parts = [polygon[0] for polygon in (rings if kind == "MultiPolygon" else [rings]) if polygon]
+        if any(len(point) < 2 for part in parts for point in part):
+            raise FormatError(Reason.BAD_NUMBER, f"{where}: a point has fewer than two numbers")
+    except FormatError as error:
+        return [error]
+    points = [np.array([point[:2] for point in part], np.float64).reshape(-1, 2) for part in parts]
+    return [Item(str(name), part, properties.get("difficult"), 0, where) for part in points]
+
+
+def _to_pixels(image, crs):
+    """Function from [P, 2] places on the ground to pixels of a GeoTIFF."""
+    try:
+        import rasterio
+        import rasterio.warp
+    except ImportError:
+        raise FormatError(Reason.NO_OUTLINE, "GeoJSON labels need rasterio: pip install rasterio") from None
+    try:
+        with rasterio.open(image) as dataset:
+            inverse, own = ~dataset.transform, dataset.crs
+            if dataset.transform.is_identity:
+                raise FormatError(
+                    Reason.NO_OUTLINE, f"{image} is not georeferenced, and its labels are places on the ground"
+                )
+        named = (crs or {}).get("properties")
+        name = named.get("name") if isinstance(named, dict) else None
+        given = rasterio.crs.CRS.from_user_input(str(name)) if name else None
+    except (rasterio.errors.RasterioError, ValueError) as error:
+        raise FormatError(
+            Reason.BAD_JSON, f"the coordinate system cannot be used: {shortened(str(error), 160)}"
+        ) from None
+
+    def convert(points):
+        system = given
+        if system is None and own is not None and np.all(np.abs(points) <= [180, 90]):
+            system = rasterio.crs.CRS.from_epsg(4326)
+        xs, ys = points.T
+        if system is not None and own is not None and system != own:
+            xs, ys = rasterio.warp.transform(system, own, xs, ys)
+        a, b, c, d, e, f = inverse[:6]
+        xs, ys = np.asarray(xs), np.asarray(ys)
+        return np.stack([a * xs + b * ys + c, d * xs + e * ys + f], axis=-1)
+
+    return convert

@@ -1,0 +1,114 @@
+"""Objects as annotation files describe them, before their classes are known by number."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from haksnet_jax.geometry.polygons import boxes_to_polygons
+from haksnet_jax.labels import classes, objects
+from haksnet_jax.labels.formats.structured import FormatError
+from haksnet_jax.labels.problems import Problem, Reason, shortened
+
+MAX_POINTS = 100_000  # of one outline
+
+
+class Item(NamedTuple):
+    """One object.
+
+    Attributes:
+      name: its class, as written.
+      points: [P, 2] outline in pixels, P >= 3; four points are taken as they are, others by their smallest rectangle.
+      difficulty: as written: text, a number, a truth value, or None where there is none.
+      line: of the file, from 1; 0 where the format has no lines.
+      where: what to call it in a sentence: "annotation 7".
+    """
+
+    name: str
+    points: np.ndarray
+    difficulty: object
+    line: int
+    where: str
+
+
+def rotated(cx, cy, w, h, radians):
+    """[4, 2] corners of a box whose angle grows clockwise on the screen. Args: numbers, pixels and radians."""
+    return boxes_to_polygons([[cx, cy, w, h, radians]])[0]
+
+
+def upright(x1, y1, x2, y2):
+    """[4, 2] corners of an axis-parallel box."""
+    return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64)
+
+
+def quadrilateral(points, where, line=0):
+    """[4, 2] the points themselves where they are four, else the corners of the smallest rectangle around them.
+
+    Args:
+      points: [P, 2] numbers; a last point that repeats the first does not count.
+      where, line: for the error.
+
+    Raises:
+      FormatError: fewer than three points, too many, or numbers that are no coordinates.
+    """
+    try:
+        points = np.asarray(points, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        raise FormatError(Reason.BAD_NUMBER, f"{where}: expected pairs of numbers as points", line) from None
+    if not np.all(np.abs(points) <= objects.MAX_COORDINATE):  # catches NaN too
+        detail = f"{where}: a coordinate is not finite or beyond {objects.MAX_COORDINATE:g} pixels"
+        raise FormatError(Reason.BAD_NUMBER, detail, line)
+    if len(points) > 3 and (points[0] == points[-1]).all():
+        points = points[:-1]
+    if not 3 <= len(points) <= MAX_POINTS:
+        detail = f"{where}: expected an outline of 3 to {MAX_POINTS} points, found {len(points)}"
+        raise FormatError(Reason.TOO_FEW_NUMBERS, detail, line)
+    if len(points) == 4:
+        return points
+    return cv2.boxPoints(cv2.minAreaRect(points.astype(np.float32))).astype(np.float64)
+
+
+def collect(path, items, finder):
+    """Turns the objects of one image into Objects, and what cannot be turned into Problems.
+
+    Args:
+      path: the file, for the problems.
+      items: Items; a FormatError among them is an object that could not be read.
+      finder: classes.Finder.
+
+    Returns:
+      (Objects, list of Problem).
+    """
+    polygons, labels, difficulties, lines, names, problems, respelled = [], [], [], [], [], [], set()
+    for item in items:
+        try:
+            if isinstance(item, FormatError):
+                raise item
+            label, exactly = finder.find_name(item.name) or (None, True)
+            if label is None:
+                known = ", ".join(finder.class_names[:4]) + (", ..." if len(finder.class_names) > 4 else "")
+                name = shortened(item.name)
+                detail = f"class '{name}' is not among the {len(finder.class_names)} given ones ({known})"
+                problems.append(Problem(str(path), item.line, Reason.UNKNOWN_CLASS, detail, name))
+                continue
+            polygon = quadrilateral(item.points, item.where, item.line)
+        except FormatError as error:
+            problems.append(error.problem(path))
+            continue
+        if not exactly and item.name not in respelled:
+            respelled.add(item.name)
+            detail = f"class '{shortened(item.name)}' is read as '{finder.class_names[label]}'"
+            problems.append(Problem(str(path), item.line, Reason.CLASS_RESPELLED, detail, item.name))
+        difficulty = 0 if item.difficulty in (None, "") else classes.read_difficulty(str(item.difficulty))
+        if difficulty is None:
+            wanted = f"expected a whole number from 0 to {classes.MAX_DIFFICULTY}"
+            detail = f"{item.where}: difficulty '{shortened(str(item.difficulty))}' is read as 0: {wanted}"
+            problems.append(Problem(str(path), item.line, Reason.BAD_DIFFICULTY, detail))
+        polygons.append(polygon)
+        labels.append(label)
+        difficulties.append(difficulty or 0)
+        lines.append(item.line)
+        names.append(item.where)
+    found = objects.of_rows(polygons, labels, difficulties, lines)
+    found, odd = objects.checked(path, found, names)
+    return found, problems + odd

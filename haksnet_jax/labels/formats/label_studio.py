@@ -1,0 +1,138 @@
+"""Label Studio's JSON, as exported ("JSON" or "JSON-MIN"): one file for many images, places in percent of the image.
+
+A rectangle's rotation is in degrees, clockwise on the screen, about its first corner.
+"""
+
+import math
+import pathlib
+import re
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from haksnet_jax.labels.formats.items import Item
+from haksnet_jax.labels.formats.structured import FormatError, decode_json, read_bytes
+from haksnet_jax.labels.problems import Reason
+
+
+class _Value(msgspec.Struct):
+    x: float | None = None
+    y: float | None = None
+    width: float | None = None
+    height: float | None = None
+    rotation: float = 0.0
+    points: list[tuple[float, float]] | None = None
+    rectanglelabels: list[str] | None = None
+    polygonlabels: list[str] | None = None
+    labels: list[str] | None = None
+
+
+class _Result(msgspec.Struct):
+    type: str = ""
+    value: _Value | None = None
+    original_width: float | None = None
+    original_height: float | None = None
+
+
+class _Annotation(msgspec.Struct):
+    result: list[msgspec.Raw]
+    was_cancelled: bool = False
+
+
+class _Task(msgspec.Struct):
+    annotations: list[_Annotation] | None = None
+    data: dict[str, Any] | None = None
+
+
+_OBJECT_TYPES = ("rectanglelabels", "polygonlabels", "rectangle", "polygon")
+
+
+def read_file(path):
+    """Objects of all images.
+
+    Args:
+      path: the file.
+
+    Returns:
+      (dict from image name without folder and ending to its list of Item and FormatError, list of FormatError of tasks
+      that cannot be read).
+
+    Raises:
+      FormatError: the file is no such JSON.
+      OSError: the file cannot be read.
+    """
+    images, problems = {}, []
+    for index, raw in enumerate(decode_json(read_bytes(path), list[msgspec.Raw])):
+        where = f"$[{index}]"
+        try:
+            task = decode_json(raw, _Task, where)
+            if task.data is None:
+                name, items = _short_form(raw, where)
+            else:
+                name, items = _image_name(task.data, where), []
+                kept = [one for one in task.annotations or [] if not one.was_cancelled]
+                for number, result in enumerate(kept[0].result if kept else []):
+                    items += _objects(result, f"{where}.annotations[0].result[{number}]", only_objects=True)
+        except FormatError as error:
+            problems.append(error)
+            continue
+        images.setdefault(name, []).extend(items)
+    return images, problems
+
+
+def _short_form(raw, where):
+    """(image name, items) of a task in the form "JSON-MIN"."""
+    fields = decode_json(raw, dict[str, Any], where)
+    items = []
+    for key, value in fields.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and {"x", "points"} & value[0].keys():
+            for index, one in enumerate(value):
+                size = {name: one.get(name) for name in ("original_width", "original_height")}
+                items += _objects(msgspec.json.encode({"value": one, **size}), f"{where}.{key}[{index}]")
+    return _image_name(fields, where), items
+
+
+def _image_name(fields, where):
+    """The name of a task's image, without the eight letters that an upload puts before it."""
+    for key in ("image", "img", "file", *fields):
+        value = fields.get(key)
+        if isinstance(value, str) and re.search(r"\.(jpe?g|png|bmp|tiff?)$", value.split("?")[0], re.IGNORECASE):
+            stem = pathlib.PurePosixPath(value.split("?")[0].replace("\\", "/").replace("%20", " ")).stem
+            return re.sub(r"^[0-9a-f]{8}-", "", stem)
+    raise FormatError(Reason.MISSING_TAG, f"{where} names no image")
+
+
+def _objects(raw, where, only_objects=False):
+    """The Items of one result: one for each of its labels, none for what is no object (choices, texts)."""
+    try:
+        if only_objects and decode_json(raw, _Type, where).type not in _OBJECT_TYPES:
+            return []
+        result = decode_json(raw, _Result, where)
+        value = result.value or _Value()
+        names = value.rectanglelabels or value.polygonlabels or value.labels
+        if not names:
+            raise FormatError(Reason.MISSING_TAG, f"{where} has no label")
+        if not result.original_width or not result.original_height:
+            raise FormatError(Reason.MISSING_TAG, f"{where} has no original_width and original_height")
+        size = np.array([result.original_width, result.original_height])
+        points = _points(value, size, where)
+    except FormatError as error:
+        return [error]
+    return [Item(name, points, None, 0, where) for name in names]
+
+
+class _Type(msgspec.Struct):
+    type: str = ""
+
+
+def _points(value, size, where):
+    if value.points is not None:
+        return np.reshape(value.points, (-1, 2)) * size / 100
+    if None in (value.x, value.y, value.width, value.height):
+        raise FormatError(Reason.MISSING_TAG, f"{where} has neither points nor x, y, width and height")
+    corner = np.array([value.x, value.y]) * size / 100
+    w, h = np.array([value.width, value.height]) * size / 100
+    angle = math.radians(value.rotation)
+    along, across = w * np.array([math.cos(angle), math.sin(angle)]), h * np.array([-math.sin(angle), math.cos(angle)])
+    return np.stack([corner, corner + along, corner + along + across, corner + across])

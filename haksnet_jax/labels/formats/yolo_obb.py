@@ -1,0 +1,101 @@
+"""YOLO-OBB: a text file an image, a line an object: `index x1 y1 x2 y2 x3 y3 x4 y4`, corners as shares of the image.
+
+The classes stand in `data.yaml` (or another .yaml) above the labels, as `names: [ship, plane]` or `names: {0: ship}`,
+or in `classes.txt`. Longer lines are outlines (YOLO's segmentation): the smallest rectangle around them is taken.
+"""
+
+import pathlib
+
+import numpy as np
+import yaml
+
+from haksnet_jax.errors import UserError
+from haksnet_jax.labels import encodings, recognise
+from haksnet_jax.labels.formats.items import Item
+from haksnet_jax.labels.formats.structured import FormatError
+from haksnet_jax.labels.problems import Reason, shortened
+
+
+def read_file(path, size, class_names):
+    """Objects of one file.
+
+    Args:
+      path: the file.
+      size: (width, height) of the image in pixels.
+      class_names: names by index, or None where they are not known: the indices are the names.
+
+    Returns:
+      List of Item and FormatError.
+    """
+    try:
+        text = encodings.decode(pathlib.Path(path).read_bytes())
+    except encodings.EncodingError as error:
+        raise FormatError(Reason.BAD_ENCODING, str(error), error.line) from None
+    return [
+        _read_line(line.split(), number, size, class_names)
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip()
+    ]
+
+
+def _read_line(words, line, size, class_names):
+    where = f"line {line}"
+    values = recognise.numbers(words)
+    if values is None or not words[0].isdecimal():
+        wanted = "a class index and corners between 0 and 1"
+        return FormatError(Reason.BAD_NUMBER, f"expected {wanted}, found '{shortened(' '.join(words))}'", line)
+    if len(values) < 7:
+        detail = "an axis-parallel box (centre, width, height)" if len(values) in (5, 6) else f"{len(values)} numbers"
+        return FormatError(Reason.TOO_FEW_NUMBERS, f"expected a class index and 8 numbers, found {detail}", line)
+    corners = values[1:] if len(values) % 2 else values[1:-1]  # an even count: a score at the end
+    if not all(-0.5 <= value <= 1.5 for value in corners):
+        detail = "expected corners between 0 and 1, as shares of the image; these look like pixels"
+        return FormatError(Reason.BAD_NUMBER, detail, line)
+    index = int(words[0])
+    if class_names is not None and index >= len(class_names):
+        detail = f"class index {index} is beyond the {len(class_names)} classes"
+        return FormatError(Reason.UNKNOWN_CLASS, detail, line)
+    name = str(index) if class_names is None else class_names[index]
+    return Item(name, np.reshape(corners, (-1, 2)) * size, None, line, where)
+
+
+def class_names_near(folder):
+    """The classes that a .yaml file beside or above a folder of labels lists, by their indices.
+
+    Args:
+      folder: of label files: `labels/train`, with data.yaml in it, in `labels` or above.
+
+    Returns:
+      Tuple of names, or None where there is no such file.
+
+    Raises:
+      UserError: the file cannot be read, or its indices leave gaps.
+    """
+    folder = pathlib.Path(folder).absolute()
+    for place in (folder, *list(folder.parents)[:3]):
+        found = sorted(path for path in place.glob("*.y*ml") if not path.name.startswith("."))
+        for path in sorted(found, key=lambda path: path.stem != "data"):
+            names = _names_in(path)
+            if names is not None:
+                return names
+    return None
+
+
+def _names_in(path):
+    if path.stat().st_size > 2**20:
+        return None
+    try:
+        content = yaml.safe_load(encodings.decode(path.read_bytes()))
+    except (yaml.YAMLError, encodings.EncodingError, RecursionError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {shortened(str(error), 120)}") from None
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise UserError(f"{path}: expected `names` with the indices 0 to {len(names) - 1}")
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        return None
+    names = tuple(str(name).strip() for name in names)
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: `names` has a class twice")
+    return names

@@ -1,8 +1,6 @@
-"""python -m haksnet_jax COMMAND"""
+"""python -m haksnet_jax COMMAND: the program `haksnet`."""
 
-import sys
-
-from haksnet_jax.cli.program import main
+from haksnet_jax.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.entry()

@@ -1,8 +1,6 @@
 """python -m haksnet_jax.convert: the command `convert` under its published name."""
 
-import sys
-
-from haksnet_jax.weights.convert import main
+from haksnet_jax.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run_as("convert")

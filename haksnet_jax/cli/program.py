@@ -1,28 +1,186 @@
-"""The program: python -m haksnet_jax COMMAND."""
+"""The program `haksnet`: which commands there are, and the one place where a user's mistake becomes a sentence.
 
+    haksnet COMMAND ...    python -m haksnet_jax COMMAND ...
+
+A command is the file of its name beside this one, with `add_arguments(parser)` and `run(arguments)`, which returns an
+exit status (None: 0). Importing it takes no time: what a command needs is imported when it runs.
+"""
+
+import contextlib
+import difflib
+import errno
 import importlib
+import os
 import sys
+import traceback
+
+from haksnet_jax.cli import terminal
+from haksnet_jax.errors import UserError
 
 COMMANDS = {
-    "train": "haksnet_jax.main",
-    "evaluate": "haksnet_jax.cli.evaluate",
-    "predict": "haksnet_jax.cli.predict",
-    "convert": "haksnet_jax.weights.convert",
-    "submit": "haksnet_jax.cli.submit",
-    "split": "haksnet_jax.preparation.splitting",
-    "validate": "haksnet_jax.preparation.validation",
-    "plan": "haksnet_jax.tools.plan",
-    "benchmark": "haksnet_jax.tools.benchmark",
-    "parity": "haksnet_jax.tools.parity.__main__",
+    "train": "train a model, or go on with a run",
+    "evaluate": "score a model or predictions against labels",
+    "predict": "find objects in images of any size",
+    "report": "one HTML file of a run or an evaluation",
+    "convert": "PyTorch checkpoints to this format and back",
+    "export": "a model as StableHLO, SavedModel or ONNX",
+    "validate": "check a data set: every problem with file and line",
+    "split": "cut large images and their labels into tiles",
+    "build": "pack a data set for training",
+    "submit": "pack predictions for DOTA's evaluation server",
+    "plan": "memory and speed of a run on devices that are not here",
+    "benchmark": "time the parts of a model on this machine",
+    "parity": "compare with recorded outputs of the PyTorch code",
+    "doctor": "what works on this machine, and what to do about what does not",
+    "info": "what a checkpoint, a weight file, an image or a data set is",
+    "version": "versions of the package and what it runs on",
 }
 
+OK, FAILED, WRONG_USE, STOPPED = 0, 1, 2, 130
 
-def main(argv=None):
-    """Runs a command. Args: argv, without the program's name. Returns: exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] not in COMMANDS:
-        print(f"usage: python -m haksnet_jax {{{','.join(COMMANDS)}}} ...", file=sys.stderr)
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
-    module = importlib.import_module(COMMANDS[argv[0]])
-    sys.argv = [f"haksnet {argv[0]}", *argv[1:]]
-    return module.run() if hasattr(module, "run") else module.main()
+_DESCRIPTION = """Oriented object detection in aerial images: HAKSNet and Oriented R-CNN in JAX.
+
+    haksnet predict --checkpoint=demo --images=demo --output=found
+    haksnet train --config=folder --set data.root=mydata
+    haksnet evaluate --checkpoint=runs/folder
+"""
+
+
+def main(argv=None, *, prog="haksnet"):
+    """Runs a command.
+
+    Args:
+      argv: words after the program's name; default: those that the process was started with.
+      prog: how the program is called, for its help.
+
+    Returns:
+      Exit status: 0 done; 1 not possible, with a sentence; 2 wrong use; 75 stopped, come again; 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else [str(argument) for argument in argv]
+    try:
+        status = _dispatch(argv, prog)
+        sys.stdout.flush()
+        return status
+    except SystemExit as end:  # argparse: help, version, wrong use
+        return end.code or OK
+    except BrokenPipeError:  # whoever read has seen enough: `haksnet info ... | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def run_as(command):
+    """A command under its own name: `python -m haksnet_jax.main`. Args: command. Ends the process."""
+    _exit(main([command, *sys.argv[1:]]))
+
+
+def entry():
+    """Entry point of the installed program. Ends the process."""
+    _exit(main())
+
+
+def _exit(status):
+    if status == STOPPED:
+        # At once: what still runs on a device crashes when the interpreter is taken apart under it.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _dispatch(argv, prog):
+    name = argv[0] if argv else ""
+    if name not in COMMANDS:
+        return _without_command(argv, prog)
+    module = importlib.import_module(f"haksnet_jax.cli.{name}")
+    parser = terminal.Parser(f"{prog} {name}", module.__doc__)
+    module.add_arguments(parser)
+    parser.add_common()
+    arguments = parser.parse_args(argv[1:])
+    _set_up_log(arguments)
+    return guarded(module.run, arguments, verbose=arguments.verbose, prog=parser.prog)
+
+
+def guarded(function, *arguments, verbose=False, prog="haksnet"):
+    """Runs a function; a user's mistake is printed in one sentence.
+
+    Args:
+      function, *arguments: what is run; it returns an exit status, or None for 0.
+      verbose: True shows where an error was raised. So does HAKSNET_TRACEBACK=1 in the environment.
+      prog: the command, for the sentence about wrong use.
+
+    Returns:
+      Exit status.
+    """
+    try:
+        return function(*arguments) or OK
+    except terminal.UsageError as error:
+        _say(f"error: {error} ({prog} --help shows the options)")
+        return WRONG_USE
+    except BrokenPipeError:
+        raise
+    except (UserError, OSError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        if verbose or os.environ.get("HAKSNET_TRACEBACK"):
+            traceback.print_exc()
+        _say(f"error: {sentence}")
+        return FAILED
+    except KeyboardInterrupt:
+        _say("stopped")
+        return STOPPED
+
+
+def _sentence(error):
+    """What is said of an error, or None where it is none of the user's or the system's."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not error.strerror:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = {
+        errno.ENOSPC: "; make room there, or write elsewhere",
+        errno.EACCES: "; change its permissions, or name another place",
+        errno.EROFS: "; name another place",
+        errno.EMFILE: "; raise the limit with `ulimit -n 65536`",
+    }.get(error.errno, "")
+    return f"{where}{error.strerror}{remedy}"
+
+
+def _say(text):
+    """Prints to the terminal, without control characters: names may come out of files."""
+    text = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print(text, file=sys.stderr, flush=True)
+
+
+def _set_up_log(arguments):
+    """Lets log lines be plain lines on the terminal."""
+    from absl import logging
+
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.setFormatter(None)
+    handler.python_handler.stream = sys.stderr
+    level = logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO
+    logging.set_verbosity(level)
+
+
+def _without_command(argv, prog):
+    """Help, version, or what is meant by a word that is no command. Returns: exit status."""
+    name = argv[0] if argv else ""
+    if name == "--version":
+        return _dispatch(["version"], prog)
+    if name == "help":
+        return _dispatch([*argv[1:2], "--help"], prog)
+    if name in ("", "-h", "--help"):
+        width = max(map(len, COMMANDS))
+        table = "\n".join(f"  {command:{width}}  {summary}" for command, summary in COMMANDS.items())
+        text = f"usage: {prog} COMMAND [options]\n\n{_DESCRIPTION}\ncommands ({prog} COMMAND --help tells more):\n{table}"
+        print(text, file=sys.stdout if name else sys.stderr)
+        return OK if name else WRONG_USE
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    meant = f"meant is {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+    _say(f"error: {name!r} is no command; {meant} ({prog} --help lists them)")
+    return WRONG_USE

@@ -1,0 +1,45 @@
+"""Trains a model, or goes on with the run that --workdir holds.
+
+    haksnet train --config=demo
+    haksnet train --config=folder --set data.root=mydata --workdir=runs/mine
+    haksnet train --config=ssdd --set data.root=DIR optimizer.learning_rate=2e-4
+
+The folder of the run gets checkpoints, curves, event files and a result card; the same command in the same folder goes
+on where the run stopped. On several hosts the same command is started on each (docs/many_hosts.md). Exit status 75: the
+run was asked to stop and has saved all it did.
+"""
+
+from haksnet_jax.cli import configuration, terminal
+
+
+def add_arguments(parser):
+    """Adds the command's options. Args: parser, terminal.Parser."""
+    configuration.add_arguments(parser)
+    add = parser.add_argument
+    add("--workdir", metavar="DIR", help="folder of the run; a run that it holds is resumed; default: runs/NAME")
+    group = parser.add_argument_group("several hosts that no cluster describes")
+    add = group.add_argument
+    add("--coordinator", metavar="ADDRESS:PORT", help="of host 0")
+    add("--num-hosts", type=terminal.number(1, whole=True), help="processes of the run; 1: this one alone")
+    add("--host", type=terminal.number(0, whole=True), help="number of this process, from 0")
+    add(
+        "--join-timeout",
+        type=terminal.number(1),
+        default=300.0,
+        help="seconds that hosts wait for each other at the start; default: %(default)g",
+    )
+
+
+def run(arguments):
+    """Runs the command. Args: arguments, parsed. Returns: exit status."""
+    config = configuration.of(arguments)
+    from haksnet_jax import main
+
+    return main.train(
+        config,
+        arguments.workdir,
+        coordinator=arguments.coordinator,
+        num_hosts=arguments.num_hosts,
+        host=arguments.host,
+        join_timeout=arguments.join_timeout,
+    )

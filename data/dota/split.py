@@ -1,14 +1,6 @@
-"""Cuts scenes and their labels into tiles.
+"""python -m data.dota.split: the command `haksnet split`, in a checkout."""
 
-  python -m data.dota.split --images=train/images --labels=train/labelTxt --output=tiles/train
-  python -m data.dota.split --images=test/images --output=tiles/test --protocol=multi_scale
-
-The work is done by haksnet_jax.splitting, whose text says what is written.
-"""
-
-import sys
-
-from haksnet_jax.preparation.splitting import main
+from haksnet_jax.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run_as("split")

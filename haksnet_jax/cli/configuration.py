@@ -1,4 +1,4 @@
-"""From --config and --set to a configuration: which file is meant, and values parsed by the types of those that are there."""
+"""From --config and --set to a configuration: which file is meant, and values of the types of those that are there."""
 
 import ast
 import difflib
@@ -91,8 +91,8 @@ def find(name):
     meant = f"; meant is {' or '.join(near)}?" if near else ""
     looked = "" if is_name else f", looked for from {os.getcwd()}"
     raise UserError(
-        f"--config={name}: there is no such file{looked}, and no configuration of this name{meant} There are "
-        f"{', '.join(names())}".replace("? There", "? There").replace("name There", "name; there")
+        f"--config={name}: there is no such file{looked}, and no configuration of this name{meant or ';'} there are "
+        f"{', '.join(names())}"
     )
 
 
@@ -219,7 +219,7 @@ def _number(key, text, *, whole):
 
 
 def _sequence(key, text, present):
-    """`(256, 256)`, `256,256`, `256 256` or, of words, `plane,ship`: as a tuple, its values of the type of those present."""
+    """`(256, 256)`, `256,256` or, of words, `plane,ship`: as a tuple, its values of the type of those present."""
     kind = type(present[0]) if len(present) else None
     try:
         values = ast.literal_eval(text)

@@ -1,354 +1,41 @@
-"""The detector over a split: detections in the images' own pixels, average precision, drawings. Also a command:
+"""Scores a detector, or predictions in files, against labels: average precision by exact polygon overlap.
 
-    python -m haksnet_jax evaluate --checkpoint=DIR --images=DIR --labels=DIR
-    python -m haksnet_jax evaluate --checkpoint=DIR --dataset=PREPARED_DIR --split=val
-    python -m haksnet_jax evaluate --checkpoint=WORKDIR                    the split that the run was validated on
-    python -m haksnet_jax evaluate --predictions=DIR_OF_TASK1_FILES|detections.json --labels=DIR_OF_LABELTXT
+    haksnet evaluate --checkpoint=runs/folder                        the split that the run was validated on
+    haksnet evaluate --checkpoint=DIR --images=DIR --labels=DIR
+    haksnet evaluate --checkpoint=DIR --dataset=PREPARED_DIR --split=val
+    haksnet evaluate --predictions=found/detections.json --labels=DIR
 
-Prints average precision by exact polygon overlap; --json stores it, --output adds curves, confusion matrix, errors by
-size and the worst images. Exit status: 0 done; 1 not possible, with a sentence; 2 wrong use.
+--json stores the numbers; --output adds curves, confusion matrix, errors by size and the worst images.
 """
 
-import argparse
-import collections
-import json
-import os
-import pathlib
-import sys
-
-import jax
-import numpy as np
-from etils import epath
-
-from haksnet_jax import files
-from haksnet_jax.distributed import mesh as devices
-from haksnet_jax.images import files as image_files
-from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.inference.evaluator import Evaluator
-from haksnet_jax.labels.dota import CLASSES, LEFT_OUT, read_class_names, read_labels
-from haksnet_jax.pipeline import loader, sources
-from haksnet_jax.results import dota, mean_ap, visualize
-from haksnet_jax.results.mean_ap import mean_average_precision
-from haksnet_jax.training import checkpoint
-
-_SHOWN = 10  # problems of one kind that are named one by one
-_PICTURE_SIDE = 2048  # pixels: larger images are drawn reduced to this
+from haksnet_jax.cli import terminal
 
 
-class EvaluationError(ValueError):
-    """An evaluation that is not possible, told in one sentence."""
-
-
-def read_label_folder(folder, class_names):
-    """Reads all label files of a folder.
-
-    Args:
-      folder: holds one text file for each image, in DOTA's format.
-      class_names: the classes, in the order of their labels.
-
-    Returns:
-      (dict from image name to {"polygons", "labels", "difficulty"}, list of Problem).
-
-    Raises:
-      EvaluationError: no such folder, or no label file in it.
-    """
-    folder = pathlib.Path(folder)
-    paths = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
-    if not paths:
-        raise EvaluationError(f"{folder} holds no label file; expected one text file for each image")
-    by_image, problems = {}, []
-    for path in paths:
-        objects, found = read_labels(path, class_names)
-        problems += found
-        by_image[path.stem] = {
-            "polygons": objects.polygons,
-            "labels": objects.labels,
-            "difficulty": objects.difficulty,
-        }
-    return by_image, problems
-
-
-def class_names_of(predictions):
-    """The classes that predictions were made with.
-
-    Those of a `classes.txt` beside them, as `predict` writes it; else the first published list with these Task-1
-    files, or with all classes of a detections.json.
-
-    Args:
-      predictions: folder of Task-1 files, a detections.json, or the folder it lies in.
-
-    Raises:
-      EvaluationError: neither is there.
-    """
-
-    path = pathlib.Path(predictions)
-    folder = path if path.is_dir() else path.parent
-    for beside in (folder / "classes.txt", folder.parent / "classes.txt"):
-        if beside.is_file():
-            return read_class_names(str(beside))
-    names = {file.name for file in folder.glob("Task1_*.txt")} if path.is_dir() else set()
-    if names:
-        for published in CLASSES.values():
-            if {dota.task1_file_name(name) for name in published} == names:
-                return published
-    else:
-        path = path / "detections.json" if path.is_dir() else path
-        try:
-            images = json.loads(path.read_text(encoding="utf-8"))["images"]
-            names = {one["label"] for image in images for one in image["detections"]}
-        except OSError as error:
-            raise EvaluationError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"{path} is not a detections.json as `predict` writes it: {error!r}") from error
-        for published in CLASSES.values():
-            if names <= set(published):
-                return published
-    raise EvaluationError(
-        f"the classes of {predictions} are those of no published list: name them with --classes=FILE, one class a line "
-        "in the order of the labels"
-    )
-
-
-def evaluate_files(predictions, labels_folder, class_names):
-    """Predictions and labels in files, image by image.
-
-    Args:
-      predictions: folder of Task-1 files, a detections.json, or the folder it lies in. Predictions for tiles are merged
-        where the labels are for whole images.
-      labels_folder: folder of label files.
-      class_names: the classes, in the order of their labels.
-
-    Returns:
-      (detections by image, labels by image, list of Problem in the labels).
-
-    Raises:
-      ValueError: something cannot be read completely, or there are predictions for images without a label file.
-    """
-    from haksnet_jax.cli import submit
-
-    labels_by_image, problems = read_label_folder(labels_folder, class_names)
-    detections, wrong = submit.read_predictions(predictions, class_names)
-    for problem in wrong:
-        if problem.reason != "missing_file":
-            raise EvaluationError(f"{problem}; {len(wrong)} such problems in {predictions}")
-    if wrong:
-        print(f"{len(wrong)} classes have no Task-1 file: they count as without detections", file=sys.stderr)
-    if not set(detections) <= set(labels_by_image):
-        detections, num_tiles = submit.merge_if_tiles(detections, 0.1)
-        if num_tiles:
-            print(f"merged the predictions for {num_tiles} tiles into {len(detections)} images", file=sys.stderr)
-    unknown = sorted(set(detections) - set(labels_by_image))
-    if unknown:
-        raise EvaluationError(
-            f"{len(unknown)} images with predictions have no label file in {labels_folder}, {unknown[0]} first; an "
-            "image without objects has an empty one, and unlabelled images are for `python -m haksnet_jax submit`"
-        )
-    without = len(labels_by_image) - len(detections)
-    if without:
-        print(f"{without} of {len(labels_by_image)} labelled images have no predictions", file=sys.stderr)
-    return detections, labels_by_image, problems
-
-
-def run_settings(directory):
-    """The configuration of the run that a checkpoint belongs to, a dict, or None for a converted model."""
-    folder = files.absolute(directory)
-    for place in (folder, folder.parent, folder.parent.parent):
-        if (place / "config.json").exists() and (place / checkpoint.MODEL_FILE).exists():
-            return json.loads((place / "config.json").read_text())
-    return None
-
-
-def open_split(arguments, class_names, settings):
-    """The source that the command's arguments name.
-
-    Args:
-      arguments: of the command.
-      class_names: of the model.
-      settings: configuration of the run, or None.
-
-    Raises:
-      EvaluationError: no data is named.
-      FileNotFoundError, ValueError: of the source.
-    """
-    if arguments.images or arguments.labels:
-        if not (arguments.images and arguments.labels):
-            raise EvaluationError(
-                "expected both --images and --labels; images without labels are for `python -m haksnet_jax predict` "
-                "and `python -m haksnet_jax submit`"
-            )
-        return sources.FolderSource(arguments.images, arguments.labels, class_names)
-    if arguments.dataset:
-        return sources.TfdsSource(arguments.dataset, arguments.split, class_names)
-    if settings is None:
-        raise EvaluationError(
-            "this checkpoint does not say what it was validated on: give --images and --labels, or --dataset"
-        )
-    data = settings["data"]
-    if arguments.split not in ("train", "val"):
-        raise EvaluationError(f"--split: a run has the splits train and val, got {arguments.split!r}")
-    options = dict(data[arguments.split])
-    for name in ("directory", "images_dir", "labels_dir"):
-        if options.get(name) and data.get("root"):
-            options[name] = os.path.join(data["root"], options[name])
-    return sources.open_source(data["kind"], class_names, **options)
-
-
-def _all_fit(folder, detector):
-    """Whether all images of a folder are no larger than the network's input."""
-    for path in image_files.list_images(folder):
-        try:
-            header = read_header(path)
-        except (ImageError, OSError):  # it is named when it is its turn
-            continue
-        if not detector.fits(header.height, header.width):
-            return False
-    return True
-
-
-def evaluate_checkpoint(arguments):
-    """Detections of a checkpoint on a split, beside its labels.
-
-    Args:
-      arguments: of the command.
-
-    Returns:
-      (detections by image, labels by image, class names, function from an image's name to its pixels).
-
-    Raises:
-      ValueError, OSError: with one sentence.
-    """
-    import ml_collections
-
-    from haksnet_jax.inference import predictor as detectors
-
-    devices.enable_compilation_cache()
-    detector = detectors.load(arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size)
-    settings = run_settings(arguments.checkpoint)
-    source = open_split(arguments, detector.class_names, settings)
-    print(source.summary(), file=sys.stderr)
-    names = list(source.image_ids)
-    labels_by_image = {name: source.labels(index) for index, name in enumerate(names)}
-    if not _has_objects(labels_by_image) and not arguments.output:  # before any work is done
-        raise EvaluationError(
-            "no object is labelled, so there is nothing to score: add --output=DIR for the predictions, which "
-            "`python -m haksnet_jax submit` packs"
-        )
-    resize = arguments.resize
-    if resize == "auto":
-        resize = "auto" if arguments.images and not _all_fit(arguments.images, detector) else "fit"
-    is_square = len(set(detector.input_size)) == 1  # else it lies as the image does, which the batches cannot
-    if resize == "fit" and arguments.pad == "full" and (is_square or settings is not None):
-        rounded = [-(-side // 32) * 32 for side in detector.input_size]
-        config = ml_collections.ConfigDict(
-            {
-                "data": {"image_size": rounded, "num_workers": arguments.num_workers, "stall_seconds": 60.0},
-                "evaluation": {"batch_size_per_device": arguments.batch_size or 1},
-                "rpn": detector.proposal_caps,
-                "detection": detector.detection_caps,
-            }
-        )
-        if settings is not None:  # so that a run's figures come out again
-            for name in ("rpn", "detection"):
-                config[name].update(settings[name])
-        mesh = devices.data_mesh()
-        with jax.set_mesh(mesh), detector.arithmetic():
-            evaluator = Evaluator(detector.graph, source, config, mesh)
-            found = evaluator.detections(jax.device_put(detector.variables, devices.replicated(mesh)))
-        num_cut = evaluator.num_cut
-    else:
-        options = detectors.Settings(resize=resize, overlap=arguments.overlap, pad=arguments.pad)
-        found, num_cut = [None] * len(source), 0
-        for one in detector.stream((source[index]["image"] for index in range(len(source))), options):
-            if one.error is not None:
-                raise one.error
-            found[one.index] = detectors.merge(one, options) | {"size": (one.image.width, one.image.height)}
-            one.image.close()
-            num_cut += one.num_cut
-    if num_cut:
-        print(f"{num_cut} detections beyond the model's caps were left out", file=sys.stderr)
-    position = {name: index for index, name in enumerate(names)}
-    detections = dict(zip(names, found, strict=True))
-    return detections, labels_by_image, detector.class_names, lambda name: source[position[name]]["image"]
-
-
-def _pictures_of(folder):
-    """Function from an image's name to its pixels, or to None where the folder has no such image."""
-    from haksnet_jax.images.reader import ImageFile
-
-    paths = {}
-    if folder:
-        paths = {
-            dota.image_stem(path.name): path for path in pathlib.Path(folder).iterdir() if dota.is_image_file(path)
-        }
-
-    def read(name):
-        if name not in paths:
-            return None
-        with ImageFile(paths[name]) as image:
-            return image.read(0, 0, image.width, image.height)
-
-    return read
-
-
-def write_report(folder, result, detections, labels_by_image, class_names, picture, *, score, num_worst):
-    """Draws where the errors are.
-
-    Args:
-      folder: gets `precision_recall.png`, `confusion_matrix.png`, `errors_by_size.png`, and `worst/`: the images with
-        most errors, drawn.
-      result: MeanAveragePrecision.
-      detections, labels_by_image: dicts by image; difficulty 1 is ignored.
-      class_names: the classes.
-      picture: function from an image's name to its pixels, or None.
-      score: lowest score of the detections that are looked at.
-      num_worst: images drawn at most.
-
-    Returns:
-      Names of the worst images that were not drawn for want of their pixels.
-    """
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    visualize.save_figure(visualize.precision_recall_figure(result), folder / "precision_recall.png")
-    errors = mean_ap.analyse_errors(detections, labels_by_image, class_names, score_threshold=score)
-    figure = visualize.confusion_matrix_figure(errors.confusion_matrix(), class_names)
-    visualize.save_figure(figure, folder / "confusion_matrix.png")
-    visualize.save_figure(visualize.errors_by_size_figure(errors.by_size()), folder / "errors_by_size.png")
-    missing = []
-    for rank, (name, count) in enumerate(errors.worst_images(num_worst), start=1):
-        pixels = picture(name)
-        if pixels is None:
-            missing.append(name)
-            continue
-        (folder / "worst").mkdir(exist_ok=True)
-        one = detections.get(name, {"boxes": np.zeros((0, 5)), "scores": np.zeros(0), "labels": np.zeros(0, int)})
-        side = min(_PICTURE_SIDE, max(pixels.shape[:2]))
-        truth = labels_by_image[name]
-        drawing = visualize.draw_comparison(pixels, one, truth, class_names, score_threshold=score, side=side)
-        visualize.write_image(folder / "worst" / f"{rank:02d}_{name.replace('/', '_')}_{count}_errors.jpg", drawing)
-    return missing
-
-
-def _arguments(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m haksnet_jax evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser):
+    """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", help="a converted model, a run's folder, or one of its checkpoints")
-    what.add_argument("--predictions", help="folder of Task1_<class>.txt files, or a detections.json")
-    add("--labels", help="folder of label files in DOTA's format")
-    add("--images", help="folder of images; beside --predictions only for drawing the worst ones")
-    add("--dataset", help="prepared TFDS data set: its folder, or a name")
+    add("--checkpoint", metavar="DIR", help="a converted model, a run's folder, or one of its checkpoints")
+    add("--predictions", metavar="PATH", help="folder of Task1_<class>.txt files, or a detections.json")
+    add("--labels", metavar="DIR", help="folder of label files in DOTA's format")
+    add("--images", metavar="DIR", help="folder of images; beside --predictions only for drawing the worst ones")
+    add("--dataset", metavar="DIR", help="data set prepared by `haksnet build`")
     add("--split", default="val", help="of --dataset, or of the run's own data; default: %(default)s")
     add("--classes", help="of --predictions: a published list's name, or a text file with one class a line, in order")
     add("--ignore-truncated", action="store_true", help="ignore objects of difficulty 2, truncated by tiling")
-    add("--json", help="file for the figures")
-    add("--output", help="folder for curves, confusion matrix, errors by size, worst images, a checkpoint's detections")
-    add("--worst", type=int, default=8, help="images with most errors that are drawn; default: %(default)s")
-    add("--score", type=float, default=0.3, help="lowest score in drawings and error counts; default: %(default)s")
+    add("--json", metavar="FILE", help="file for the numbers")
+    add("--output", metavar="DIR", help="folder for curves, confusion matrix, worst images, a checkpoint's detections")
+    add(
+        "--worst",
+        type=terminal.number(0, whole=True),
+        default=8,
+        help="images with most errors that are drawn; default: %(default)s",
+    )
+    add(
+        "--score",
+        type=terminal.number(0, 1, hint="0.3 for 30 %"),
+        default=0.3,
+        help="lowest score in drawings and error counts; default: %(default)s",
+    )
     add(
         "--resize",
         choices=("auto", "fit", "tile"),
@@ -361,132 +48,35 @@ def _arguments(argv):
         default="full",
         help="as in predict: fitted images are padded to the input, or as upstream does; default: %(default)s",
     )
-    add("--overlap", type=int, help="pixels that neighbouring windows share; default: 200, or a quarter of small ones")
+    add(
+        "--overlap",
+        type=terminal.number(0, whole=True),
+        help="pixels that neighbouring windows share; default: 200, or a quarter of small ones",
+    )
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
-    add("--batch-size", type=int, help="images at a time on each device; default: 1, for windows on accelerators 8")
-    add("--num-workers", type=int, default=0, help="processes that read; default: threads of this one")
-    arguments = parser.parse_args(argv)
+    add(
+        "--batch-size",
+        type=terminal.number(1, whole=True),
+        help="images at a time on each device; default: 1, for windows on accelerators 8",
+    )
+    add(
+        "--num-workers",
+        type=terminal.number(0, whole=True),
+        default=0,
+        help="processes that read; default: threads of this one",
+    )
+
+
+def run(arguments):
+    """Runs the command. Args: arguments, parsed. Returns: exit status."""
+    if bool(arguments.checkpoint) == bool(arguments.predictions):
+        raise terminal.UsageError("expected either --checkpoint=DIR or --predictions=PATH")
     if arguments.predictions and not arguments.labels:
-        parser.error("--predictions needs --labels; unlabelled images are for `python -m haksnet_jax submit`")
+        raise terminal.UsageError("--predictions needs --labels; unlabelled images are for `haksnet submit`")
     if arguments.predictions and arguments.dataset:
-        parser.error("--dataset belongs to --checkpoint; --predictions are compared with --labels")
+        raise terminal.UsageError("--dataset belongs to --checkpoint; --predictions are compared with --labels")
     if arguments.checkpoint and arguments.classes:
-        parser.error("--classes belongs to --predictions; a checkpoint brings its own")
-    return arguments
+        raise terminal.UsageError("--classes belongs to --predictions; a checkpoint brings its own")
+    from haksnet_jax.cli import evaluation
 
-
-def _run(arguments):
-    for target in (arguments.json, arguments.output):
-        if target:  # before any work is done
-            try:
-                files.absolute(target).parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise EvaluationError(f"cannot write {target}: {error.strerror}") from error
-    if arguments.predictions:
-        names = read_class_names(arguments.classes) if arguments.classes else class_names_of(arguments.predictions)
-        detections, labels_by_image, problems = evaluate_files(arguments.predictions, arguments.labels, names)
-        _report_problems(problems)
-        picture = _pictures_of(arguments.images)
-    else:
-        detections, labels_by_image, names, picture = evaluate_checkpoint(arguments)
-    if not _has_objects(labels_by_image):
-        if not arguments.checkpoint:
-            raise EvaluationError(
-                "no object is labelled, so there is nothing to score; predictions on unlabelled images are for "
-                "`python -m haksnet_jax submit`"
-            )
-        write_predictions(arguments.output, detections, names)
-        print(
-            f"No object is labelled, so there is no score. The predictions are in {arguments.output}:\n"
-            f"  python -m haksnet_jax submit --predictions={arguments.output} --classes={arguments.output}/classes.txt "
-            "--output=submission.zip"
-        )
-        return 0
-    result = mean_average_precision(detections, labels_by_image, names, ignore_truncated=arguments.ignore_truncated)
-    print(result.table())
-    if arguments.json:
-        files.write_text(arguments.json, json.dumps(result.to_json(), indent=2) + "\n")
-        print(arguments.json)
-    if arguments.output:
-        if arguments.ignore_truncated:  # what is drawn knows one kind of ignored objects
-            labels_by_image = {
-                name: {**one, "difficulty": np.where(one["difficulty"] == 2, 1, one["difficulty"])}
-                for name, one in labels_by_image.items()
-            }
-        missing = write_report(
-            arguments.output,
-            result,
-            detections,
-            labels_by_image,
-            names,
-            picture,
-            score=arguments.score,
-            num_worst=arguments.worst,
-        )
-        if missing:
-            print(f"{len(missing)} of the worst images are not drawn: give their folder with --images", file=sys.stderr)
-        if arguments.checkpoint:
-            write_predictions(arguments.output, detections, names)
-        print(arguments.output)
-    return 0
-
-
-def _has_objects(labels_by_image):
-    return any(len(one["labels"]) for one in labels_by_image.values())
-
-
-def write_predictions(folder, detections, class_names):
-    """Writes detections.json, classes.txt and task1/ as `predict` does. Args: folder; detections by image; classes."""
-    from haksnet_jax.cli.predict import write_detections_json
-
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in class_names))
-    dota.write_task1(folder / "task1", detections, class_names)
-    entries = ((name, *one["size"], one) for name, one in detections.items())
-    write_detections_json(folder / "detections.json", entries, class_names)
-
-
-def _report_problems(problems):
-    """Names problems in label files: all kinds with their counts, the first of each one by one."""
-    counts = collections.Counter(problem.reason for problem in problems)
-    for reason, count in counts.most_common():
-        lost = "; these objects do not count" if reason in LEFT_OUT else ""
-        print(f"labels: {count} {reason}{lost}", file=sys.stderr)
-        if lost:
-            for problem in [problem for problem in problems if problem.reason == reason][:_SHOWN]:
-                print(f"  {problem}", file=sys.stderr)
-
-
-def main(argv=None):
-    """The command. Args: argv, without the program's name. Returns: exit status."""
-    arguments = _arguments(argv)
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
-    except (loader.PipelineError, ValueError, OSError) as error:
-        if os.environ.get("HAKSNET_TRACEBACK"):
-            raise
-        if isinstance(error, OSError) and error.strerror:
-            # Without a name it came while writing: a full disk.
-            targets = " or ".join(filter(None, (arguments.json, arguments.output)))
-            error = f"{error.filename or f'cannot write {targets}'}: {error.strerror}"
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def run():
-    """Entry point of the command."""
-    status = main()
-    if status == 130:
-        # At once: what still runs on a device crashes when the interpreter is taken apart under it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    run()
+    return evaluation.run(arguments)

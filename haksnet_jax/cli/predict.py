@@ -1,262 +1,35 @@
 """Finds oriented objects in images of any size.
 
-    python -m haksnet_jax predict --checkpoint=DIR --images=FILE_OR_FOLDER_OR_GLOB --output=DIR
+    haksnet predict --checkpoint=demo --images=demo --output=found
+    haksnet predict --checkpoint=runs/folder --images scene.tif others/ --output=found --score=0.3
+    haksnet predict --checkpoint=DIR --images='scenes/**/*.tif' --scales=0.5,1 --output=found
 
-Writes to the output folder: detections.json, classes.txt (the model's classes in order), task1/ (DOTA's text files),
-drawings/, and geojson/ for images that are georeferenced. Exit status: 0 done; 1 something could not be done, and is
-named; 2 wrong use; 130 stopped. The same command goes on where a stopped one ended.
+The output folder gets detections.json, classes.txt (the model's classes in order), task1/ (DOTA's text files),
+drawings/, and geojson/ for images that are georeferenced. A command that was stopped goes on where it ended when it is
+given again.
 """
 
 import argparse
-import collections
-import concurrent.futures
-import glob
-import hashlib
-import json
 import os
-import pathlib
-import shutil
-import sys
-import time
 
-import numpy as np
-from etils import epath
-
-from haksnet_jax import files
-from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.images.files import EXTENSIONS
-from haksnet_jax.results import dota, geojson, visualize
-
-UNFINISHED = ".unfinished"  # folder in the output: what a run has so far
-_DRAWING_SIDE = 4096  # pixels: larger images are drawn reduced to this
-_WILDCARDS = set("*?[")
+from haksnet_jax.cli import terminal
 
 
-class PredictError(ValueError):
-    """What stops the command before anything is found, in one sentence."""
-
-
-def find_images(sources):
-    """The image files that are meant.
-
-    Args:
-      sources: files, folders (the images in them, not in folders below) and patterns (** for any folders).
-
-    Returns:
-      (paths, number of files in folders that do not end like an image).
-
-    Raises:
-      PredictError: a source names no image, or two images have the same name.
-    """
-    paths, num_others = [], 0
-    for source in sources:
-        path = pathlib.Path(source)
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-            found = [file for file in files if file.suffix.lower() in EXTENSIONS]
-            num_others += len(files) - len(found)
-            if not found:
-                raise PredictError(f"{source} holds no image; expected files ending in {', '.join(EXTENSIONS)}")
-        elif path.is_file():
-            found = [path]
-        elif _WILDCARDS & set(source):
-            found = [pathlib.Path(file) for file in sorted(glob.glob(source, recursive=True)) if os.path.isfile(file)]
-            if not found:
-                raise PredictError(f"no file matches {source}")
-        else:
-            raise PredictError(f"{source} is neither a file, nor a folder, nor a pattern with *")
-        paths += found
-    paths = list({os.path.abspath(path): path for path in paths}.values())
-    by_stem = {}
-    for path in paths:
-        other = by_stem.setdefault(dota.image_stem(path.name), path)
-        if other is not path:
-            raise PredictError(
-                f"{other} and {path} have the same name, which the results go by: predict them into two folders"
-            )
-    return paths, num_others
-
-
-def detection_lines(detections, class_names):
-    """Yields the JSON text of each detection: label, score, box and polygon."""
-    boxes = np.asarray(detections["boxes"], np.float64).reshape(-1, 5)
-    polygons = boxes_to_corners(boxes).reshape(-1, 8).round(4).tolist()
-    scores = np.asarray(detections["scores"], np.float64).round(7).tolist()
-    boxes = np.concatenate([boxes[:, :4].round(4), boxes[:, 4:].round(7)], axis=1).tolist()
-    names = [json.dumps(name, ensure_ascii=False) for name in class_names]
-    for label, score, box, polygon in zip(detections["labels"].tolist(), scores, boxes, polygons, strict=True):
-        yield f'{{"label": {names[label]}, "score": {score}, "box": {box}, "polygon": {polygon}}}'
-
-
-def write_detections_json(path, entries, class_names):
-    """Writes detections.json; the file appears whole or not at all.
-
-    Args:
-      path: where.
-      entries: iterable of (image name, width, height, detections); one at a time is in memory.
-      class_names: the classes, by label.
-    """
-    with files.whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write('{"images": [')
-        for number, (name, width, height, detections) in enumerate(entries):
-            head = json.dumps({"image": name, "width": width, "height": height}, ensure_ascii=False)
-            file.write(f'{"," if number else ""}\n{head[:-1]}, "detections": [')
-            for row, line in enumerate(detection_lines(detections, class_names)):
-                file.write(f"{',' if row else ''}\n  {line}")
-            file.write("]}")
-        file.write("\n]}\n")
-
-
-class _Results:
-    """The output folder: results of each image as they come, and what is made of all of them at the end.
-
-    Args:
-      folder: the output folder.
-      class_names: of the model.
-      wanted: labels that are kept, or None for all.
-      drawings, drawing_score, geojson: what is written for each image.
-    """
-
-    def __init__(self, folder, class_names, wanted, *, drawings, drawing_score, geojson):
-        self.folder = folder
-        self.class_names = class_names
-        self.wanted = wanted
-        self.drawings, self.drawing_score, self.geojson = drawings, drawing_score, geojson
-        self.without_geojson = collections.Counter()
-        self._parts = folder / UNFINISHED
-
-    def resume(self, run):
-        """Begins, or goes on with a run of the same settings. Args: run, a JSON text that says what is done."""
-        record = self._parts / "run.json"
-        if not (record.is_file() and record.read_text(encoding="utf-8") == run):
-            shutil.rmtree(self._parts, ignore_errors=True)
-            self._parts.mkdir(parents=True)
-            files.write_text(record, run)
-
-    def _part(self, path):
-        return self._parts / f"{dota.image_stem(path.name)}.npz"
-
-    def has(self, path):
-        """Whether an image was finished before, and its file is the same."""
-        try:
-            with np.load(self._part(path)) as part:
-                return tuple(part["identity"].tolist()) == _identity(path)
-        except (OSError, ValueError, KeyError):
-            return False
-
-    def add(self, path, image, detections):
-        """Writes what belongs to one image. Args: path; image, open, is closed; detections, merged."""
-        try:
-            if self.wanted is not None:
-                keep = np.isin(detections["labels"], self.wanted)
-                detections = {name: values[keep] for name, values in detections.items()}
-            name = dota.image_stem(path.name)
-            if self.drawings:
-                pixels, factor = image.thumbnail(_DRAWING_SIDE)
-                shown = detections["scores"] >= self.drawing_score
-                boxes, scores, labels = (detections[key][shown] for key in ("boxes", "scores", "labels"))
-                boxes = boxes * np.array([factor] * 4 + [1], np.float32)
-                drawing = visualize.draw_detections(pixels, boxes, scores, labels, self.class_names, legend=True)
-                (self.folder / "drawings").mkdir(exist_ok=True)
-                visualize.write_image(self.folder / "drawings" / f"{name}.jpg", drawing)
-            if self.geojson:
-                self._write_geojson(path, name, detections)
-            part = self._part(path)
-            with files.whole(part) as temporary:
-                np.savez(temporary, **detections, size=(image.width, image.height), identity=_identity(path))
-        finally:
-            image.close()
-
-    def _write_geojson(self, path, name, detections):
-        georeference, reason = geojson.read_georeference(path)
-        if georeference is None:
-            if path.suffix.lower() in (".tif", ".tiff"):  # nobody expects it of the others
-                self.without_geojson[reason] += 1
-            return
-        folder = self.folder / "geojson"
-        folder.mkdir(exist_ok=True)
-        collection = geojson.feature_collection(detections, self.class_names, georeference, image=name)
-        geojson.write_geojson(folder / f"{name}.geojson", collection)
-        try:
-            collection = geojson.feature_collection(detections, self.class_names, georeference, wgs84=True, image=name)
-        except ValueError as error:
-            self.without_geojson[f"in WGS84, {error}"] += 1
-        else:
-            geojson.write_geojson(folder / f"{name}.wgs84.geojson", collection)
-
-    def _read(self, path):
-        with np.load(self._part(path)) as part:
-            detections = {name: part[name] for name in ("boxes", "scores", "labels")}
-            return (path.name, *part["size"].tolist(), detections)
-
-    def finish(self, paths, *, task1):
-        """Writes what is made of all images. Args: paths of those that are done. Returns: number of detections."""
-        files.write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in self.class_names))
-        if task1:
-            by_image = {dota.image_stem(path.name): self._read(path)[3] for path in paths}
-            dota.write_task1(self.folder / "task1", by_image, self.class_names)
-        counts = []
-
-        def entries():
-            for path in paths:
-                entry = self._read(path)
-                counts.append(len(entry[3]["scores"]))
-                yield entry
-
-        write_detections_json(self.folder / "detections.json", entries(), self.class_names)
-        shutil.rmtree(self._parts)
-        return sum(counts)
-
-
-def _identity(path):
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-class _Progress:
-    """One line on the terminal that renews itself; elsewhere a line every half minute."""
-
-    def __init__(self, num_images):
-        self._num_images = num_images
-        self._begin = self._last = time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
-        self._shown = False
-        self.num_done = 0
-
-    def __call__(self, num_seen, num_planned):
-        now = time.monotonic()
-        if now - self._last < (0.2 if self._is_terminal else 30):
-            return
-        self._last = now
-        rate = num_seen / max(now - self._begin, 1e-9)
-        line = f"{self.num_done} of {self._num_images} images, view {num_seen} of {num_planned} ({rate:.1f}/s)"
-        if self._is_terminal:
-            print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
-            self._shown = True
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def say(self, text):
-        """Prints a line, without leaving half of the progress behind it."""
-        if self._shown:
-            print(f"\r{'':<78}\r", end="", file=sys.stderr)
-            self._shown = False
-        print(text, file=sys.stderr, flush=True)
-
-
-def _arguments(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m haksnet_jax predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser):
+    """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a converted model, a run's folder, or one of its checkpoints")
-    add("--images", required=True, nargs="+", help="files, folders, or patterns in quotes ('scenes/**/*.tif')")
-    add("--output", required=True, help="folder to write to")
-    add("--score", type=float, default=0.05, help="lowest score of a detection; default: %(default)s")
-    add("--classes", help="only these classes, separated by commas")
+    add("--checkpoint", required=True, metavar="DIR", help="a run's folder, one of its checkpoints, a converted model")
+    terminal.add_list(
+        parser, "--images", required=True, help="files, folders, or patterns in quotes ('scenes/**/*.tif')"
+    )
+    add("--output", required=True, metavar="DIR", help="folder to write to")
+    add(
+        "--score",
+        type=terminal.number(0, 1, above=True, hint="0.3 for 30 %"),
+        default=0.05,
+        help="lowest score of a detection; default: %(default)s",
+    )
+    terminal.add_list(parser, "--classes", help="only these classes")
     add(
         "--resize",
         choices=("auto", "fit", "tile"),
@@ -264,12 +37,29 @@ def _arguments(argv):
         help="fit: the whole image at the size of the network's input; tile: overlapping windows at the image's own "
         "scale; auto: fit where the image is no larger than the input, else tile; default: %(default)s",
     )
-    add("--overlap", type=int, help="pixels that neighbouring windows share; default: 200, or a quarter of small ones")
-    add("--tile", type=int, help="side of the windows; default: the network's input")
-    add("--scales", nargs="+", default=["1"], help="factors at which images are looked at and merged: 0.5,1")
+    add(
+        "--overlap",
+        type=terminal.number(0, whole=True),
+        help="pixels that neighbouring windows share; default: 200, or a quarter of small ones",
+    )
+    add(
+        "--tile",
+        type=terminal.number(1, whole=True),
+        help="side of the windows in pixels; default: the network's input",
+    )
+    terminal.add_list(
+        parser,
+        "--scales",
+        kind=_scale,
+        default=(1.0,),
+        help="factors at which images are looked at and merged: 0.5,1; default: 1",
+    )
     add("--flip", action="store_true", help="look at the mirror image too, and merge")
     add(
-        "--iou", type=float, default=0.1, help="overlap above which merging drops the lower score; default: %(default)s"
+        "--iou",
+        type=terminal.number(0, 1),
+        default=0.1,
+        help="overlap above which merging drops the lower score; default: %(default)s",
     )
     add(
         "--pad",
@@ -284,9 +74,18 @@ def _arguments(argv):
         default="float32",
         help="of the network's arithmetic; default: %(default)s",
     )
-    add("--batch-size", type=int, help="windows at a time on each device; default: 8, on CPUs 1")
+    add(
+        "--batch-size",
+        type=terminal.number(1, whole=True),
+        help="windows at a time on each device; default: 8, on CPUs 1",
+    )
     add("--drawings", action=argparse.BooleanOptionalAction, default=True, help="draw what was found")
-    add("--drawing-score", type=float, default=0.3, help="lowest score that is drawn; default: %(default)s")
+    add(
+        "--drawing-score",
+        type=terminal.number(0, 1),
+        default=0.3,
+        help="lowest score that is drawn; default: %(default)s",
+    )
     add("--task1", action=argparse.BooleanOptionalAction, default=True, help="DOTA's text files")
     add(
         "--geojson",
@@ -294,185 +93,20 @@ def _arguments(argv):
         default=True,
         help="GeoJSON of georeferenced images, in their coordinate system and in WGS84",
     )
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.scales = tuple(float(value) for text in arguments.scales for value in text.split(",") if value)
-    except ValueError:
-        parser.error(f"--scales: expected numbers separated by commas, got {' '.join(arguments.scales)!r}")
-    return arguments
 
 
-def _prepare_output(folder):
-    """Makes the output folder and finds out whether it can be written to, before any work is done."""
-    if files.is_bucket(folder):
-        raise PredictError(f"--output={folder} is in a bucket: name a folder on a disk, and copy it from there")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise PredictError(f"cannot write to --output={folder}: {error.strerror}") from error
+def _scale(text):
+    value = float(text)
+    if not 0.05 <= value <= 20:
+        raise argparse.ArgumentTypeError(f"expected factors between 0.05 and 20, got {text!r}")
+    return value
 
 
-def predict(arguments):
-    """Runs the command. Args: arguments, parsed. Returns: exit status.
-
-    Raises:
-      PredictError and what loading a checkpoint raises: nothing was done.
-      OSError: results cannot be written.
-    """
-    started = time.monotonic()
-    paths, num_others = find_images(arguments.images)
-    _prepare_output(epath.Path(arguments.output))
-    folder = pathlib.Path(arguments.output)
-    if num_others:
-        print(f"{num_others} files that do not end like an image are left out", file=sys.stderr)
-
-    from haksnet_jax import detector as detectors  # (arguments are checked before JAX is loaded)
-    from haksnet_jax.distributed import mesh as devices
-    from haksnet_jax.version import __version__
-
-    devices.enable_compilation_cache()
-    detector = detectors.load(arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size)
-    settings = detectors.Settings(
-        resize=arguments.resize,
-        score=arguments.score,
-        overlap=arguments.overlap,
-        tile=arguments.tile,
-        scales=arguments.scales,
-        flip=arguments.flip,
-        pad=arguments.pad,
-        iou_threshold=arguments.iou,
-    )
-    detector.check(settings)
-    wanted = _wanted_labels(arguments.classes, detector.class_names)
-    results = _Results(
-        folder,
-        detector.class_names,
-        wanted,
-        drawings=arguments.drawings,
-        drawing_score=arguments.drawing_score,
-        geojson=arguments.geojson,
-    )
-    ignored = ("images", "output", "task1", "batch_size")  # they change nothing in the results of an image
-    options = {name: value for name, value in vars(arguments).items() if name not in ignored}
-    results.resume(json.dumps({"version": __version__, "weights": _digest(detector), **options}, indent=1) + "\n")
-    remaining = [path for path in paths if not results.has(path)]
-    if len(remaining) < len(paths):
-        print(f"{len(paths) - len(remaining)} of {len(paths)} images are done already", file=sys.stderr)
-
-    failed = {}
-    counts = collections.Counter()
-    progress = _Progress(len(paths))
-    progress.num_done = len(paths) - len(remaining)
-
-    def finish(found):
-        results.add(remaining[found.index], found.image, detectors.merge(found, settings))
-
-    # Merging and writing go on beside the device, two images at most, so that memory stays bounded.
-    writer = concurrent.futures.ThreadPoolExecutor(1)
-    writing = collections.deque()
-    try:
-        for found in detector.stream(remaining, settings, on_progress=progress):
-            counts["views"] += found.num_views
-            counts["skipped"] += found.num_skipped
-            counts["cut"] += found.num_cut
-            if found.error is not None:
-                path = remaining[found.index]
-                failed[path] = _sentence(path, found.error)
-                progress.say(f"error: {failed[path]}")
-                continue
-            writing.append(writer.submit(finish, found))
-            while len(writing) > 1:
-                writing.popleft().result()
-                progress.num_done += 1
-        for written in writing:
-            written.result()
-        done = [path for path in paths if path not in failed]
-        num_detections = results.finish(done, task1=arguments.task1)
-    except KeyboardInterrupt:
-        writer.shutdown(wait=True)
-        num_done = sum(map(results.has, paths))
-        progress.say(f"Stopped: {num_done} of {len(paths)} images are done; the same command goes on with the others.")
-        return 130
-    finally:
-        writer.shutdown(wait=True, cancel_futures=True)
-
-    progress.say(
-        f"{len(done)} images, {counts['views']} views of them"
-        + (f" ({counts['skipped']} windows of a single colour skipped)" if counts["skipped"] else "")
-        + f", {num_detections} detections in {time.monotonic() - started:.1f} s"
-    )
-    if counts["cut"]:
-        print(
-            f"{counts['cut']} detections beyond the best {detector.max_detections} of a view were left out",
-            file=sys.stderr,
-        )
-    for reason, count in results.without_geojson.items():
-        print(f"no GeoJSON for {count} images: {reason}", file=sys.stderr)
-    print(folder / "detections.json")
-    if failed:
-        shown = ", ".join(str(path) for path in list(failed)[:10]) + (", ..." if len(failed) > 10 else "")
-        print(f"error: {len(failed)} of {len(paths)} images could not be used: {shown}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _wanted_labels(names, class_names):
-    """Labels of the classes named, or None for all."""
-    if names is None:
-        return None
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in class_names]
-    if unknown or not wanted:
-        raise PredictError(
-            f"--classes: {', '.join(unknown) or 'nothing'} is not among the model's classes: {', '.join(class_names)}"
-        )
-    return [class_names.index(name) for name in wanted]
-
-
-def _digest(detector):
-    """Text that tells one set of weights from another."""
-    digest = hashlib.blake2b(json.dumps(detector.model_info, sort_keys=True).encode(), digest_size=16)
-    for value in detector.arrays().values():
-        digest.update(np.ascontiguousarray(value))
-    return digest.hexdigest()
-
-
-def _sentence(path, error):
-    """An error's text, beginning with the file."""
-    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    return text if text.startswith(str(path)) else f"{path}: {text or type(error).__name__}"
-
-
-def main(argv=None):
-    """The command. Args: argv, without the program's name. Returns: exit status."""
+def run(arguments):
+    """Runs the command. Args: arguments, parsed. Returns: exit status."""
     # What GDAL keeps of decoded blocks: by default a twentieth of the machine's memory.
     os.environ.setdefault("GDAL_CACHEMAX", "256")
-    arguments = _arguments(argv)
-    try:
-        return predict(arguments)
-    except KeyboardInterrupt:
-        print("\nStopped before the first image.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        if os.environ.get("HAKSNET_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    arguments.scales = tuple(arguments.scales)
+    from haksnet_jax.cli import prediction
 
-
-def run():
-    """Entry point of the command."""
-    status = main()
-    if status == 130:
-        # At once: what still runs on a device crashes when the interpreter is taken apart under it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    run()
+    return prediction.predict(arguments)

@@ -10,7 +10,9 @@ import contextlib
 import difflib
 import errno
 import importlib
+import logging as python_logging
 import os
+import pathlib
 import sys
 import traceback
 
@@ -21,9 +23,7 @@ COMMANDS = {
     "train": "train a model, or go on with a run",
     "evaluate": "score a model or predictions against labels",
     "predict": "find objects in images of any size",
-    "report": "one HTML file of a run or an evaluation",
     "convert": "PyTorch checkpoints to this format and back",
-    "export": "a model as StableHLO, SavedModel or ONNX",
     "validate": "check a data set: every problem with file and line",
     "split": "cut large images and their labels into tiles",
     "build": "pack a data set for training",
@@ -31,10 +31,10 @@ COMMANDS = {
     "plan": "memory and speed of a run on devices that are not here",
     "benchmark": "time the parts of a model on this machine",
     "parity": "compare with recorded outputs of the PyTorch code",
-    "doctor": "what works on this machine, and what to do about what does not",
-    "info": "what a checkpoint, a weight file, an image or a data set is",
     "version": "versions of the package and what it runs on",
 }
+
+_PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
 
 OK, FAILED, WRONG_USE, STOPPED = 0, 1, 2, 130
 
@@ -120,7 +120,7 @@ def guarded(function, *arguments, verbose=False, prog="haksnet"):
         return WRONG_USE
     except BrokenPipeError:
         raise
-    except (UserError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:  # ValueError: until all rooms raise UserError
         sentence = _sentence(error)
         if sentence is None:
             raise
@@ -128,17 +128,17 @@ def guarded(function, *arguments, verbose=False, prog="haksnet"):
             traceback.print_exc()
         _say(f"error: {sentence}")
         return FAILED
-    except KeyboardInterrupt:
-        _say("stopped")
+    except KeyboardInterrupt as interrupt:  # some say what the same command will do when it is given again
+        _say(str(interrupt) or "stopped")
         return STOPPED
 
 
 def _sentence(error):
     """What is said of an error, or None where it is none of the user's or the system's."""
-    if isinstance(error, UserError):
+    if isinstance(error, ValueError):
         return str(error)
     if not error.strerror:
-        return None
+        return str(error) or None
     where = f"{error.filename}: " if error.filename else ""
     remedy = {
         errno.ENOSPC: "; make room there, or write elsewhere",
@@ -163,8 +163,14 @@ def _set_up_log(arguments):
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
     handler.python_handler.stream = sys.stderr
+    handler.filters = [] if arguments.verbose else [_is_ours]
     level = logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO
     logging.set_verbosity(level)
+
+
+def _is_ours(record):
+    """Whether a line of the log is one of this package, or a warning: libraries tell much that no user acts on."""
+    return record.levelno >= python_logging.WARNING or record.pathname.startswith(_PACKAGE)
 
 
 def _without_command(argv, prog):
@@ -177,7 +183,9 @@ def _without_command(argv, prog):
     if name in ("", "-h", "--help"):
         width = max(map(len, COMMANDS))
         table = "\n".join(f"  {command:{width}}  {summary}" for command, summary in COMMANDS.items())
-        text = f"usage: {prog} COMMAND [options]\n\n{_DESCRIPTION}\ncommands ({prog} COMMAND --help tells more):\n{table}"
+        text = (
+            f"usage: {prog} COMMAND [options]\n\n{_DESCRIPTION}\ncommands ({prog} COMMAND --help tells more):\n{table}"
+        )
         print(text, file=sys.stdout if name else sys.stderr)
         return OK if name else WRONG_USE
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)

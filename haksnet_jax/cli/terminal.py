@@ -38,9 +38,7 @@ class Parser(argparse.ArgumentParser):
 
         group = self.add_argument_group("options of every command")
         group.add_argument("-h", "--help", action="help", help="show this help")
-        group.add_argument(
-            "--version", action="version", version=f"haksnet_jax {__version__}", help="show the version"
-        )
+        group.add_argument("--version", action="version", version=f"haksnet_jax {__version__}", help="show the version")
         group.add_argument("--quiet", action="store_true", help="warnings, errors and results alone")
         group.add_argument("--verbose", action="store_true", help="say more, and show where an error was raised")
 
@@ -60,7 +58,7 @@ class Parser(argparse.ArgumentParser):
             formatter.add_text(group.description)
             formatter.add_arguments(group._group_actions)
             formatter.end_section()
-        return f"{self.format_usage()}\n{formatter.format_help()}"
+        return f"{self.format_usage()}\n{formatter.format_help().strip()}\n"
 
     def error(self, message):
         """Wrong use: one sentence, exit status 2."""

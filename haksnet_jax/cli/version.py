@@ -1,7 +1,7 @@
 """Versions of the package and of what it runs on.
 
-    haksnet version
-    haksnet version --json
+haksnet version
+haksnet version --json
 """
 
 import importlib.metadata

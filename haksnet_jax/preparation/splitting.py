@@ -13,16 +13,13 @@ The output folder holds
   split_problems.txt  what was odd or left out, with file and line
 """
 
-import argparse
 import concurrent.futures
 import concurrent.futures.process
-import itertools
 import json
 import multiprocessing
 import os
 import pathlib
 import signal
-import sys
 import threading
 import time
 from typing import NamedTuple
@@ -32,6 +29,7 @@ import numpy as np
 import shapely
 
 from haksnet_jax import files
+from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import geotiff, scaling
 from haksnet_jax.images import settings as image_settings
@@ -49,7 +47,7 @@ PROTOCOLS = {"single_scale": (200, (1.0,)), "multi_scale": (500, (0.5, 1.0, 1.5)
 TRUNCATED = 2  # difficulty of an object that its tile cuts
 
 
-class SplitError(ValueError):
+class SplitError(UserError):
     """The run cannot begin or go on; the message says what is wrong and what to do."""
 
 
@@ -590,104 +588,3 @@ def _run_workers(jobs, arguments, num_workers, take):
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _progress_line(begin):
-    """A line on the terminal that renews itself; elsewhere a line every half minute, so that logs stay readable."""
-    is_terminal = sys.stderr.isatty()
-    last = begin
-
-    def show(num_images, num_all, num_tiles):
-        nonlocal last
-        now = time.perf_counter()
-        if now - last < (0.2 if is_terminal else 30) and num_images < num_all:
-            return
-        last = now
-        line = f"{num_images} of {num_all} images, {num_tiles} tiles ({num_tiles / max(now - begin, 1e-9):.0f}/s)"
-        end = "\n" if num_images == num_all or not is_terminal else ""
-        print(f"\r{line:<60}" if is_terminal else line, end=end, file=sys.stderr, flush=True)
-
-    return show
-
-
-def _numbers(text):
-    try:
-        return [float(value) for value in text.split(",") if value]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
-
-
-def main(argv=None):
-    """The command; returns its exit status: 0, 1 when something is missing in the output, 130 when stopped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.dota.split", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", nargs="+", required=True, help="folders of images")
-    parser.add_argument("--labels", nargs="+", default=[], help="as many folders of label files; none: no labels")
-    parser.add_argument("--output", required=True, help="the output folder")
-    parser.add_argument(
-        "--protocol",
-        choices=tuple(PROTOCOLS),
-        default="single_scale",
-        help="single_scale: overlap 200, rate 1; multi_scale: overlap 500, rates 0.5, 1, 1.5; default: %(default)s",
-    )
-    parser.add_argument("--tile", type=int, default=1024, help="side of a tile in pixels; default: %(default)s")
-    parser.add_argument("--overlap", type=int, help="pixels that neighbours share; default: the protocol's")
-    parser.add_argument("--rates", type=_numbers, nargs="+", help="0.5,1,1.5 for example; default: the protocol's")
-    parser.add_argument("--resize", action="store_true", help="write every tile with side --tile, not as it was cut")
-    parser.add_argument("--format", choices=("png", "jpg", "tif"), default="png", help="default: %(default)s")
-    parser.add_argument("--skip_blank", action="store_true", help="leave out windows of one value without objects")
-    image_settings.add_options(parser)
-    parser.add_argument("--workers", type=int, help="worker processes; default: one a core")
-    args = parser.parse_args(argv)
-    overlap, rates = PROTOCOLS[args.protocol]
-    parameters = Parameters(
-        tile=args.tile,
-        overlap=overlap if args.overlap is None else args.overlap,
-        rates=tuple(itertools.chain(*args.rates)) if args.rates else rates,
-        resize=args.resize,
-        extension=f".{args.format}",
-        skip_blank=args.skip_blank,
-        images=image_settings.of_options(args),
-    )
-    if parameters.tile < 1 or not 0 <= parameters.overlap < parameters.tile or min(parameters.rates) <= 0:
-        parser.error(
-            f"expected tile > overlap >= 0 and rates above 0, got tile {parameters.tile}, "
-            f"overlap {parameters.overlap}, rates {parameters.rates}"
-        )
-    try:
-        summary = split(
-            args.images,
-            args.labels,
-            args.output,
-            parameters,
-            num_workers=args.workers,
-            progress=_progress_line(time.perf_counter()),
-        )
-    except SplitError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with the images that are not finished.", file=sys.stderr)
-        return 130
-    lost, where = summary.lost, pathlib.Path(args.output) / "split_problems.txt"
-    print(f"{summary.num_images} images, {summary.num_tiles} tiles in {summary.seconds:.1f} s")
-    print(
-        f"{summary.num_objects} objects, {summary.num_written} label lines, {summary.num_truncated} of them truncated"
-        if args.labels
-        else "no labels"
-    )
-    print(f"{summary.num_blank} windows without content; {summary.coding_share:.0%} of the work was image coding")
-    nowhere = sum(problem.reason == "in_no_tile" for problem in summary.problems)
-    if nowhere:
-        print(f"{nowhere} objects are in no tile, because none holds 0.7 of their area: see {where}")
-    if lost:
-        for problem in lost[:20]:
-            print(problem, file=sys.stderr)
-        print(f"{len(lost)} problems by which something is missing: see {where}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

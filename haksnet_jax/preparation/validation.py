@@ -5,7 +5,7 @@ Reasons by which something would be lost, beside those of `pipeline.labels.LEFT_
   same_name            two images differ in their extension alone
   undecodable_image    the content is damaged, though the header is not
   wholly_outside       the object lies outside its image
-  too_small            a side is below --min_side (default 2 pixels, as in training)
+  too_small            a side is below --min-side (default 2 pixels, as in training)
 Reasons by which nothing is lost, beside those of `pipeline.labels`:
   partly_outside       the object reaches beyond its image, and is not marked as truncated by tiling (difficulty 2)
   wrong_extension      the content is of another format than the name says
@@ -16,7 +16,6 @@ Reasons by which nothing is lost, beside those of `pipeline.labels`:
   similar_classes      two classes differ only in case, blanks, hyphens or underscores (when no --classes are given)
 """
 
-import argparse
 import collections
 import concurrent.futures
 import functools
@@ -24,13 +23,13 @@ import itertools
 import os
 import pathlib
 import re
-import sys
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from haksnet_jax import files
+from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import EXTENSIONS_OF, ImageError, read_header
@@ -44,7 +43,7 @@ from haksnet_jax.results import visualize
 SIZE_EDGES = (8, 16, 32, 64, 128, 256, 512)  # pixels, sides of squares of the same area
 
 
-class ValidationError(ValueError):
+class ValidationError(UserError):
     """There is nothing that could be checked; the message says why."""
 
 
@@ -330,62 +329,10 @@ def contact_sheet(report, num_images=12, seed=0, side=512):
     return visualize.contact_sheet(drawn, captions)
 
 
-def main(argv=None):
-    """The command; returns its exit status: 0, 1 if something would be lost or cannot be checked, 130 if stopped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", required=True, help="folder of images")
-    parser.add_argument("--labels", help="folder of label files of the same names; none: the images alone are checked")
-    parser.add_argument(
-        "--classes", help=f"{', '.join(labels.CLASSES)}, or a file with one class a line; default: those found"
-    )
-    parser.add_argument("--min_side", type=float, default=2.0, help="pixels; default: %(default)s, as in training")
-    parser.add_argument("--fast", action="store_true", help="look at headers and ends of images without decoding them")
-    image_settings.add_options(parser)
-    parser.add_argument("--sheet", help="PNG or JPEG file for drawn samples")
-    parser.add_argument("--show", type=int, default=20, help="problems printed of each reason; default: %(default)s")
-    args = parser.parse_args(argv)
+def write_sheet(report, path):
+    """Draws samples to a file. Args: report; path, ending like an image. Raises: ValidationError."""
+    encoded = cv2.imencode(pathlib.Path(path).suffix or ".png", contact_sheet(report)[..., ::-1])[1]
     try:
-        class_names = labels.read_class_names(args.classes) if args.classes else None
-        report = validate(
-            args.images,
-            args.labels,
-            class_names,
-            decode=not args.fast,
-            min_side=args.min_side,
-            settings=image_settings.of_options(args),
-        )
-        print(describe(report))
-        if args.sheet:
-            sheet = contact_sheet(report)
-            data = cv2.imencode(pathlib.Path(args.sheet).suffix or ".png", sheet[..., ::-1])[1].tobytes()
-            files.write_bytes(args.sheet, data)
-            print(f"\ndrawn samples: {args.sheet}")
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
+        files.write_bytes(path, encoded.tobytes())
     except OSError as error:
-        print(f"Cannot write {args.sheet}: {error.strerror}.", file=sys.stderr)
-        return 1
-    if not report.problems:
-        print("\nno problems")
-        return 0
-    print()
-    shown = collections.Counter()
-    for problem in report.problems:
-        shown[problem.reason] += 1
-        if shown[problem.reason] <= args.show:
-            print(problem)
-    print(f"\n{_count(len(report.problems), 'problem')}")
-    lost = {problem.reason for problem in report.lost}
-    for reason, count in shown.most_common():
-        print(f"{count:7d}  {reason}{'  (something would be lost)' if reason in lost else ''}")
-    return 1 if report.lost else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        raise ValidationError(f"cannot write {path}: {error.strerror}") from error

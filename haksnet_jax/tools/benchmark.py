@@ -12,7 +12,6 @@ On CPUs without --image and --batch a small size is taken, to show that all part
 Exit status: 0 done; 1 not possible, with a sentence; 2 wrong use.
 """
 
-import argparse
 import collections
 import fnmatch
 import functools
@@ -20,7 +19,6 @@ import json
 import pathlib
 import re
 import statistics
-import sys
 import tempfile
 import time
 from typing import Any, NamedTuple
@@ -32,6 +30,7 @@ from flax import nnx
 
 from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import matching, nms, rotated_iou
 from haksnet_jax.geometry.anchors import anchor_grid, inside_image
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
@@ -620,44 +619,33 @@ def _text(value, form):
     return "" if value is None else format(value, form)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m haksnet_jax benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="*", help="parts to measure: patterns as of file names, separated by commas")
-    parser.add_argument("--list", action="store_true", help="name the parts and stop")
-    parser.add_argument("--image", type=int, help="side of the images in pixels (default 1024; 128 on CPUs)")
-    parser.add_argument("--batch", type=int, help="images of the large batches (default 8; 2 on CPUs)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default bfloat16; float32 on CPUs")
-    parser.add_argument("--workers", type=int, default=8, help="processes that feed the end-to-end run")
-    parser.add_argument("--profile", action="store_true", help="print where each part's time goes instead of the table")
-    parser.add_argument("--cached", action="store_true", help="use the persistent compilation cache")
-    parser.add_argument("--json", help="file for the figures")
-    options = parser.parse_args(argv)
+def run(options):
+    """Runs the command. Args: options, of `cli.benchmark`. Returns: exit status."""
     small = jax.default_backend() == "cpu"
     image = options.image or (128 if small else 1024)
     batch = options.batch or (2 if small else 8)
     dtype = jnp.dtype(options.dtype or ("float32" if small else "bfloat16"))
     if image % 64 or image < 64:
-        sys.exit(f"error: --image: expected a multiple of 64, got {image}")
-    if batch < 1:
-        sys.exit(f"error: --batch: expected at least 1, got {batch}")
+        raise UserError(f"--image: expected a multiple of 64, got {image}")
     if options.cached:
         devices.enable_compilation_cache()
 
     end_to_end = f"end_to_end_train_t/{batch}"
     makers = device_parts(image, batch, dtype)
     names = [*makers, "input_pipeline/core", end_to_end]
-    patterns = options.only.split(",")
     # In the order of the patterns: a run that is cut off has measured first what was named first.
-    chosen = list(dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(names, pattern)))
+    chosen = list(dict.fromkeys(name for pattern in options.only for name in fnmatch.filter(names, pattern)))
     if options.list or not chosen:
         print("\n".join(names))
-        sys.exit(None if options.list else f"error: --only={options.only}: no part above matches")
+        if not options.list:
+            raise UserError(f"--only={','.join(options.only)}: no part above matches")
+        return 0
     with jax.set_mesh(_mesh()):
         if options.profile:
             for name in chosen:
                 if name in makers:
                     profile(makers[name]())
-            return
+            return 0
         ceilings = measure_ceilings()
         facts = {"hardware": devices.hardware(), "jax": jax.__version__, "commit": code_version()}
         facts["ceilings"] = ceilings._asdict()
@@ -682,7 +670,4 @@ def main(argv=None):
                 figures = facts | {"rows": [row._asdict() for row in rows]}
                 files.write_text(options.json, json.dumps(figures, indent=2) + "\n")
     print("\n" + table(rows, ceilings))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

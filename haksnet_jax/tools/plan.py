@@ -1,35 +1,21 @@
 """What a run needs on devices that are not here: memory, operations, traffic, collectives and time of a training step.
 
-    python -m haksnet_jax plan --config=configs/dota_ms.py --topology=v5e:16x16 [--batch_per_device=N] [--images=N]
+    haksnet plan --config=dota_ms --topology=v5e:16x16 [--batch-per-device=N] [--images=N]
 
 For a TPU slice the true training step is compiled by the TPU compiler (the package `libtpu`, on any x86 machine with
 Linux). For GPUs, whose compiler needs the GPU, the step is compiled for this machine's processor where it has no GPU,
 and the figures are an estimate. Exit status 1: does not fit, or a mistake of use.
 """
 
-import json
 import math
 import os
 import re
-import sys
 import time
 from typing import NamedTuple
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import logging
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, see configs/.", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "TPU slice as v5e:16x16, v5p:4x4x4 or v6e:16x16, or GPUs as h100:8 (an estimate)."
-)
-_BATCH = flags.DEFINE_integer(
-    "batch_per_device",
-    0,
-    "Images a device and step; 0: the most that fit, found with a few compilations.",
-    lower_bound=0,
-)
-_IMAGES = flags.DEFINE_integer("images", 0, "Training images, for the figures of an epoch.", lower_bound=0)
-_JSON = flags.DEFINE_string("json", None, "File that the figures are written to as well.")
+from haksnet_jax.errors import UserError
 
 
 class Chip(NamedTuple):
@@ -70,7 +56,7 @@ _HOP = 1e-6  # seconds from one chip to the next: what an all-reduce of nothing 
 _MAX_COMPILATIONS = 5
 
 
-class PlanError(RuntimeError):
+class PlanError(UserError):
     """A plan that cannot be made; the message says why and what to do."""
 
 
@@ -525,41 +511,25 @@ def make_plan(config, topology, *, batch_per_device=0, num_images=0):
     return figures(config, topology, step, num_images=num_images, is_largest=is_largest, is_estimate=is_estimate)
 
 
-def main(argv):
-    """Plans; mistakes of use end with one sentence and exit status 1."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().setFormatter(None)
+def run(config, topology, *, batch_per_device=0, num_images=0):
+    """What the command asks for: `make_plan` in a process that has not yet started JAX.
+
+    Args:
+      config, batch_per_device, num_images: see `make_plan`.
+      topology: `v5e:16x16`, `h100:8`, see `parse_topology`.
+
+    Returns:
+      dict of `figures`.
+
+    Raises:
+      PlanError: with one sentence that says what to do.
+    """
     # For TPUs, chips that are here are not needed and may be in use; for GPUs, those that are here are.
-    has_gpus = not (_TOPOLOGY.value or "").startswith(_TPUS) and os.path.exists("/dev/nvidia0")
+    has_gpus = not topology.startswith(_TPUS) and os.path.exists("/dev/nvidia0")
     os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if has_gpus else "cpu")
-
-    from haksnet_jax import files
     from haksnet_jax.distributed import mesh as devices
-    from haksnet_jax.training.loop import TrainingError
 
-    try:
-        topology = parse_topology(_TOPOLOGY.value)
-        if not topology.is_tpu:  # programs for chips that are not here are written to it and cannot be read back
-            devices.enable_compilation_cache()
-        found = make_plan(_CONFIG.value, topology, batch_per_device=_BATCH.value, num_images=_IMAGES.value)
-        if _JSON.value:
-            files.write_text(_JSON.value, json.dumps(found, indent=2) + "\n")
-    except (PlanError, TrainingError, ValueError, OSError) as error:
-        if os.environ.get("HAKSNET_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}\n(HAKSNET_TRACEBACK=1 shows where)")
-    print(table(found))
-    if not found["fits"]:
-        sys.exit(1)
-
-
-def run():
-    """Entry point of the installed command."""
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()
+    topology = parse_topology(topology)
+    if not topology.is_tpu:  # programs for chips that are not here are written to it and cannot be read back
+        devices.enable_compilation_cache()
+    return make_plan(config, topology, batch_per_device=batch_per_device, num_images=num_images)

@@ -7,7 +7,6 @@ Files are read without PyTorch, and nothing that they name is run. Prints which 
 or of another shape. Exit status: 0 done; 1 refused, 130 stopped, and nothing is left at the output; 2 wrong use.
 """
 
-import argparse
 import ast
 import dataclasses
 import errno
@@ -20,7 +19,6 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 
 import numpy as np
 from etils import epath
@@ -28,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from haksnet_jax import files
+from haksnet_jax.errors import UserError
 from haksnet_jax.labels.dota import CLASSES
 from haksnet_jax.weights.budget import MAX_BYTES
 from haksnet_jax.weights.errors import CheckpointError
@@ -52,7 +51,7 @@ INPUT_SIZE = (1024, 1024)
 PADDING_DIVISOR = 32
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """Weights that cannot become the wanted model, told in one sentence.
 
     Attributes:
@@ -419,82 +418,6 @@ def _header(info, notes):
     return "\n".join(lines) + "\n"
 
 
-# -------------------------------------------------------------------------------------------------------- the command
-
-
-def _arguments(argv):
-    parser = argparse.ArgumentParser(prog="python -m haksnet_jax.convert", description=__doc__.splitlines()[0])
-    parser.add_argument("--input", required=True, help="FILE.pth, .pth.tar, .pt, .safetensors, or a checkpoint folder")
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--output", help="folder to write an Orbax checkpoint to")
-    target.add_argument("--to", help="FILE.safetensors or FILE.pth to write with upstream's names")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights (state_dict_ema)")
-    parser.add_argument("--report", help="file to store the report in")
-    parser.add_argument(
-        "--allow-missing", action="append", default=[], metavar="PATTERN", help="names that need no value: roi_head.*"
-    )
-    parser.add_argument("--classes", help=f"class names, separated by commas, or one of {', '.join(CLASSES)}")
-    parser.add_argument("--reinit-classifier", action="store_true", help="start the classifier anew")
-    arguments = parser.parse_args(argv)
-    arguments.allow_missing = [p for value in arguments.allow_missing for p in value.split(",") if p]
-    if arguments.classes is not None:
-        names = CLASSES.get(arguments.classes) or tuple(name.strip() for name in arguments.classes.split(","))
-        if not all(names) or len(set(names)) != len(names):
-            parser.error("--classes: expected different names, separated by commas")
-        arguments.classes = names
-    return arguments
-
-
-def _write_report(path, text):
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, _printable(text))
-
-
-def _printable(text):
+def printable(text):
     """Text for a terminal: names come out of files, and control characters in them could do anything there."""
     return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def main(argv=None):
-    """Runs the command. Args: argv, without the program's name. Returns: exit status."""
-    arguments = _arguments(argv)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only bytes are moved; an accelerator may be in use
-    options = {
-        "ema": arguments.ema,
-        "allow_missing": arguments.allow_missing,
-        "class_names": arguments.classes,
-        "reinitialize_classifier": arguments.reinit_classifier,
-    }
-    status = 0
-    try:
-        if arguments.output:
-            model = convert(arguments.input, arguments.output, **options)
-        else:
-            model = export(arguments.input, arguments.to, **options)
-        text = model.text() + f"\nwritten: {arguments.output or arguments.to}\n"
-        print(_printable(text), end="")
-    except KeyboardInterrupt:
-        print("\nStopped; nothing was written.", file=sys.stderr)
-        return 130
-    except (CheckpointError, ConversionError, OSError) as error:
-        status = 1
-        report = getattr(error, "report", None)
-        text = (f"{report}\n" if report else "") + f"error: {error}\n"
-        if report:
-            print(_printable(report))
-        print(_printable(f"error: {error}".replace("\n", " ")), file=sys.stderr)
-    if arguments.report:
-        try:
-            _write_report(arguments.report, text)
-        except OSError as error:
-            status = 1
-            print(
-                _printable(f"error: the report cannot be written to {arguments.report}: {error.strerror}"),
-                file=sys.stderr,
-            )
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

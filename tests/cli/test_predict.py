@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from bright_objects import CLASS_NAMES, save_tiny, scene, use_bright_objects
 
-from haksnet_jax.cli import predict
+from haksnet_jax.cli import prediction as predict
+from haksnet_jax.cli import program
 from haksnet_jax.results import dota
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
@@ -31,8 +32,16 @@ def command(tiny, tmp_path, monkeypatch):
     def run(images, *more):
         images = [images] if isinstance(images, (str, bytes)) or not isinstance(images, list) else images
         output = tmp_path / "out"
-        status = predict.main(
-            [f"--checkpoint={tiny}", "--images", *map(str, images), f"--output={output}", "--batch-size=1", *more]
+        status = program.main(
+            [
+                "predict",
+                f"--checkpoint={tiny}",
+                "--images",
+                *map(str, images),
+                f"--output={output}",
+                "--batch-size=1",
+                *more,
+            ]
         )
         path = output / "detections.json"
         return status, json.loads(path.read_text()) if path.exists() else None
@@ -215,7 +224,6 @@ def test_a_changed_image_is_looked_at_again(stopped, images):
         ("none.png", (), "neither a file"),
         ("none*.png", (), "no file matches"),
         (".", ("--classes=boat",), "boat is not among"),
-        (".", ("--scales=0",), "scales"),
         (".", ("--overlap=500",), "overlap"),
         (".", ("--checkpoint=/nowhere",), "no such checkpoint"),
     ],
@@ -233,7 +241,7 @@ def test_a_folder_without_images_and_an_output_that_is_a_file_are_refused(comman
     assert "holds no image" in capsys.readouterr().err
     command.output.rmdir() if command.output.exists() else None
     command.output.write_text("in the way")
-    assert predict.main(["--checkpoint=x", f"--images={images}", f"--output={command.output}"]) == 1
+    assert program.main(["predict", "--checkpoint=x", f"--images={images}", f"--output={command.output}"]) == 1
     assert "cannot write to --output=" in capsys.readouterr().err
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import shapely
 
+from haksnet_jax.cli import program
 from haksnet_jax.images import reader
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import Header, read_header
@@ -333,12 +334,11 @@ def test_a_log_gets_no_line_for_every_image(tmp_path, capsys):
     for name in "abc":
         write_scene(tmp_path, f"{name}.png", noise(40, 40), [])
     command = [f"--images={tmp_path / 'images'}", f"--output={tmp_path / 'out'}", "--tile=64", "--overlap=8"]
-    assert splitting.main([*command, "--workers=0", "--rates", "0.5,1", "2"]) == 0
+    assert program.main(["split", *command, "--workers=0", "--rates", "0.5,1", "2"]) == 0
     assert len(capsys.readouterr().err.splitlines()) == 1
     parameters = json.loads((tmp_path / "out" / "split.json").read_text())
     assert parameters["rates"] == [0.5, 1, 2]
-    with pytest.raises(SystemExit):
-        splitting.main([*command, "--rates=a"])
+    assert program.main(["split", *command, "--rates=a"]) == 2
     assert "expected numbers separated by commas, got 'a'" in capsys.readouterr().err
 
 
@@ -353,9 +353,9 @@ def test_an_output_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
     write_scene(tmp_path, "a.png", noise(64, 64))
     (tmp_path / "file").touch()
     arguments = ["--images", str(tmp_path / "images"), "--output", str(tmp_path / "file" / "out"), "--workers", "0"]
-    assert splitting.main(arguments) == 1
+    assert program.main(["split", *arguments]) == 1
     message = capsys.readouterr().err.strip()
-    assert message.startswith("Cannot make the output folder")
+    assert message.startswith("error: Cannot make the output folder")
     assert "\n" not in message
 
 
@@ -401,7 +401,7 @@ def test_worker_processes_write_what_one_process_writes_and_ctrl_c_is_resumed(tm
     output = process.communicate(timeout=60)[0]
     if process.returncode != 0:  # 0: a very fast machine had finished
         assert process.returncode == 130
-        assert "The same command goes on" in output
+        assert "the same command goes on" in output
         assert "Traceback" not in output
     finished = subprocess.run(command, timeout=120, **run)
     assert finished.returncode == 0, finished.stdout

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from haksnet_jax.cli import program
 from haksnet_jax.images.headers import EXTENSIONS_OF, ImageError, read_header
 from haksnet_jax.preparation import validation
 
@@ -30,7 +31,7 @@ def test_a_sound_data_set_has_no_problems_and_exit_status_0(tmp_path, capsys):
     make(tmp_path, "b.jpg", [])
     sheet = tmp_path / "sheet.png"
     arguments = ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labelTxt"), "--sheet", str(sheet)]
-    assert validation.main(arguments) == 0
+    assert program.main(["validate", *arguments]) == 0
     output = capsys.readouterr().out
     assert "2 images, 120 to 120 pixels wide" in output
     assert "2 objects, at most 1 in an image" not in output
@@ -142,12 +143,12 @@ def test_problems_are_counted_per_reason_and_loss_gives_exit_status_1(tmp_path, 
     make(tmp_path, "a.png", ["1 1 40 1 plane 0"] * 3 + ["1 1 40 1 40 20 1 20 Small Car 0"])
     make(tmp_path, "b.png", ["1 1 40 1 40 20 1 20 small-car 0"])
     arguments = ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labelTxt")]
-    assert validation.main([*arguments, "--show=1"]) == 1
+    assert program.main(["validate", *arguments, "--show=1"]) == 1
     output = capsys.readouterr().out
     assert output.count("a.txt:") == 1
     assert "3  too_few_numbers  (something would be lost)" in output
     assert "1  similar_classes\n" in output
-    assert validation.main([*arguments, "--classes=nothing"]) == 1
+    assert program.main(["validate", *arguments, "--classes=nothing"]) == 1
     assert "expected --classes to be one of dota10" in capsys.readouterr().err
 
 
@@ -158,22 +159,22 @@ def test_ctrl_c_is_a_sentence(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(validation, "check_one", stop)  # in a thread, as it comes up from there
-    assert validation.main(["--images", str(tmp_path / "images")]) == 130
-    assert capsys.readouterr().err == "\nStopped.\n"
+    assert program.main(["validate", "--images", str(tmp_path / "images")]) == 130
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_images_alone_can_be_checked_and_missing_folders_are_one_sentence(tmp_path, capsys):
     make(tmp_path)
-    assert validation.main(["--images", str(tmp_path / "images")]) == 0
+    assert program.main(["validate", "--images", str(tmp_path / "images")]) == 0
     assert "no labels" in capsys.readouterr().out
-    assert validation.main(["--images", str(tmp_path / "nowhere")]) == 1
+    assert program.main(["validate", "--images", str(tmp_path / "nowhere")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert validation.main(["--images", str(tmp_path / "labelTxt")]) == 1
+    assert program.main(["validate", "--images", str(tmp_path / "labelTxt")]) == 1
     assert "Found no images" in capsys.readouterr().err
     (tmp_path / "file").touch()
     arguments = ["--images", str(tmp_path / "images"), "--sheet", str(tmp_path / "file/sheet.png")]
-    assert validation.main(arguments) == 1
-    assert "Cannot write" in capsys.readouterr().err
+    assert program.main(["validate", *arguments]) == 1
+    assert "cannot write" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".bmp", ".tif"])

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from haksnet_jax.cli import submit
+from haksnet_jax.cli import submission
 from haksnet_jax.labels import dota as labels
 from haksnet_jax.results import dota
 
@@ -223,7 +223,7 @@ def test_submit_merges_tiles_and_warns_of_training_images(tmp_path, capsys):
     tiles = [entry("P1__1024__0___0.png", ("ship", 850)), entry("P1__1024__824___0.png", ("ship", 26))]
     write_json(tmp_path / "detections.json", tiles)
     arguments = {"test_images": ["P1", "P2"], "train_images": ["P2__1024__0___0", "P7"]}
-    assert submit.submit(tmp_path, tmp_path / "s.zip", CLASSES, **arguments)
+    assert submission.submit(tmp_path, tmp_path / "s.zip", CLASSES, **arguments)
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:
         assert len(archive.read("Task1_ship.txt").splitlines()) == 1  # both tiles saw the same ship
     said = capsys.readouterr()
@@ -235,7 +235,7 @@ def test_submit_leaves_out_and_counts_what_encloses_no_area(tmp_path, capsys):
     objects = [{"label": "ship", "score": 0.9, "box": box} for box in ([50, 50, 20, 10, 0.3], [9, 9, 20, 0.004, 0])]
     objects.append({"label": "plane", "score": 0.9, "box": [9, 9, 0, 0, 0]})
     write_json(tmp_path / "detections.json", [{"image": "P1.png", "detections": objects}])
-    assert submit.submit(tmp_path, tmp_path / "s.zip", CLASSES, test_images=["P1"], train_images=["P3"])
+    assert submission.submit(tmp_path, tmp_path / "s.zip", CLASSES, test_images=["P1"], train_images=["P3"])
     assert reasons(dota.check_submission(tmp_path / "s.zip", CLASSES)) == []
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:
         lines = {name: archive.read(name).splitlines() for name in archive.namelist()}
@@ -253,7 +253,7 @@ def test_submit_places_resized_tiles_by_the_detections_json_beside(tmp_path):
     found = dota.read_detections_json(tmp_path / "detections.json", CLASSES)
     dota.write_task1(tmp_path / "task1", found, CLASSES)
     for source in (tmp_path, tmp_path / "task1"):
-        assert submit.submit(source, tmp_path / "s.zip", CLASSES)
+        assert submission.submit(source, tmp_path / "s.zip", CLASSES)
         with zipfile.ZipFile(tmp_path / "s.zip") as archive:
             (line,) = archive.read("Task1_ship.txt").decode().splitlines()
         corners = [float(word) for word in line.split()[2:]]
@@ -263,18 +263,18 @@ def test_submit_places_resized_tiles_by_the_detections_json_beside(tmp_path):
 
 def test_submit_takes_task1_files_and_fills_in_missing_classes(tmp_path, capsys, two_images):
     dota.write_task1(tmp_path / "in", two_images, CLASSES[:2])
-    assert submit.submit(tmp_path / "in", tmp_path / "s.zip", CLASSES)
+    assert submission.submit(tmp_path / "in", tmp_path / "s.zip", CLASSES)
     assert reasons(dota.check_submission(tmp_path / "s.zip", CLASSES)) == []
     assert "Task1_storage-tank.txt" in capsys.readouterr().err
 
 
 def test_submit_refuses_predictions_it_cannot_read_completely(tmp_path, capsys):
     (tmp_path / "Task1_plane.txt").write_text("P1 0.5 1 2\n")
-    assert not submit.submit(tmp_path, tmp_path / "s.zip", CLASSES)
+    assert not submission.submit(tmp_path, tmp_path / "s.zip", CLASSES)
     assert "Task1_plane.txt:1" in capsys.readouterr().err
     assert not (tmp_path / "s.zip").exists()
     with pytest.raises(ValueError, match="neither a detections"):
-        submit.submit(tmp_path / "nowhere", tmp_path / "s.zip", CLASSES)
+        submission.submit(tmp_path / "nowhere", tmp_path / "s.zip", CLASSES)
 
 
 def test_classes_and_images_may_be_named_in_files(tmp_path):
@@ -288,8 +288,8 @@ def test_classes_and_images_may_be_named_in_files(tmp_path):
         labels.read_class_names("dota99")
     (tmp_path / "b.PNG").write_bytes(b"")
     (tmp_path / "list.txt").write_text("x/a.png\nb\n")
-    assert submit.image_names(tmp_path) == ["b"]
-    assert submit.image_names(tmp_path / "list.txt") == ["a", "b"]
+    assert submission.image_names(tmp_path) == ["b"]
+    assert submission.image_names(tmp_path / "list.txt") == ["a", "b"]
 
 
 def test_command_ends_with_status_one_and_without_a_file_when_names_are_wrong(tmp_path, two_images):

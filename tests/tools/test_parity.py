@@ -21,7 +21,7 @@ from haksnet_jax.tools.parity.rows import (
     match_boxes,
 )
 
-command = importlib.import_module("haksnet_jax.tools.parity.__main__")
+command = importlib.import_module("haksnet_jax.tools.parity.command")
 
 
 def names(rows):

@@ -162,7 +162,7 @@ def test_the_command_ends_with_one_sentence_and_status_1():
     command = [sys.executable, "-m", "haksnet_jax", "plan", "--config=configs/demo.py", "--topology=v5e"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-2].startswith("error: --topology=v5e: expected KIND:SHAPE")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --topology=v5e: expected KIND:SHAPE")
     assert "Traceback" not in done.stderr
 
 
@@ -172,8 +172,9 @@ def test_the_status_is_1_where_the_step_does_not_fit(tmp_path):
     assert "1024.00 GiB of 15.75 GiB" in plan.table(found) and "DOES NOT FIT" in plan.table(found)
     script = tmp_path / "unfit.py"
     script.write_text(
-        "import json, sys\nfrom haksnet_jax import plan\n"
-        f"plan.make_plan = lambda *_, **__: json.loads({json.dumps(json.dumps(found))})\nplan.run()\n"
+        "import json, sys\nfrom haksnet_jax.cli import program\nfrom haksnet_jax.tools import plan\n"
+        f"plan.make_plan = lambda *_, **__: json.loads({json.dumps(json.dumps(found))})\n"
+        "sys.exit(program.main(['plan', *sys.argv[1:]]))\n"
     )
     command = [sys.executable, str(script), "--config=configs/demo.py", "--topology=v5e:2x2"]
     done = subprocess.run(

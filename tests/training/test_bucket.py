@@ -8,7 +8,7 @@ import pytest
 from bucket import local_bucket
 
 from haksnet_jax import files
-from haksnet_jax.cli import evaluate
+from haksnet_jax.cli import evaluation as evaluate
 from haksnet_jax.pipeline import sources
 from haksnet_jax.results import dota
 from haksnet_jax.weights import model_folder

@@ -14,7 +14,7 @@ from flax import nnx
 
 import haksnet_jax
 from configs import demo
-from haksnet_jax.cli import evaluate
+from haksnet_jax.cli import evaluation as evaluate
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.inference import evaluator
 from haksnet_jax.models import detection_loss as losses

@@ -1,16 +1,15 @@
-"""The command: `python -m haksnet_jax parity --goldens=DIR [--json=FILE] [--only=PATTERN]`."""
+"""The report: all rows, as they are printed and stored by the command `parity`."""
 
 import fnmatch
 import json
 import math
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 
 from haksnet_jax import files
+from haksnet_jax.errors import UserError
 from haksnet_jax.tools.parity import data, networks, operators
 from haksnet_jax.tools.parity.rows import Fixture, Row
 
@@ -68,7 +67,7 @@ def report(folder, *, only="*", dtype="float32", done=None):
       (rows, names of recorded files that nothing is compared with).
 
     Raises:
-      ValueError: the folder holds no fixture of that name.
+      UserError: the folder holds no fixture of that name.
     """
     names = sorted(path.stem for path in pathlib.Path(folder).glob("*.json"))
     names = [name for name in names if fnmatch.fnmatchcase(name, only) and not name.startswith(_INPUTS)]
@@ -76,7 +75,7 @@ def report(folder, *, only="*", dtype="float32", done=None):
     checks = {name: check_of(name) for name in names}
     checked = [name for name in names if checks[name] and not (rounded and checks[name] not in _ROUNDED)]
     if not checked:
-        raise ValueError(f"{folder} holds no fixture with a name like {only}: expected pairs NAME.json and NAME.npz")
+        raise UserError(f"{folder} holds no fixture with a name like {only}: expected pairs NAME.json and NAME.npz")
     order = list(CHECKS)
     rows = []
     for name in sorted(checked, key=lambda name: (order.index(checks[name]), name)):
@@ -127,43 +126,21 @@ def _print(rows):
         )
 
 
-def run():
-    """Entry point of the command. Exit status 0 if every row is green, else 1."""
-    goldens = flags.DEFINE_string("goldens", None, "Folder of recorded outputs.", required=True)
-    json_file = flags.DEFINE_string("json", None, "File for the rows as JSON.")
-    markdown = flags.DEFINE_string("markdown", None, "File for the table as Markdown.")
-    only = flags.DEFINE_string("only", "*", "Pattern of the names of fixtures, such as inference_*.")
-    dtype = flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "bfloat16 compares whole inference, with its own tolerances."
-    )
-    platform = flags.DEFINE_string("platform", "cpu", "Where to compute: cpu, cuda or tpu.")
-
-    def main(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"Unexpected argument: {argv[1]}")
-        jax.config.update("jax_platforms", platform.value)
-        if dtype.value == "float32":
-            jax.config.update("jax_default_matmul_precision", "highest")  # the reference is exact float32
-        header = Row("part", "compared", math.nan, math.nan, "tolerance", True)
-        print(f"{header.part:24} {header.what:44} {'absolute':>8} {'relative':>8}  {header.tolerance:24} verdict")
-        try:
-            rows, unread = report(goldens.value, only=only.value, dtype=dtype.value, done=_print)
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-        red = [row for row in rows if not row.passed]
-        print(f"{len(rows) - len(red)} of {len(rows)} rows green")
-        if unread:
-            print(f"nothing is compared with {', '.join(unread)}")
-        if json_file.value:
-            records = [row._asdict() | {name: _number(getattr(row, name)) for name in _FIGURES} for row in rows]
-            files.write_text(json_file.value, json.dumps({"rows": records, "unread": unread}, indent=1) + "\n")
-        if markdown.value:
-            files.write_text(markdown.value, as_markdown(rows))
-        sys.exit(1 if red else 0)
-
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()
+def run(options):
+    """Runs the command. Args: options, of `cli.parity`. Returns: 0 if every row is green, else 1."""
+    jax.config.update("jax_platforms", options.platform)
+    if options.dtype == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")  # the reference is exact float32
+    header = Row("part", "compared", math.nan, math.nan, "tolerance", True)
+    print(f"{header.part:24} {header.what:44} {'absolute':>8} {'relative':>8}  {header.tolerance:24} verdict")
+    rows, unread = report(options.goldens, only=options.only, dtype=options.dtype, done=_print)
+    red = [row for row in rows if not row.passed]
+    print(f"{len(rows) - len(red)} of {len(rows)} rows green")
+    if unread:
+        print(f"nothing is compared with {', '.join(unread)}")
+    if options.json:
+        records = [row._asdict() | {name: _number(getattr(row, name)) for name in _FIGURES} for row in rows]
+        files.write_text(options.json, json.dumps({"rows": records, "unread": unread}, indent=1) + "\n")
+    if options.markdown:
+        files.write_text(options.markdown, as_markdown(rows))
+    return 1 if red else 0

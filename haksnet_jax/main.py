@@ -16,7 +16,7 @@ from haksnet_jax.cli import program
 STOPPED = 75
 
 
-def train(config, workdir=None, *, coordinator=None, num_hosts=None, host=None, join_timeout=300.0):
+def train(config, workdir=None, *, coordinator=None, num_hosts=None, host=None, join_timeout=300.0, resume="same"):
     """Joins the other hosts, trains and evaluates.
 
     Args:
@@ -24,6 +24,7 @@ def train(config, workdir=None, *, coordinator=None, num_hosts=None, host=None, 
       workdir: folder of the run; default: runs/NAME_OF_THE_CONFIG.
       coordinator, num_hosts, host: of a run of several hosts that no cluster describes, see `hosts.find_membership`.
       join_timeout: seconds that hosts wait for each other.
+      resume: "same", or "anyway" to go on with a run of other data, classes or model (`training.resume`).
 
     Returns:
       Exit status: 0, 1 for what a user can mend, or STOPPED.
@@ -31,9 +32,10 @@ def train(config, workdir=None, *, coordinator=None, num_hosts=None, host=None, 
     from haksnet_jax import files  # (options are checked before JAX is loaded)
     from haksnet_jax.distributed import hosts
     from haksnet_jax.distributed import mesh as devices
+    from haksnet_jax.errors import UserError
     from haksnet_jax.pipeline.loader import PipelineError
-    from haksnet_jax.training import checkpoint
-    from haksnet_jax.training.loop import Stopped, TrainingError, train_and_evaluate
+    from haksnet_jax.training import checkpoint, loop
+    from haksnet_jax.training.stop import Stopped
 
     logging.get_absl_handler().addFilter(checkpoint.log_filter)
     devices.enable_compilation_cache()
@@ -46,21 +48,15 @@ def train(config, workdir=None, *, coordinator=None, num_hosts=None, host=None, 
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_handler().setFormatter(python_logging.Formatter(f"host {membership.host}: %(message)s"))
         hosts.join(membership, hosts.facts_of(config, workdir), timeout=join_timeout)
-        card = train_and_evaluate(config, workdir)
+        card = loop.run(config, workdir, resume_policy=resume)
         hosts.leave()
     except Stopped as stopped:
         hosts.leave()
         logging.info("%s", stopped)
         return STOPPED
-    except (
-        TrainingError,
-        checkpoint.CheckpointError,
-        hosts.HostsError,
-        PipelineError,
-        ValueError,
-        OSError,
-    ) as error:
-        if membership is not None and not isinstance(error, (TrainingError, hosts.HostsError, PipelineError)):
+    except (hosts.HostsError, PipelineError, ValueError, OSError) as error:
+        is_ours = isinstance(error, (UserError, hosts.HostsError, PipelineError))
+        if membership is not None and (not is_ours or isinstance(error, checkpoint.CheckpointError)):
             hosts.wait_for_news()  # JAX and Orbax raise some of the others where another host is gone
         if os.environ.get("HAKSNET_TRACEBACK"):
             if membership is None:
@@ -85,11 +81,10 @@ def train(config, workdir=None, *, coordinator=None, num_hosts=None, host=None, 
     if membership is not None and membership.host:
         return program.OK
     print(f"result card: {files.join(workdir, 'result.md')}")
-    if "mean" in card and card["mean"]["AP50_voc12"] is not None:
-        print(f"AP50 {card['mean']['AP50_voc12']:.3f}")
-        picture = card.get("picture")
-        if picture:
-            print(f"picture: {picture}")
+    for name, value in card.get("last_evaluation", {}).items():
+        print(f"{name.removesuffix('_voc12')} {value:.3f}")
+    if "picture" in card:
+        print(f"picture: {card['picture']}")
     return program.OK
 
 

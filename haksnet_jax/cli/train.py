@@ -17,6 +17,12 @@ def add_arguments(parser):
     configuration.add_arguments(parser)
     add = parser.add_argument
     add("--workdir", metavar="DIR", help="folder of the run; a run that it holds is resumed; default: runs/NAME")
+    add(
+        "--resume",
+        choices=("same", "anyway"),
+        default="same",
+        help="anyway: go on with a run although it was of other data, classes or model; default: %(default)s",
+    )
     group = parser.add_argument_group("several hosts that no cluster describes")
     add = group.add_argument
     add("--coordinator", metavar="ADDRESS:PORT", help="of host 0")
@@ -42,4 +48,5 @@ def run(arguments):
         num_hosts=arguments.num_hosts,
         host=arguments.host,
         join_timeout=arguments.join_timeout,
+        resume=arguments.resume,
     )

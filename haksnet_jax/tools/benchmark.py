@@ -39,14 +39,16 @@ from haksnet_jax.kernels import roi_align
 from haksnet_jax.kernels.depthwise import depthwise_conv
 from haksnet_jax.labels.dota import CLASSES
 from haksnet_jax.models.backbones.haksnet import SIZES, HAKSNet
+from haksnet_jax.models.detection_loss import detection_loss
 from haksnet_jax.models.oriented_rcnn import STRIDES, OrientedRCNN
 from haksnet_jax.models.rpn import select_proposals
 from haksnet_jax.pipeline.loader import train_batches
 from haksnet_jax.pipeline.sources import FolderSource, SceneSource, write_dota_folder
 from haksnet_jax.results.card import code_version
 from haksnet_jax.structures import GroundTruth
-from haksnet_jax.training import loop as train
 from haksnet_jax.training import optimizer
+from haksnet_jax.training.state import TrainState
+from haksnet_jax.training.step import make_train_step
 
 NUM_CLASSES = 15
 OBJECTS = 60  # an image
@@ -336,11 +338,16 @@ def training(name, image, batch, dtype, *, mesh=None):
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     zero = np.zeros((), np.int32)
     random = jax.random.key_data(jax.random.key(0))
-    state = train.TrainState(zero, params, stats, tx.init(params), {}, random, zero, zero)
+    state = TrainState(zero, params, stats, tx.init(params), {}, random, zero, zero)
     arrays = {"image": random_images(batch, image)} | random_ground_truth(batch, image)._asdict()
     state = jax.device_put(state, devices.replicated(mesh))
     arrays = jax.device_put(arrays, devices.batch_sharding(mesh))
-    step = train.make_train_step(graph, tx, mesh, ema_decay=0.0)
+
+    def loss(model, batch, key):
+        truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"], batch["image_size"])
+        return detection_loss(model, batch["image"], truth, key)
+
+    step = make_train_step(graph, tx, mesh, loss, ema_decay=0.0)
     work = backbone_work(SIZES[name], image, batch) + neck_and_heads_work(SIZES[name], image, batch, 512)
     # Parameter and two moments are read and written, the gradient is read.
     work = work.times(3) + Work(7 * 4 * num_parameters)

@@ -171,13 +171,19 @@ def lower_step(config, mesh, batch_per_device):
     import jax
     import jax.numpy as jnp
 
+    from haksnet_jax import tasks
     from haksnet_jax.distributed import mesh as devices
-    from haksnet_jax.training import loop as train
+    from haksnet_jax.training import optimizer
+    from haksnet_jax.training.state import create_state
+    from haksnet_jax.training.step import make_train_step
 
-    tx = train.make_optimizer(config)
+    task = tasks.of(config)
+    tx = optimizer.of_config(config)
     # Made for real, on this machine's processor, which takes seconds: the state is the one of a run by construction.
     here = devices.data_mesh(jax.local_devices(backend="cpu")[:1])
-    graph, made = train.create_state(config, len(config.data.class_names), tx, here)
+    graph, made = create_state(
+        lambda rngs: task.build_model(config, rngs=rngs), tx, here, seed=config.seed, ema=bool(config.ema_decay)
+    )
     state = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         made,
@@ -185,24 +191,17 @@ def lower_step(config, mesh, batch_per_device):
     )
     accumulate_steps = config.accumulate_steps
     with jax.set_mesh(mesh):
-        num_images, max_boxes = batch_per_device * mesh.devices.size, config.data.max_boxes
+        num_images = batch_per_device * mesh.devices.size
         pieces = (accumulate_steps,) if accumulate_steps > 1 else ()
         split = devices.batch_sharding(mesh, leading=len(pieces))
         batch = {
             name: jax.ShapeDtypeStruct((*pieces, num_images, *shape), dtype, sharding=split)
-            for name, shape, dtype in (
-                ("image", (*config.data.image_size, 3), jnp.uint8),
-                ("boxes", (max_boxes, 5), jnp.float32),
-                ("labels", (max_boxes,), jnp.int32),
-                ("valid", (max_boxes,), jnp.bool_),
-                ("image_size", (2,), jnp.int32),
-            )
+            for name, (shape, dtype) in task.batch_arrays(config).items()
         }
         learning_rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=devices.replicated(mesh))
-        step = train.make_train_step(
-            graph, tx, mesh,
-            ema_decay=config.ema_decay, accumulate_steps=accumulate_steps, **train.loss_settings(config),
-        )  # fmt: skip
+        step = make_train_step(
+            graph, tx, mesh, task.loss(config), ema_decay=config.ema_decay, accumulate_steps=accumulate_steps
+        )
         lowered = step.lower(state, batch, learning_rate)
     return Lowered(lowered, _num_bytes(state), _num_bytes(state.params))
 
@@ -355,19 +354,14 @@ def schedule(config, global_batch, num_images):
     Returns:
       dict: learning_rate, and where the length of the run is known num_steps, warmup_steps, and steps_per_epoch.
     """
-    from haksnet_jax.pipeline import loader
-    from haksnet_jax.training import loop as train
+    from haksnet_jax.training import optimizer
 
-    peak = train.peak_learning_rate(config, global_batch)
-    result = {"learning_rate": peak}
+    length = optimizer.run_length(config, num_images, global_batch)
+    result = {"learning_rate": length.peak}
     if num_images:
-        result["steps_per_epoch"] = loader.steps_per_epoch(num_images, global_batch)
-    num_steps = config.num_steps or config.num_epochs * result.get("steps_per_epoch", 0)
-    if num_steps:
-        result["num_steps"] = num_steps
-        _, result["warmup_steps"] = train.learning_rate_schedule(
-            config, peak, num_steps, result.get("steps_per_epoch", 0)
-        )
+        result["steps_per_epoch"] = length.steps_per_epoch
+    if length.num_steps:
+        result |= {"num_steps": length.num_steps, "warmup_steps": length.warmup_steps}
     return result
 
 
@@ -490,13 +484,11 @@ def make_plan(config, topology, *, batch_per_device=0, num_images=0):
       dict of `figures`.
 
     Raises:
-      PlanError, train.TrainingError, ValueError: with one sentence that says what to do.
+      PlanError, UserError, ValueError: with one sentence that says what to do.
     """
-    from haksnet_jax.training.loop import with_class_names
+    from haksnet_jax import tasks
 
-    config = with_class_names(config)
-    if any(side % 32 for side in config.data.image_size):
-        raise PlanError(f"data.image_size: expected multiples of 32, got {tuple(config.data.image_size)}")
+    config = tasks.of(config).prepared(config)
     mesh = topology_mesh(topology, fsdp=config.mesh.fsdp)
     is_largest = False
     if batch_per_device:

@@ -140,6 +140,10 @@ class RunCheckpoints:
         if jax.process_index() == 0:
             self._sums.submit(_write_sums, self._manager.directory / str(step))
 
+    def steps(self):
+        """The steps that there is a checkpoint of, whole or not, in order."""
+        return sorted(self._manager.all_steps())
+
     def restore_newest(self, abstract_state):
         """Reads the newest checkpoint that is whole onto the devices.
 
@@ -184,7 +188,7 @@ class RunCheckpoints:
                     ) from error
             logging.warning("%s is not whole and is left aside as %s.unusable (%s)", folder, step, reason)
             if jax.process_index() == 0 and not files.is_bucket(folder):  # where nothing is renamed
-                folder.rename(_free_name(folder.parent, f"{step}.unusable"))
+                folder.rename(free_name(folder.parent, f"{step}.unusable"))
             self._manager.reload()
         return None
 
@@ -214,7 +218,7 @@ class RunCheckpoints:
             logging.flush()
 
 
-def _free_name(folder, name):
+def free_name(folder, name):
     """A path in the folder that nothing is at: `name`, `name.1`, ... The same step may be damaged more than once."""
     path, number = folder / name, 0
     while path.exists():

@@ -1,11 +1,16 @@
 """Learning rate over the steps, gradient clipping and AdamW, as upstream's recipe has them."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
+
+from haksnet_jax.errors import UserError
+from haksnet_jax.pipeline import loader
 
 
 def scaled_learning_rate(learning_rate, *, global_batch, reference_batch, scaling, ceiling):
@@ -16,25 +21,29 @@ def scaled_learning_rate(learning_rate, *, global_batch, reference_batch, scalin
       global_batch: images a step over all devices.
       reference_batch: images a step of the published recipe.
       scaling: "linear", "sqrt" or "none".
-      ceiling: largest learning rate that the scaling may reach; hitting it is logged as a warning.
+      ceiling: largest learning rate that scaling may reach, unless `learning_rate` itself is larger; hitting it is
+        logged as a warning.
 
     Returns:
       The scaled learning rate.
 
     Raises:
-      ValueError: unknown scaling.
+      UserError: unknown scaling.
     """
     ratio = global_batch / reference_batch
     factors = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}
     if scaling not in factors:
-        raise ValueError(f"optimizer.lr_scaling: expected one of {', '.join(factors)}, got {scaling!r}")
+        raise UserError(f"optimizer.lr_scaling: expected one of {', '.join(factors)}, got {scaling!r}")
     scaled = learning_rate * factors[scaling]
-    if scaled > max(ceiling, learning_rate):
+    # Where the rate as stated is above the ceiling already, it is what scaling may reach.
+    highest = max(ceiling, learning_rate)
+    if scaled > highest:
         logging.warning(
-            "optimizer.lr_scaling=%s asks for a learning rate of %.3g at %d images a step; held at optimizer.max_lr=%g",
-            scaling, scaled, global_batch, ceiling,
+            "optimizer.lr_scaling=%s asks for a learning rate of %.3g at %d images a step; held at %g, the larger of "
+            "optimizer.max_lr and optimizer.learning_rate",
+            scaling, scaled, global_batch, highest,
         )  # fmt: skip
-        scaled = ceiling
+        scaled = highest
     return scaled
 
 
@@ -70,7 +79,7 @@ def learning_rate_schedule(
       (step -> learning rate, the warm-up's length in steps).
 
     Raises:
-      ValueError: unknown schedule.
+      UserError: unknown schedule.
     """
     warmup = min(warmup_steps, int(max_warmup_fraction * num_steps))
     if schedule == "step":
@@ -86,7 +95,7 @@ def learning_rate_schedule(
             return peak * (final_ratio + (1.0 - final_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     else:
-        raise ValueError(f"optimizer.schedule: expected step or cosine, got {schedule!r}")
+        raise UserError(f"optimizer.schedule: expected step or cosine, got {schedule!r}")
 
     def learning_rate(step):
         # The warm-up scales whatever the schedule says, as upstream's does.
@@ -125,3 +134,61 @@ def make_optimizer(*, weight_decay=0.05, betas=(0.9, 0.999), epsilon=1e-8, clip_
         optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=epsilon),
         optax.add_decayed_weights(weight_decay),
     )
+
+
+class RunLength(NamedTuple):
+    """How long a run is, and its learning rate all along.
+
+    Attributes:
+      global_batch: images a step, over all devices and micro-batches.
+      steps_per_epoch: steps that see every image once, rounded up; 0 where the number of images is not known.
+      num_steps: length of the run; 0 where it is not known.
+      peak: learning rate after the warm-up.
+      warmup_steps: length of the warm-up.
+      learning_rate: function of the step.
+    """
+
+    global_batch: int
+    steps_per_epoch: int
+    num_steps: int
+    peak: float
+    warmup_steps: int
+    learning_rate: Callable
+
+
+def run_length(config, num_images, global_batch):
+    """The length and learning rates of an experiment. Args: config; num_images, 0: unknown; global_batch."""
+    settings = config.optimizer
+    peak = scaled_learning_rate(
+        settings.learning_rate,
+        global_batch=global_batch,
+        reference_batch=settings.reference_batch,
+        scaling=settings.lr_scaling,
+        ceiling=settings.max_lr,
+    )
+    steps_per_epoch = loader.steps_per_epoch(num_images, global_batch)
+    num_steps = config.num_steps or config.num_epochs * steps_per_epoch
+    names = ("schedule", "drop_epochs", "drop_factor", "final_ratio", "warmup_steps", "warmup_ratio")
+    learning_rate, warmup_steps = learning_rate_schedule(
+        peak,
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        **{name: settings[name] for name in (*names, "max_warmup_fraction")},
+    )
+    return RunLength(global_batch, steps_per_epoch, num_steps, peak, warmup_steps, learning_rate)
+
+
+def describe_schedule(config, length):
+    """What the learning rate does after the warm-up, in words. Args: config; length, RunLength."""
+    settings = config.optimizer
+    if settings.schedule == "cosine":
+        return f"a cosine to {settings.final_ratio * length.peak:.3g} at step {length.num_steps}"
+    drops = [round(epoch * length.steps_per_epoch) for epoch in settings.drop_epochs]
+    within = [str(step) for step in drops if step < length.num_steps]
+    return f"times {settings.drop_factor:g} at steps {', '.join(within)}" if within else "constant"
+
+
+def of_config(config):
+    """The optax.GradientTransformation of an experiment."""
+    settings = config.optimizer
+    return make_optimizer(weight_decay=settings.weight_decay, betas=tuple(settings.betas), clip_norm=settings.clip_norm)

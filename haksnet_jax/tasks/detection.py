@@ -1,0 +1,193 @@
+"""Oriented object detection: Oriented R-CNN, boxes of objects, average precision by polygon overlap."""
+
+import os
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from haksnet_jax import files
+from haksnet_jax.errors import UserError
+from haksnet_jax.inference import evaluator
+from haksnet_jax.labels.dota import read_class_names
+from haksnet_jax.models import detection_loss
+from haksnet_jax.models.backbones.haksnet import BackboneSize
+from haksnet_jax.models.oriented_rcnn import OrientedRCNN
+from haksnet_jax.pipeline import loader, sources
+from haksnet_jax.structures import GroundTruth
+
+BEST = "AP50_voc12"
+CURVES = ("loss", "AP")
+CLASSIFIER = ("roi_head.logits.",)
+COUNTERS = {"num_cut": "boxes_cut_by_caps", "num_dropped": "boxes_dropped_by_augmentation"}
+
+
+def prepared(config):
+    """The configuration itself, or a copy with the classes of a classes.txt where it names none, checked.
+
+    The file is looked for in `data.root`, then beside the training images, where the tile splitter puts it.
+
+    Raises:
+      UserError: no such file, or a value that cannot be used.
+    """
+    config = _with_class_names(config)
+    if any(side % 32 for side in config.data.image_size):
+        raise UserError(f"data.image_size: expected multiples of 32, got {tuple(config.data.image_size)}")
+    unknown = set(config.augment.quarter_turn_classes) - set(config.data.class_names)
+    if unknown:
+        raise UserError(f"augment.quarter_turn_classes: {', '.join(sorted(unknown))} not among data.class_names")
+    return config
+
+
+def _with_class_names(config):
+    if config.data.class_names:
+        return config
+    beside_images = os.path.dirname(config.data.train.get("images_dir", ""))
+    places = [files.join(config.data.root, *folder, "classes.txt") for folder in ((), (beside_images,))]
+    found = next((place for place in places if epath.Path(place).exists()), None)
+    if found is None:
+        raise UserError(
+            f"data.class_names is empty, and there is no {places[0]} and no {places[1]}: write the names of the "
+            "classes into one of them, one a line, or set --config.data.class_names"
+        )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.class_names = read_class_names(found)
+    return config
+
+
+def open_source(config, split):
+    """The examples of a split. Args: config; split, "train" or "val". Returns: a source, see `pipeline.sources`."""
+    data = config.data
+    settings = dict(data[split])
+    for name in ("directory", "images_dir", "labels_dir"):
+        if settings.get(name) and data.root:
+            settings[name] = files.join(data.root, settings[name])
+    if data.kind != "scenes":  # which have no small objects to leave out, and none that are empty
+        settings["min_side"] = data.min_side
+    if split == "train":
+        settings["filter_empty"] = data.filter_empty
+    source = sources.open_source(data.kind, tuple(data.class_names), **settings)
+    if data.kind == "folder":
+        source.check_images()
+    return source
+
+
+def batch_arrays(config):
+    """The arrays of one example, see `pipeline.loader`."""
+    max_boxes = config.data.max_boxes
+    return {
+        "image": ((*config.data.image_size, 3), np.uint8),
+        "boxes": ((max_boxes, 5), np.float32),
+        "labels": ((max_boxes,), np.int32),
+        "valid": ((max_boxes,), np.bool_),
+        "image_size": ((2,), np.int32),
+    }
+
+
+def train_batches(config, source, *, batch_size, first_example, process_index, process_count):
+    """Augmented batches in random order without end, see `loader.train_batches`."""
+    data, augment = config.data, config.augment
+    return loader.train_batches(
+        source,
+        batch_size=batch_size,
+        image_size=tuple(data.image_size),
+        max_boxes=data.max_boxes,
+        seed=config.seed,
+        first_example=first_example,
+        num_workers=data.num_workers,
+        stall_seconds=data.stall_seconds,
+        process_index=process_index,
+        process_count=process_count,
+        accumulate_steps=config.accumulate_steps,
+        flip_probabilities=tuple(augment.flip_probabilities),
+        rotation_probability=augment.rotation_probability,
+        quarter_turn_classes=tuple(augment.quarter_turn_classes),
+        scale_range=tuple(augment.scale_range),
+        gain_range=tuple(augment.gain_range),
+        min_side=augment.min_side,
+    )
+
+
+def build_model(config, *, rngs):
+    """The detector of a configuration. Args: config; rngs. Returns: OrientedRCNN."""
+    model = config.model
+    return OrientedRCNN(
+        BackboneSize(tuple(model.channels), tuple(model.depths), tuple(model.mlp_ratios)),
+        len(config.data.class_names),
+        channels=model.fpn_channels,
+        hidden=model.hidden,
+        drop_path_rate=model.drop_path_rate,
+        pixel_mean=tuple(model.pixel_mean),
+        pixel_std=tuple(model.pixel_std),
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
+        rngs=rngs,
+    )
+
+
+def model_info(config):
+    """What `model.json` says of the run's model."""
+    return {
+        "task": "detection",
+        "architecture": {
+            "channels": list(config.model.channels),
+            "depths": list(config.model.depths),
+            "mlp_ratios": list(config.model.mlp_ratios),
+            "fpn_channels": config.model.fpn_channels,
+            "hidden": config.model.hidden,
+            "num_classes": len(config.data.class_names),
+        },
+        "class_names": list(config.data.class_names),
+        "pixel_mean": list(config.model.pixel_mean),
+        "pixel_std": list(config.model.pixel_std),
+        "input_size": list(config.data.image_size),
+        "keep_ratio": True,
+        "padding_divisor": 32,
+        "proposals": evaluator.detection_settings(config)["proposal_caps"],
+        "detections": {name: config.detection[name] for name in ("iou_threshold", "max_detections")},
+    }
+
+
+def loss(config):
+    """The function of (model, batch, key) that gives the loss and its parts, see `detection_loss`."""
+    rpn = config.rpn
+    settings = {
+        "proposal_caps": {
+            "candidates_per_level": rpn.candidates_per_level,
+            "max_proposals": rpn.max_proposals,
+            "iou_threshold": rpn.iou_threshold,
+        },
+        "rpn_sampling": {
+            "num_samples": rpn.num_samples,
+            "positive_fraction": rpn.positive_fraction,
+            "positive_iou": rpn.positive_iou,
+            "negative_iou": rpn.negative_iou,
+            "min_positive_iou": rpn.min_positive_iou,
+        },
+        "roi_sampling": dict(config.roi),
+    }
+
+    def loss_of(model, batch, key):
+        truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"], batch["image_size"])
+        return detection_loss.detection_loss(model, batch["image"], truth, key, **settings)
+
+    return loss_of
+
+
+def make_evaluator(config, graph, source, mesh):
+    """Average precision on a split. Args: config; graph, of the model; source; mesh. Returns: evaluator.Evaluator."""
+    return evaluator.Evaluator(graph, source, config, mesh)
+
+
+def kept_at_random(config):
+    """Prefixes of the names of parameters that a pre-trained backbone does not fill."""
+    del config
+    return ("fpn.", "rpn.", "roi_head.")
+
+
+def log_line(means):
+    """The losses. Args: means, {name: float}."""
+    rpn = f"rpn {means['loss_rpn_cls']:.3f} + {means['loss_rpn_box']:.3f}"
+    roi = f"roi {means['loss_roi_cls']:.3f} + {means['loss_roi_box']:.3f}"
+    return f"loss {means['loss']:.4f} ({rpn}, {roi})"

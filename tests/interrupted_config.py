@@ -5,12 +5,12 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from test_train import _tiny_config
+from tiny_config import tiny_config
 
 
 def get_config():
     """All values of the experiment."""
-    config = _tiny_config(num_steps=20, checkpoint_every=2, eval_every=1000, log_every=1)
+    config = tiny_config(num_steps=20, checkpoint_every=2, eval_every=0, log_every=1)
     with config.unlocked():
         config.name = "interrupted"
     return config.lock()

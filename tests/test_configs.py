@@ -9,7 +9,7 @@ from data import dior_r, fair1m, hrsc2016, hrsid
 from data.dota import build
 from data.dota import builder as dota
 from haksnet_jax.labels import dota as labels
-from haksnet_jax.training import loop as train
+from haksnet_jax.tasks import detection
 
 # The splits that the builders' documentation promises; FAIR1M's and DOTA's are named by folders.
 BUILDERS = {
@@ -36,9 +36,7 @@ def test_a_data_sets_configuration_builds_and_agrees_with_its_builder(name, tmp_
         builder_class, published = BUILDERS[name]
         assert config.data.class_names == builder_class.CLASSES == labels.CLASSES[name]
         assert splits[0] | splits[1] <= published and not splits[0] & splits[1]
-    made = nnx.eval_shape(
-        lambda: train.build_model(config.model, len(config.data.class_names), rngs=nnx.Rngs(config.seed))
-    )
+    made = nnx.eval_shape(lambda: detection.build_model(config, rngs=nnx.Rngs(config.seed)))
     assert made.roi_head.logits.kernel.shape[-1] == len(config.data.class_names) + 1
 
 
@@ -53,8 +51,6 @@ def test_a_configuration_of_folders_builds_and_its_caps_cut_no_candidate(name):
     assert config.data.train.images_dir != config.data.val.images_dir
     # `predict` has room for 4096; what training's evaluation cut would be missing from its figures alone.
     assert config.rpn.max_proposals * len(config.data.class_names) <= config.detection.max_candidates
-    made = nnx.eval_shape(
-        lambda: train.build_model(config.model, len(config.data.class_names), rngs=nnx.Rngs(config.seed))
-    )
+    made = nnx.eval_shape(lambda: detection.build_model(config, rngs=nnx.Rngs(config.seed)))
     # Widths of the last stage: those of the published sizes.
     assert made.fpn.laterals[-1].kernel.shape[-2] == (512 if name == "ssdd_s" else 256)

@@ -7,13 +7,15 @@ import ml_collections
 import numpy as np
 import pytest
 import training_runs
-from test_train import _tiny_config, one_program  # noqa: F401 (a fixture of all tests here)
+from test_train import new_state, one_program  # noqa: F401 (a fixture of all tests here)
+from tiny_config import tiny_config
 
 import haksnet_jax
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.errors import UserError
 from haksnet_jax.labels.dota import boxes_to_polygons
-from haksnet_jax.training import checkpoint
-from haksnet_jax.training import loop as train
+from haksnet_jax.tasks import detection
+from haksnet_jax.training import checkpoint, loop, optimizer
 
 BEFORE = ("params", "batch_stats", "opt_state", "ema")  # what a step that is not finite leaves as it was
 
@@ -26,19 +28,19 @@ def _assert_same(found, expected, parts):
 
 
 def test_a_run_whose_updates_stay_not_finite_ends_with_a_sentence_and_the_weights_it_had(tmp_path, caplog):
-    config = _tiny_config(max_skipped_steps=2, num_steps=8, log_every=1)
-    _, state = train.create_state(config, 5, train.make_optimizer(config), devices.data_mesh())
+    config = tiny_config(max_skipped_steps=2, num_steps=8, log_every=1)
+    _, state = new_state(config, optimizer.of_config(config), devices.data_mesh())
     arrays = {**checkpoint.flatten(state.params), **checkpoint.flatten(state.batch_stats)}
     arrays = {name: np.array(value) for name, value in arrays.items()}
     arrays["rpn.logits.bias"][0] = 3e38  # (weights that are not finite themselves are refused when they are read)
-    checkpoint.save_model(tmp_path / "broken", arrays, train.model_info(config))
+    checkpoint.save_model(tmp_path / "broken", arrays, detection.model_info(config))
     with pytest.raises(
-        train.TrainingError,
+        UserError,
         match=r"step 3: 3 updates in a row were not finite \(limit max_skipped_steps=2\); the images are named above, "
         "the state before them is saved",
     ), caplog.at_level("WARNING"):  # fmt: skip
         config.init = str(tmp_path / "broken")
-        train.train_and_evaluate(config, tmp_path / "run")
+        loop.run(config, tmp_path / "run")
     assert caplog.text.count("an update was not finite and was left out; images of this host's batch: scene_") == 3
     saved = training_runs.state_of(tmp_path / "run", 3)
     assert (int(saved["step"]), int(saved["skipped"]), int(saved["skipped_in_a_row"])) == (3, 3, 3)
@@ -70,10 +72,10 @@ def test_one_image_that_makes_an_update_not_finite_is_named_and_changes_no_weigh
     # Where the standard deviation is next to 0, what is not of the mean colour is infinite.
     images = np.full((12, 64, 64, 3), 128, np.uint8)
     images[7, 20, 20] = 255
-    config = _folder(tmp_path / "data", _tiny_config(**changes), images, images[:2])
+    config = _folder(tmp_path / "data", tiny_config(**changes), images, images[:2])
     config.model.pixel_mean, config.model.pixel_std = (128.0,) * 3, (1e-37,) * 3
     with caplog.at_level("WARNING"):
-        card = train.train_and_evaluate(config, tmp_path / "run")
+        card = loop.run(config, tmp_path / "run")
     # Six steps of four images are two rounds through twelve: the image comes up twice.
     assert card["facts"]["skipped_steps"] == 2
     named = [record.getMessage() for record in caplog.records if "an update was not finite" in record.getMessage()]
@@ -96,8 +98,8 @@ def test_one_image_that_makes_an_update_not_finite_is_named_and_changes_no_weigh
     # The same where one bad step is one too many.
     config.max_skipped_steps = 0
     first = next(step for step in range(1, 7) if counts[step])
-    with pytest.raises(train.TrainingError, match=f"step {first}: 1 updates in a row were not finite"):
-        train.train_and_evaluate(config, tmp_path / "strict")
+    with pytest.raises(UserError, match=f"step {first}: 1 updates in a row were not finite"):
+        loop.run(config, tmp_path / "strict")
     _assert_same(training_runs.state_of(tmp_path / "strict", first), states[first], BEFORE)
 
 
@@ -105,9 +107,9 @@ def test_one_image_that_makes_an_update_not_finite_is_named_and_changes_no_weigh
 def test_the_best_evaluation_stays_though_later_ones_are_worse(tmp_path):
     changes = {"num_steps": 5, "eval_every": 1, "checkpoint_every": 1, "log_every": 1}
     noise = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3)).astype(np.uint8)
-    config = _folder(tmp_path / "data", _tiny_config(**changes, checkpoints_kept=5), noise, noise[:3])
+    config = _folder(tmp_path / "data", tiny_config(**changes, checkpoints_kept=5), noise, noise[:3])
     config.optimizer.learning_rate = config.optimizer.max_lr = 0.02  # each step's detections are others
-    train.train_and_evaluate(config, tmp_path / "first")
+    loop.run(config, tmp_path / "first")
 
     # What the second step's weights find becomes the truth of the validation images; no training sees these.
     detector = haksnet_jax.load(tmp_path / "first" / "checkpoints" / "2")
@@ -122,7 +124,7 @@ def test_the_best_evaluation_stays_though_later_ones_are_worse(tmp_path):
         (tmp_path / "data" / "val" / "labelTxt" / f"val_{number}.txt").write_text("".join(lines))
     with config.unlocked():
         config.checkpoints_kept = 2
-    train.train_and_evaluate(config, tmp_path / "run")
+    loop.run(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     figures = {line["step"]: line["AP50_voc12"] for line in lines if "AP50_voc12" in line}
     assert list(figures) == [1, 2, 3, 4, 5]

@@ -11,49 +11,26 @@ import optax
 import pytest
 from bucket import local_bucket
 from flax import nnx
+from tiny_config import tiny_config
 
 import haksnet_jax
 from configs import demo
 from haksnet_jax.cli import evaluation as evaluate
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.errors import UserError
 from haksnet_jax.inference import evaluator
-from haksnet_jax.models import detection_loss as losses
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
-from haksnet_jax.structures import GroundTruth
-from haksnet_jax.training import checkpoint, optimizer
-from haksnet_jax.training import loop as train
+from haksnet_jax.tasks import detection
+from haksnet_jax.training import checkpoint, log, loop, optimizer, resume, stop
+from haksnet_jax.training.state import create_state
+from haksnet_jax.training.step import make_train_step
 
 
-def _tiny_config(**changes):
-    """The demonstration's configuration, narrowed until a step takes milliseconds."""
-    config = demo.get_config()
-    with config.unlocked():
-        config.batch_size_per_device = 4
-        config.num_steps = 4
-        config.checkpoint_every = 2
-        config.eval_every = 1000
-        config.log_every = 2
-        config.ema_decay = 0.9
-        config.model.channels = (4, 4, 8, 8)
-        config.model.fpn_channels = 8
-        config.model.hidden = 16
-        config.model.drop_path_rate = 0.1
-        config.data.image_size = (64, 64)
-        config.data.max_boxes = 8
-        config.data.train.size = 64
-        config.data.train.num_scenes = 24
-        config.data.val.size = 64
-        config.data.val.num_scenes = 6
-        config.rpn.num_samples = 32
-        config.rpn.candidates_per_level = 32
-        config.rpn.max_proposals = 32
-        config.roi.num_samples = 16
-        config.detection.max_candidates = 64
-        config.detection.max_detections = 32
-        config.evaluation.num_pictures = 1
-        for name, value in changes.items():
-            config[name] = value
-    return config
+def new_state(config, tx, mesh):
+    """(graph definition, TrainState) of a new run."""
+    return create_state(
+        lambda rngs: detection.build_model(config, rngs=rngs), tx, mesh, seed=config.seed, ema=bool(config.ema_decay)
+    )
 
 
 def _once(function, key):
@@ -75,8 +52,9 @@ def _all_that_is_given(*arguments, **settings):
 
 
 # Tracing the step and the detector takes a run of these tests longer than all its steps.
-_make_optimizer = _once(train.make_optimizer, lambda config: config.optimizer.to_json())
-_make_train_step = _once(train.make_train_step, _all_that_is_given)
+_make_optimizer = _once(optimizer.of_config, lambda config: config.optimizer.to_json())
+_loss = _once(detection.loss, lambda config: (config.rpn.to_json(), config.roi.to_json()))
+_make_train_step = _once(make_train_step, _all_that_is_given)
 _make_detect_step = _once(evaluator.make_detect_step, _all_that_is_given)
 
 
@@ -85,8 +63,9 @@ def one_program(monkeypatch):
     """The loop takes all devices; these runs are of one, and those that are alike share their compiled functions."""
     mesh_of = devices.data_mesh
     monkeypatch.setattr(devices, "data_mesh", lambda chosen=None, **more: mesh_of(chosen or jax.devices()[:1], **more))
-    monkeypatch.setattr(train, "make_optimizer", _make_optimizer)
-    monkeypatch.setattr(train, "make_train_step", _make_train_step)
+    monkeypatch.setattr(optimizer, "of_config", _make_optimizer)
+    monkeypatch.setattr(detection, "loss", _loss)
+    monkeypatch.setattr(loop, "make_train_step", _make_train_step)
     monkeypatch.setattr(evaluator, "make_detect_step", _make_detect_step)
 
 
@@ -114,15 +93,15 @@ def _batch(num_images, seed=0):
 
 def _stepper(config, mesh):
     tx = optimizer.make_optimizer(clip_norm=config.optimizer.clip_norm)
-    graph, state = train.create_state(config, 5, tx, mesh)
-    return train.make_train_step(graph, tx, mesh, ema_decay=config.ema_decay, **train.loss_settings(config)), state
+    graph, state = new_state(config, tx, mesh)
+    return make_train_step(graph, tx, mesh, detection.loss(config), ema_decay=config.ema_decay), state
 
 
 @pytest.fixture(scope="module")
 def stepper():
     """(mesh, compiled step, function that makes a fresh state) on one device, as `train_and_evaluate` sets them up."""
     mesh = devices.data_mesh(jax.devices()[:1])
-    config = _tiny_config()
+    config = tiny_config()
     compiled, _ = _stepper(config, mesh)
 
     @functools.wraps(compiled)
@@ -189,7 +168,7 @@ def test_four_devices_that_share_the_state_take_the_same_step_as_one(stepper, mo
     state, metrics = step(fresh(), devices.place_batch(mesh, batch), np.float32(1e-3))
     monkeypatch.setattr(devices, "MIN_SPLIT_SIZE", 256)  # so that arrays of this narrow model are split
     four = devices.data_mesh(jax.devices()[:4], fsdp=2)
-    step_of_four, state_of_four = _stepper(_tiny_config(), four)
+    step_of_four, state_of_four = _stepper(tiny_config(), four)
     split = [leaf for leaf in jax.tree.leaves(state_of_four.params) if not leaf.is_fully_replicated]
     assert len(split) > 5 and all(leaf.addressable_shards[0].data.size * 2 == leaf.size for leaf in split)
     with jax.set_mesh(four):
@@ -208,25 +187,24 @@ def test_four_devices_that_share_the_state_take_the_same_step_as_one(stepper, mo
 @pytest.mark.slow  # two more programs to compile, which a change of the other tests' steps cannot break alone
 def test_micro_batches_add_up_to_their_mean():
     mesh = devices.data_mesh(jax.devices()[:1])
-    config = _tiny_config(accumulate_steps=2)
+    config = tiny_config(accumulate_steps=2)
     tx = optimizer.make_optimizer(weight_decay=0.05, betas=(0.9, 0.999), clip_norm=35.0)
-    graph, state = train.create_state(config, len(config.data.class_names), tx, mesh)
-    settings = train.loss_settings(config)
+    graph, state = new_state(config, tx, mesh)
+    loss = detection.loss(config)
     halves = _batch(2, seed=1), _batch(2, seed=2)
     keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0), 2)
 
     @jax.jit
     def loss_and_norm(params, batch, key):
         def loss_of(params):
-            truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"], batch["image_size"])
             model = nnx.merge(graph, params, state.batch_stats)  # (in training a batch's own statistics count)
-            return losses.detection_loss(model, batch["image"], truth, key, **settings)[0]
+            return loss(model, batch, key)[0]
 
         return jax.value_and_grad(loss_of)(params)
 
     found = [loss_and_norm(state.params, half, key) for half, key in zip(halves, keys, strict=True)]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *[gradients for _, gradients in found])
-    step = train.make_train_step(graph, tx, mesh, ema_decay=0.0, accumulate_steps=2, **settings)
+    step = make_train_step(graph, tx, mesh, loss, ema_decay=0.0, accumulate_steps=2)
     batch = {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
     state, metrics = step(state, devices.place_batch(mesh, batch, accumulate_steps=2), np.float32(1e-3))
     # the same sums in another program
@@ -238,11 +216,11 @@ def test_micro_batches_add_up_to_their_mean():
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     # The schedule of a shorter run would be another one: the first part is of the same length, and is ended after its
     # first checkpoint.
-    whole = train.train_and_evaluate(_tiny_config(), tmp_path / "whole")
+    whole = loop.run(tiny_config(), tmp_path / "whole")
 
     # The signal comes in the middle of the second step.
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(train.Stopped, match="stopped at step 2 of 4"):
-        add, asked = train.RunLog.add, []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(stop.Stopped, match="stopped at step 2 of 4"):
+        add, asked = log.RunLog.add, []
 
         def add_and_ask(self, *args):
             add(self, *args)
@@ -250,10 +228,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
             if len(asked) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        patch.setattr(train.RunLog, "add", add_and_ask)
-        train.train_and_evaluate(_tiny_config(checkpoint_every=4), tmp_path / "parts")
+        patch.setattr(log.RunLog, "add", add_and_ask)
+        loop.run(tiny_config(checkpoint_every=4), tmp_path / "parts")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    resumed = train.train_and_evaluate(_tiny_config(), tmp_path / "parts")
+    resumed = loop.run(tiny_config(), tmp_path / "parts")
     assert (whole["facts"]["resumed_at_step"], resumed["facts"]["resumed_at_step"]) == (0, 2)
 
     def final(name):
@@ -267,7 +245,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
 
 def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a relative folder, as in the commands of the README
-    card = train.train_and_evaluate(_tiny_config(eval_every=4), "run")
+    card = loop.run(tiny_config(eval_every=4), "run")
     assert set(card["mean"]) == {"AP50_voc07", "AP50_voc12", "AP75_voc12", "AP50:95"}
     assert json.loads((tmp_path / "run" / "result.json").read_text())["facts"] == card["facts"]
     assert "| **mean** |" in (tmp_path / "run" / "result.md").read_text()
@@ -276,19 +254,19 @@ def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path, mo
     arrays, info = checkpoint.load_model(tmp_path / "run")
     assert info["class_names"] == list(demo.get_config().data.class_names)
     assert info["architecture"]["channels"] == [4, 4, 8, 8]
-    assert haksnet_jax.load(tmp_path / "run").proposal_caps["max_proposals"] == _tiny_config().rpn.max_proposals
+    assert haksnet_jax.load(tmp_path / "run").proposal_caps["max_proposals"] == tiny_config().rpn.max_proposals
     assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]  # nothing half-written
     # the same weights start another run
-    config = _tiny_config(init=str(tmp_path / "run"), num_steps=2)
-    train.train_and_evaluate(config, tmp_path / "second")
+    config = tiny_config(init=str(tmp_path / "run"), num_steps=2)
+    loop.run(config, tmp_path / "second")
     assert len(arrays) > 100
 
 
 def test_a_run_in_a_bucket_is_evaluated_resumed_and_loaded(tmp_path):
     with local_bucket() as bucket:
         workdir = "gs://some-bucket/runs/tiny"
-        config = _tiny_config(eval_every=4, checkpoints_kept=1)
-        card = train.train_and_evaluate(config, workdir)
+        config = tiny_config(eval_every=4, checkpoints_kept=1)
+        card = loop.run(config, workdir)
         names = {name.removeprefix("some-bucket/runs/tiny/") for name in bucket}
         assert {"result.json", "result.md", "metrics.jsonl", "config.json", "model.json", "curves.png"} <= names
         assert any(name.startswith("events/") for name in names)
@@ -296,10 +274,10 @@ def test_a_run_in_a_bucket_is_evaluated_resumed_and_loaded(tmp_path):
         assert bucket[card["picture"].removeprefix("gs://")].startswith(b"\x89PNG")
         assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {"4"}  # step 2 was removed
         # The same run on a disk: the storage changes nothing.
-        on_disk = train.train_and_evaluate(config, tmp_path / "disk")
+        on_disk = loop.run(config, tmp_path / "disk")
         assert card["mean"] == on_disk["mean"]
 
-        again = train.train_and_evaluate(config, workdir)
+        again = loop.run(config, workdir)
         assert again["facts"]["resumed_at_step"] == 4 and again["mean"] == card["mean"]
 
         arrays, info = checkpoint.load_model(workdir)
@@ -312,29 +290,29 @@ def test_a_run_in_a_bucket_is_evaluated_resumed_and_loaded(tmp_path):
 
 def _save_model(folder, **changes):
     """Saves the model of a new run. Returns: its arrays, what is known about it."""
-    config = _tiny_config(**changes)
-    _, state = train.create_state(config, 5, optimizer.make_optimizer(), devices.data_mesh())
+    config = tiny_config(**changes)
+    _, state = new_state(config, optimizer.make_optimizer(), devices.data_mesh())
     arrays = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
-    info = train.model_info(config)
+    info = detection.model_info(config)
     checkpoint.save_model(folder, arrays, info)
     return arrays, info
 
 
 def test_weights_of_another_shape_are_refused_with_every_name(tmp_path):
     _save_model(tmp_path / "model")
-    config = _tiny_config(init=str(tmp_path / "model"))
+    config = tiny_config(init=str(tmp_path / "model"))
     config.model.hidden = 24
     with pytest.raises(checkpoint.CheckpointError, match=r"roi_head\.fc_1\.bias has shape \(16,\), expected \(24,\)"):
-        train.train_and_evaluate(config, tmp_path / "other")
+        loop.run(config, tmp_path / "other")
 
 
 def test_a_backbone_fills_only_the_backbone(tmp_path):
     saved, _ = _save_model(tmp_path / "model", seed=1)
-    config = _tiny_config(pretrained=str(tmp_path / "model"), seed=5)
+    config = tiny_config(pretrained=str(tmp_path / "model"), seed=5)
     mesh = devices.data_mesh()
-    _, state = train.create_state(config, 5, optimizer.make_optimizer(), mesh)
-    loaded = checkpoint.flatten(train.load_initial_weights(config, state, mesh).params)
-    fresh = checkpoint.flatten(train.create_state(config, 5, optimizer.make_optimizer(), mesh)[1].params)
+    _, state = new_state(config, optimizer.make_optimizer(), mesh)
+    loaded = checkpoint.flatten(resume.load_initial_weights(detection, config, state, mesh).params)
+    fresh = checkpoint.flatten(new_state(config, optimizer.make_optimizer(), mesh)[1].params)
     for name, value in loaded.items():
         expected = saved[name] if name.startswith("backbone.") else fresh[name]
         np.testing.assert_array_equal(value, expected, err_msg=name)
@@ -344,10 +322,10 @@ def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go
     mesh = devices.data_mesh()
 
     def start(**changes):
-        config = _tiny_config(seed=5, init=str(tmp_path / "model"), **changes)
-        _, state = train.create_state(config, 5, optimizer.make_optimizer(), mesh)
+        config = tiny_config(seed=5, init=str(tmp_path / "model"), **changes)
+        _, state = new_state(config, optimizer.make_optimizer(), mesh)
         return checkpoint.flatten(state.params), checkpoint.flatten(
-            train.load_initial_weights(config, state, mesh).params
+            resume.load_initial_weights(detection, config, state, mesh).params
         )
 
     arrays, info = _save_model(tmp_path / "model", seed=1)
@@ -374,11 +352,11 @@ def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go
     np.testing.assert_array_equal(loaded["roi_head.logits.kernel"], fresh["roi_head.logits.kernel"])
 
     checkpoint.save_model(tmp_path / "model", arrays, info | {"class_names": ["a", "b"]})
-    with pytest.raises(train.TrainingError, match=r"knows 2 classes and data\.class_names has 5; init_new_"):
+    with pytest.raises(UserError, match=r"knows 2 classes and data\.class_names has 5; init_new_"):
         start()
     backbone = info["architecture"] | {"fpn_channels": None}
     checkpoint.save_model(tmp_path / "model", arrays, info | {"class_names": [], "architecture": backbone})
-    with pytest.raises(train.TrainingError, match="holds a backbone alone; name it with pretrained"):
+    with pytest.raises(UserError, match="holds a backbone alone; name it with pretrained"):
         start()
 
 
@@ -391,8 +369,8 @@ def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go
     ],
 )
 def test_mistakes_in_a_configuration_are_named(tmp_path, change, message):
-    with pytest.raises((train.TrainingError, checkpoint.CheckpointError), match=message):
-        train.train_and_evaluate(_tiny_config(**change), tmp_path)
+    with pytest.raises((UserError, checkpoint.CheckpointError), match=message):
+        loop.run(tiny_config(**change), tmp_path)
 
 
 def test_classes_of_an_own_folder_come_from_its_file(tmp_path):
@@ -401,23 +379,23 @@ def test_classes_of_an_own_folder_come_from_its_file(tmp_path):
     (tmp_path / "classes.txt").write_text("ship\nplane\n")
     config = folder.get_config()
     config.data.root = str(tmp_path)
-    assert train.with_class_names(config).data.class_names == ("ship", "plane")
+    assert detection.prepared(config).data.class_names == ("ship", "plane")
     (tmp_path / "train").mkdir()
     (tmp_path / "classes.txt").rename(tmp_path / "train" / "classes.txt")  # where tiles have it
-    assert train.with_class_names(config).data.class_names == ("ship", "plane")
+    assert detection.prepared(config).data.class_names == ("ship", "plane")
     (tmp_path / "train" / "classes.txt").unlink()
-    with pytest.raises(train.TrainingError, match=r"no .*classes.txt and no .*train/classes.txt: write the names"):
-        train.with_class_names(config)
+    with pytest.raises(UserError, match=r"no .*classes.txt and no .*train/classes.txt: write the names"):
+        detection.prepared(config)
     (tmp_path / "classes.txt").write_text("ship\nplane\n")
     assert not config.data.class_names  # the caller's configuration stays as it was
-    assert train.with_class_names(_tiny_config()).data.class_names == demo.get_config().data.class_names
+    assert detection.prepared(tiny_config()).data.class_names == demo.get_config().data.class_names
 
 
 def test_an_image_size_that_the_network_cannot_take_is_named(tmp_path):
-    config = _tiny_config()
+    config = tiny_config()
     config.data.image_size = (100, 64)
-    with pytest.raises(train.TrainingError, match=r"data\.image_size: expected multiples of 32, got \(100, 64\)"):
-        train.train_and_evaluate(config, tmp_path)
+    with pytest.raises(UserError, match=r"data\.image_size: expected multiples of 32, got \(100, 64\)"):
+        loop.run(config, tmp_path)
 
 
 def test_a_configuration_refuses_a_key_that_it_does_not_have():
@@ -434,5 +412,5 @@ def test_every_configuration_builds_its_model():
         assert config.name == module.__name__.split(".")[-1]
         assert config.is_locked
         assert set(config.augment.quarter_turn_classes) <= set(config.data.class_names)
-        model = nnx.eval_shape(lambda c=config: train.build_model(c.model, len(c.data.class_names), rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda c=config: detection.build_model(c, rngs=nnx.Rngs(0)))
         assert isinstance(model, OrientedRCNN)

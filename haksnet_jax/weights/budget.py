@@ -1,14 +1,14 @@
 """What one file of weights may cost while it is read: memory and time for what surrounds the tensors, and their bytes.
 
 A few bytes of a pickle can ask for gigabytes of copies, and none of the limits on single things prevents that. So every
-copy is charged, none is given back, and the sum is bounded: real files need less than a third of it.
+copy is charged, none is given back, and the sum is bounded: real files need less than half of it.
 """
 
 import time
 
 from haksnet_jax.weights.errors import CheckpointError
 
-MAX_METADATA_BYTES = 64 << 20  # 1,800 weights with the state of their optimizer need less than 20 MiB
+MAX_METADATA_BYTES = 64 << 20  # 1,350 weights with the state of their optimizer need 23 MiB
 MAX_SECONDS = 5.0  # the same takes 0.1 s
 MAX_BYTES = 8 << 30  # tensors of one file, by default
 

@@ -104,16 +104,16 @@ def test_a_pickle_that_asks_for_much_is_refused_cheaply(name, limit, tmp_path):
     refused_cheaply(write_zip(tmp_path / "a.pth", program))
 
 
-def test_a_detector_with_the_state_of_its_optimizer_needs_a_third_of_the_budget(tmp_path, monkeypatch):
+def test_a_detector_with_the_state_of_its_optimizer_needs_half_of_the_budget(tmp_path, monkeypatch):
     weights = make_weights(TINY)
-    names = [f"{name}.{copy}" for name in weights for copy in range(5)]  # more than HAKSNet-S has
+    names = [f"{name}.{copy}" for name in weights for copy in range(5)]  # about as many as HAKSNet-S has
     values = dict.fromkeys(names, np.zeros(1, np.float32))
     state = {index: {"step": 1, "exp_avg": np.zeros(1), "exp_avg_sq": np.zeros(1)} for index in range(len(names))}
     path = write_zip(tmp_path / "a.pth", {"state_dict": values, "optimizer": {"state": state}})
     monkeypatch.setattr(
         budget, "MAX_METADATA_BYTES", budget.MAX_METADATA_BYTES // 3
     )  # the writer here spells every name anew
-    assert len(read_checkpoint(path).tree["state_dict"]) == len(names) > 1500
+    assert len(read_checkpoint(path).tree["state_dict"]) == len(names) > 1300
 
 
 def test_the_older_form_has_one_budget_for_all_its_pickles(tmp_path):

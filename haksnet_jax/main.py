@@ -16,7 +16,17 @@ from haksnet_jax.cli import program
 STOPPED = 75
 
 
-def train(config, workdir=None, *, coordinator=None, num_hosts=None, host=None, join_timeout=300.0, resume="same"):
+def train(
+    config,
+    workdir=None,
+    *,
+    coordinator=None,
+    num_hosts=None,
+    host=None,
+    join_timeout=300.0,
+    join_token=None,
+    resume="same",
+):
     """Joins the other hosts, trains and evaluates.
 
     Args:
@@ -24,6 +34,7 @@ def train(config, workdir=None, *, coordinator=None, num_hosts=None, host=None, 
       workdir: folder of the run; default: runs/NAME_OF_THE_CONFIG.
       coordinator, num_hosts, host: of a run of several hosts that no cluster describes, see `hosts.find_membership`.
       join_timeout: seconds that hosts wait for each other.
+      join_token: text that the run's hosts share; None for what `hosts.find_membership` finds.
       resume: "same", or "anyway" to go on with a run of other data, classes or model (`training.resume`).
 
     Returns:
@@ -42,7 +53,7 @@ def train(config, workdir=None, *, coordinator=None, num_hosts=None, host=None, 
     workdir = workdir or os.path.join("runs", config.name)
     membership = None
     try:
-        membership = hosts.find_membership(coordinator, num_hosts, host, timeout=join_timeout)
+        membership = hosts.find_membership(coordinator, num_hosts, host, token=join_token, timeout=join_timeout)
         if membership is not None and membership.host:
             # One host tells how it goes; of the others, what goes wrong there.
             logging.set_verbosity(logging.WARNING)

@@ -34,6 +34,12 @@ def add_arguments(parser):
         default=300.0,
         help="seconds that hosts wait for each other at the start; default: %(default)g",
     )
+    add(
+        "--join-token",
+        metavar="TEXT",
+        help="a text that all hosts of this run share and nobody else knows; default: HAKSNET_JOIN_TOKEN, else the "
+        "scheduler's number of the job",
+    )
 
 
 def run(arguments):
@@ -48,5 +54,6 @@ def run(arguments):
         num_hosts=arguments.num_hosts,
         host=arguments.host,
         join_timeout=arguments.join_timeout,
+        join_token=arguments.join_token,
         resume=arguments.resume,
     )

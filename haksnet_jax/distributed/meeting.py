@@ -7,6 +7,7 @@ waits for none, drops what is not signed with the run's token, and what is not a
 import contextlib
 import errno
 import os
+import resource
 import secrets
 import selectors
 import socket
@@ -72,7 +73,7 @@ def differences(facts_by_host):
                 for name in names[:5]
             )
             more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
-            return f"the hosts do not run the same: {differing}{more}. Start all hosts with the same code, command and data"
+            return f"the hosts do not run the same: {differing}{more}. Start all with the same code, command and data"
     return None
 
 
@@ -130,6 +131,7 @@ class _Meeting:
         self._pending = {}  # socket: _Pending, oldest first
         self._listeners = listeners
         self._num_strangers = 0
+        self._max_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._refused = {}  # sentences, in the order of their arrival
         self._selector = selectors.DefaultSelector()
         for listener in listeners:
@@ -194,7 +196,7 @@ class _Meeting:
                 if not isinstance(error, BlockingIOError):  # (else none is waiting any more)
                     time.sleep(0.05)  # the system is short of something: asked at once, it would be so again
                 return
-            if len(self._pending) >= _MAX_CONNECTIONS:
+            if len(self._pending) >= min(_MAX_CONNECTIONS, self._max_open_files // 2):
                 self._drop(next(iter(self._pending)))
             connection.setblocking(False)
             pending = self._pending[connection] = _Pending()

@@ -108,7 +108,7 @@ def test_the_token_is_what_was_chosen_else_the_number_of_the_job(monkeypatch, va
     assert hosts.find_membership("a:1", 2, 1, token="a flag").token == "a flag"
 
 
-# ------------------------------------------------------------------------------------------------- strangers at the port
+# ------------------------------------------------------------------------------------------------ strangers at the port
 
 
 def _stranger(port, until=10.0):

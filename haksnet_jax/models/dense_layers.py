@@ -160,7 +160,7 @@ def interpolation_matrix(size, new_size):
 
 
 def resample(x, rows, columns):
-    """x [B, rows, columns, C] with its sides multiplied by matrices [new, old]: pooling or interpolation of any size."""
+    """x [B, rows, columns, C] with its sides multiplied by matrices [new, old]: pooling, or interpolation."""
     for equation, matrix in (("oh,bhwc->bowc", rows), ("ow,bhwc->bhoc", columns)):
         x = jnp.einsum(equation, jnp.asarray(matrix, jnp.float32), x, precision=jax.lax.Precision.HIGHEST)
     return x

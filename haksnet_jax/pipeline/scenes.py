@@ -493,6 +493,73 @@ def _draw_blobs(rng, image, blobs, sun):
         pen.shape(outline * 0.35 + np.array([x, y]) * 0.35, _shade(colour, 1.25))
 
 
+class _Ground(NamedTuple):
+    """A place before its objects are drawn: what all its dates have in common."""
+
+    image: np.ndarray  # with pads
+    water: np.ndarray
+    shadow: np.ndarray  # of the blobs
+    blobs: list
+    sun: tuple
+    boxes: list
+    labels: list
+    seeds: np.ndarray
+
+
+def _lay_out(rng, size, looks, objects_per_scene):
+    height, width = size
+    grounds = {look.ground for look in looks}
+    with_water = "water" in grounds and (grounds == {"water"} or rng.random() < 0.6)
+    image, water = _draw_ground(rng, height, width, with_water)
+    sun_angle = rng.uniform(0, 2 * math.pi)
+    sun = (math.cos(sun_angle), math.sin(sun_angle))
+    places = _Places(height, width, water)
+    boxes, labels = _place_objects(rng, places, looks, objects_per_scene)
+    shadow = np.zeros((height, width), np.uint8)
+    blobs = _draw_clutter(rng, image, shadow, places, sun)
+    seeds = rng.integers(2**32, size=len(boxes))
+    return _Ground(image, water, shadow, blobs, sun, boxes, labels, seeds)
+
+
+def _draw_date(rng, ground, looks, shown):
+    """The place at one date. Args: rng; ground; looks; shown, bool for each object. Returns: [H, W, 3] uint8."""
+    objects = [
+        entry
+        for entry, drawn in zip(zip(ground.boxes, ground.labels, ground.seeds, strict=True), shown, strict=True)
+        if drawn
+    ]
+    shadow, sun = ground.shadow.copy(), ground.sun
+    height, width = shadow.shape
+    for box, label, seed in objects:
+        look = looks[label]
+        if look.height:
+            # the shadow is the object's own drawing in one colour, moved away from the sun
+            look.draw(_Pen(shadow, box, sun, shadow_length=look.height * box[3]), np.random.default_rng(seed))
+    dark = cv2.GaussianBlur(shadow, (3, 3), 0.8)
+    strength = rng.uniform(0.35, 0.6)
+    shade = cv2.merge([cv2.convertScaleAbs(dark, alpha=-strength, beta=255)] * 3)
+    image = cv2.multiply(ground.image, shade, scale=1 / 255)
+    _draw_blobs(rng, image, ground.blobs, sun)
+    for box, label, seed in objects:
+        looks[label].draw(_Pen(image, box, sun), np.random.default_rng(seed))
+
+    # What the camera adds: a little blur, haze or contrast, and grain.
+    image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.4, 0.8))
+    grain = rng.standard_normal((height, width), np.float32) * rng.uniform(2, 6) + 3 * _noise(rng, height, width, 3)
+    image = image.astype(np.float32) * rng.uniform(0.85, 1.15) + rng.normal(0, 6)
+    image += grain[..., None]
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _silhouette(ground, looks, index):
+    """[H, W] bool: the pixels of one object."""
+    drawn = np.zeros(ground.shadow.shape, np.uint8)
+    # A shadow that falls (almost) under the object itself.
+    pen = _Pen(drawn, ground.boxes[index], ground.sun, shadow_length=1e-6)
+    looks[ground.labels[index]].draw(pen, np.random.default_rng(ground.seeds[index]))
+    return drawn >= 128
+
+
 def draw_scene(rng, size, looks, objects_per_scene):
     """Draws one scene.
 
@@ -505,36 +572,39 @@ def draw_scene(rng, size, looks, objects_per_scene):
     Returns:
       (image [H, W, 3] uint8 RGB, boxes [N, 5] float64 (cx, cy, length, width, angle), labels [N] int32).
     """
-    height, width = size
-    grounds = {look.ground for look in looks}
-    with_water = "water" in grounds and (grounds == {"water"} or rng.random() < 0.6)
-    image, water = _draw_ground(rng, height, width, with_water)
-    sun_angle = rng.uniform(0, 2 * math.pi)
-    sun = (math.cos(sun_angle), math.sin(sun_angle))
-    places = _Places(height, width, water)
-    boxes, labels = _place_objects(rng, places, looks, objects_per_scene)
-    shadow = np.zeros((height, width), np.uint8)
-    blobs = _draw_clutter(rng, image, shadow, places, sun)
-    seeds = rng.integers(2**32, size=len(boxes))
-    for box, label, seed in zip(boxes, labels, seeds, strict=True):
-        look = looks[label]
-        if look.height:
-            # the shadow is the object's own drawing in one colour, moved away from the sun
-            look.draw(_Pen(shadow, box, sun, shadow_length=look.height * box[3]), np.random.default_rng(seed))
-    dark = cv2.GaussianBlur(shadow, (3, 3), 0.8)
-    strength = rng.uniform(0.35, 0.6)
-    image = cv2.multiply(image, cv2.merge([cv2.convertScaleAbs(dark, alpha=-strength, beta=255)] * 3), scale=1 / 255)
-    _draw_blobs(rng, image, blobs, sun)
-    for box, label, seed in zip(boxes, labels, seeds, strict=True):
-        looks[label].draw(_Pen(image, box, sun), np.random.default_rng(seed))
+    ground = _lay_out(rng, size, looks, objects_per_scene)
+    image = _draw_date(rng, ground, looks, [True] * len(ground.boxes))
+    return image, np.array(ground.boxes, np.float64).reshape(-1, 5), np.array(ground.labels, np.int32)
 
-    # What the camera adds: a little blur, haze or contrast, and grain.
-    image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.4, 0.8))
-    grain = rng.standard_normal((height, width), np.float32) * rng.uniform(2, 6) + 3 * _noise(rng, height, width, 3)
-    image = image.astype(np.float32) * rng.uniform(0.85, 1.15) + rng.normal(0, 6)
-    image += grain[..., None]
-    return (
-        np.clip(image, 0, 255).astype(np.uint8),
-        np.array(boxes, np.float64).reshape(-1, 5),
-        np.array(labels, np.int32),
-    )
+
+def draw_scene_with_mask(rng, size, looks, objects_per_scene):
+    """Draws one scene and says what each pixel shows.
+
+    Args:
+      rng, size, looks, objects_per_scene: as in `draw_scene`, whose scene it is.
+
+    Returns:
+      (image [H, W, 3] uint8 RGB, mask [H, W] uint8: 0 land, 1 water, 2 + label an object).
+    """
+    ground = _lay_out(rng, size, looks, objects_per_scene)
+    mask = ground.water.astype(np.uint8)
+    for index, label in enumerate(ground.labels):
+        mask[_silhouette(ground, looks, index)] = 2 + label
+    return _draw_date(rng, ground, looks, [True] * len(ground.boxes)), mask
+
+
+def draw_pair(rng, size, looks, objects_per_scene):
+    """Draws one place at two dates: other light and another camera, some objects gone and some new.
+
+    Args:
+      rng, size, looks, objects_per_scene: as in `draw_scene`; the number of objects is that of both dates together.
+
+    Returns:
+      (before [H, W, 3] uint8 RGB, after, mask [H, W] uint8: 1 where an object came or went).
+    """
+    ground = _lay_out(rng, size, looks, objects_per_scene)
+    fate = rng.random(len(ground.boxes))  # below 1/4 the object is gone later, above 3/4 it is new
+    mask = np.zeros(size, np.uint8)
+    for index in np.flatnonzero((fate < 0.25) | (fate > 0.75)):
+        mask[_silhouette(ground, looks, index)] = 1
+    return _draw_date(rng, ground, looks, fate <= 0.75), _draw_date(rng, ground, looks, fate >= 0.25), mask

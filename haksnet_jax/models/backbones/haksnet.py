@@ -299,13 +299,14 @@ class HAKSNet(nnx.Module):
             channels_in = channels
         self.stages = nnx.List(stages)
 
-    def __call__(self, images, *, train=False, key=None):
+    def __call__(self, images, *, train=False, key=None, after_stage=None):
         """Computes the four feature maps.
 
         Args:
           images: [B, H, W, in_channels] normalised.
           train: batch statistics instead of running ones.
           key: random key for stochastic depth, or None for none.
+          after_stage: function of a stage's map and its number (1 to 4) whose result takes the map's place, or None.
 
         Returns:
           Four maps [B, ceil(H / s), ceil(W / s), C_s] at strides s = 4, 8, 16, 32.
@@ -318,6 +319,7 @@ class HAKSNet(nnx.Module):
         for i, (stage, depth, stage_key) in enumerate(zip(self.stages, self.depths, keys, strict=True)):
             with jax.named_scope(f"stage_{i + 1}"):
                 x = stage(x, train=train, drop_rates=rates[start : start + depth], key=stage_key)
+                x = x if after_stage is None else after_stage(x, i + 1)
             outputs.append(x)
             start += depth
         return tuple(outputs)

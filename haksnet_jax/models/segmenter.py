@@ -1,0 +1,50 @@
+"""A backbone and a decoder: classes of pixels. It never sees labels; training's wiring is in `dense_loss.py`."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from haksnet_jax.models.dense_layers import enlarge_class_maps
+
+
+def normalize(images, mean, std):
+    """(pixels - mean) / std by channel. Args: images [..., C]; mean, std of C numbers. Returns: float32."""
+    return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+class Segmenter(nnx.Module):
+    """Semantic segmentation.
+
+    Args:
+      backbone: module with `channels`; maps at strides 4, 8, 16 and 32.
+      decoder: UNetFormer or UPerNet.
+      pixel_mean, pixel_std: normalisation of the channels' values.
+    """
+
+    def __init__(self, backbone, decoder, *, pixel_mean, pixel_std):
+        self.backbone = backbone
+        self.decoder = decoder
+        self.pixel_mean = tuple(pixel_mean)
+        self.pixel_std = tuple(pixel_std)
+
+    def __call__(self, images, *, train=False, key=None):
+        """Logits on the decoder's grid.
+
+        Args:
+          images: [B, H, W, C] pixel values; H and W multiples of 32, at least 64.
+          train: batch statistics, and the auxiliary logits.
+          key: random key of stochastic depth and dropout, or None for none.
+
+        Returns:
+          (logits [B, H / 4, W / 4, K] float32, auxiliary logits or None).
+        """
+        keys = (None, None) if key is None else jax.random.split(key)
+        with jax.named_scope("backbone"):
+            maps = self.backbone(normalize(images, self.pixel_mean, self.pixel_std), train=train, key=keys[0])
+        with jax.named_scope("decoder"):
+            return self.decoder(maps, train=train, key=keys[1])
+
+    def probabilities(self, images):
+        """Args: images [B, H, W, C] pixel values. Returns: [B, K, H, W] float32, sum 1 over the classes."""
+        logits, _ = self(images)
+        return jax.nn.softmax(enlarge_class_maps(logits, self.decoder.stride), axis=1)

@@ -178,3 +178,12 @@ def _reads(path, text):
         return path.read_text() == text
     except OSError:
         return False
+
+
+def sum_over_hosts(counts):
+    """The sum of every host's counts. All take part. Args: counts, integers of the same shape. Returns: int64."""
+    counts = np.asarray(counts, np.int64)
+    if jax.process_count() == 1:
+        return counts
+    # (as text: JAX would make 32 bits of them)
+    return sum(np.array(record["counts"], np.int64) for record in _exchange({"counts": counts.tolist()}))

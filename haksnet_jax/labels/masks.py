@@ -78,6 +78,11 @@ def read_palette(path):
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the palette cannot be read: {error}") from error
+    return parse_palette(lines, path)
+
+
+def parse_palette(lines, where):
+    """`read_palette` of lines. Args: lines; where, their place, for messages. Returns and Raises: as there."""
     names, colours = [], {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("# "):
@@ -85,24 +90,24 @@ def read_palette(path):
         match = _PALETTE_LINE.fullmatch(line.strip())
         if match is None:
             raise UserError(
-                f"{path}:{number}: expected a line like '8429F6 land' or '132 41 246 land', got {line!r:.80}"
+                f"{where}:{number}: expected a line like '8429F6 land' or '132 41 246 land', got {line!r:.80}"
             )
         if match["hex"]:
             colour = tuple(bytes.fromhex(match["hex"]))
         else:
             colour = tuple(int(match[channel]) for channel in "rgb")
         if max(colour) > 255:
-            raise UserError(f"{path}:{number}: a colour's values lie between 0 and 255, got {line!r:.80}")
+            raise UserError(f"{where}:{number}: a colour's values lie between 0 and 255, got {line!r:.80}")
         if colour in colours:
-            raise UserError(f"{path}:{number}: the colour {hexadecimal(colour)} stands for two classes")
+            raise UserError(f"{where}:{number}: the colour {hexadecimal(colour)} stands for two classes")
         name = match["name"].strip()
         if name != "ignored" and name not in names:
             names.append(name)
         colours[colour] = IGNORED if name == "ignored" else names.index(name)
     if not names:
-        raise UserError(f"{path} names no class; expected lines like '8429F6 land'")
+        raise UserError(f"{where} names no class; expected lines like '8429F6 land'")
     if len(names) > MAX_CLASSES:
-        raise UserError(f"{path} names {len(names)} classes; at most {MAX_CLASSES} fit a mask")
+        raise UserError(f"{where} names {len(names)} classes; at most {MAX_CLASSES} fit a mask")
     return tuple(names), Legend(len(names), {IGNORED: IGNORED}, colours)
 
 

@@ -166,9 +166,7 @@ class Augmentation:
     def _cropped(self, example, rng):
         mask = example["mask"]
         for _ in range(_CROP_TRIALS):
-            matrix = crop_matrix(
-                rng, mask.shape, self.crop, scale_range=self.scale_range, max_degrees=self.max_degrees
-            )
+            matrix = crop_matrix(rng, mask.shape, self.crop, scale_range=self.scale_range, max_degrees=self.max_degrees)
             cropped = warp(mask, matrix, self.crop, nearest=True, outside=IGNORED)
             counts = np.bincount(cropped.reshape(-1), minlength=IGNORED + 1)[:IGNORED]
             if 0 < counts.max() <= self.max_class_share * counts.sum():

@@ -1,0 +1,115 @@
+"""HAKSNet-T with the UNetFormer decoder on your own folder of images and masks.
+
+The folder (docs/segmentation.md): `train/images`, `train/masks`, `val/images`, `val/masks`, and a `palette.txt` where
+masks hold colours, or a `classes.txt` where they hold the classes' numbers.
+
+    haksnet train --config=segmentation_folder --config.data.root=FOLDER --workdir=runs/mine
+
+The loss is that of the LSKNet configurations of GeoSeg (label smoothing 0.05, Dice, auxiliary head 0.4); the schedule
+is one for a few thousand images and less.
+"""
+
+import ml_collections
+
+
+def get_config():
+    """All values of the experiment."""
+    config = ml_collections.ConfigDict()
+    config.name = "segmentation_folder"
+    config.task = "segmentation"
+    config.seed = 0
+    config.num_epochs = 100
+    config.num_steps = 0  # if not 0, the length of the run instead of num_epochs
+    config.batch_size_per_device = 16
+    config.accumulate_steps = 1  # micro-batches of that size whose gradients are averaged for one update
+    config.checkpoint_every = 1000  # steps
+    config.checkpoints_kept = 3
+    config.eval_every = 1000  # steps
+    config.log_every = 50  # steps
+    config.pretrained = ""  # folder of a converted backbone, or of a run of any task
+    config.init = ""  # folder of a whole segmenter
+    config.init_new_classes = False  # whether a classifier of other classes may start anew with `init`
+    config.ema_decay = 0.998
+    config.max_skipped_steps = 20  # steps in a row without finite gradients after which the run stops
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
+
+    config.model = ml_collections.ConfigDict()
+    config.model.channels = (32, 64, 160, 256)  # HAKSNet-T
+    config.model.depths = (3, 3, 5, 2)
+    config.model.mlp_ratios = (8, 8, 4, 4)
+    config.model.in_channels = 3
+    config.model.decoder = "unetformer"  # unetformer or upernet
+    config.model.decoder_channels = 64  # upernet: 512
+    config.model.dropout = 0.1  # of channels before the logits
+    config.model.drop_path_rate = 0.1
+    config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
+    config.model.pixel_std = (58.395, 57.12, 57.375)
+    config.model.dtype = "bfloat16"  # of the arithmetic; parameters, statistics and logits are float32
+    config.model.remat = False  # recompute blocks in the backward pass instead of storing what is inside them
+
+    config.data = ml_collections.ConfigDict()
+    config.data.kind = "folder"  # folder or scenes
+    config.data.class_names = ()  # empty: those of palette.txt or classes.txt beside the folders
+    config.data.root = ""  # folder that the paths of train and val are in; empty: they stand for themselves
+    config.data.palette = (
+        ""  # file of colours, or lines like those of one; empty: palette.txt beside the folders, if any
+    )
+    config.data.mask_values = ()  # value of each class in masks of numbers; empty: 0, 1, 2, ...
+    config.data.ignored_values = (255,)  # values of pixels that have no label
+    config.data.image_size = (512, 512)  # rows, columns of the crops
+    config.data.cache_gib = 4.0  # GiB of decoded images that each process keeps in memory
+    config.data.num_workers = 8  # processes that decode and augment, on each host
+    config.data.stall_seconds = 60.0  # a batch that takes longer is told of each time; the 10th time is the end
+    config.data.train = ml_collections.ConfigDict({"images_dir": "train/images", "masks_dir": "train/masks"})
+    config.data.val = ml_collections.ConfigDict({"images_dir": "val/images", "masks_dir": "val/masks"})
+
+    config.augment = ml_collections.ConfigDict()
+    config.augment.scale_range = (0.5, 2.0)  # factor of size
+    config.augment.max_degrees = 0.0  # of a turn beside quarter turns
+    config.augment.horizontal_flip = 0.5
+    config.augment.vertical_flip = 0.5
+    config.augment.quarter_turns = True
+    config.augment.brightness = 0.15  # largest offset, as a share of 255
+    config.augment.contrast = 0.2  # largest relative change
+    config.augment.saturation = 0.3
+    config.augment.tint = 0.05  # of each channel
+    config.augment.max_class_share = (
+        0.75  # of a crop that one class may take, else it is drawn again (10 times at most)
+    )
+    config.augment.mosaic = 0.0  # probability of a crop made of four images
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.smoothing = 0.05
+    config.loss.dice_weight = 1.0
+    config.loss.auxiliary_weight = 0.4
+    config.loss.hard_pixels = False  # cross-entropy on pixels of a probability below 0.7 alone
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-3  # for reference_batch images a step
+    config.optimizer.reference_batch = 16
+    config.optimizer.lr_scaling = "sqrt"  # linear, sqrt or none
+    config.optimizer.max_lr = 4e-3  # what scaling may reach at most
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.betas = (0.9, 0.999)
+    config.optimizer.clip_norm = 5.0
+    config.optimizer.schedule = "cosine"  # step or cosine
+    config.optimizer.drop_epochs = ()
+    config.optimizer.drop_factor = 0.1
+    config.optimizer.final_ratio = 0.0  # of a cosine schedule
+    config.optimizer.warmup_steps = 300
+    config.optimizer.warmup_ratio = 0.01
+    config.optimizer.max_warmup_fraction = 0.1  # of the run
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.protocol = "whole images in blended windows"  # what the figures are of, for the result card
+    config.evaluation.tile = 1024  # side of the windows
+    config.evaluation.overlap = 256  # pixels that neighbouring windows share at least
+    config.evaluation.scales = (1.0,)  # factors at which windows are looked at besides; probabilities are averaged
+    config.evaluation.flip = False  # whether their mirror images are looked at too
+    config.evaluation.turns = False  # whether they are looked at in four directions
+    config.evaluation.left_out = ()  # classes that the means leave out
+    config.evaluation.batch_size_per_device = 4
+    config.evaluation.num_pictures = 8  # validation images that are drawn
+    return config.lock()

@@ -1,0 +1,100 @@
+"""A segmenter or change detector over a labelled split: one confusion matrix, and drawings."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from haksnet_jax.distributed import hosts
+from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.inference import dense
+from haksnet_jax.labels.masks import IGNORED
+from haksnet_jax.pipeline.dense_transforms import IMAGES
+from haksnet_jax.results import dense_maps, visualize
+from haksnet_jax.results.confusion import ChangeConfusion, Confusion, confusion_matrix
+
+
+class Picture(NamedTuple):
+    """A drawn image: its identifier, the file, and the pixels [H, W, 3] uint8 RGB."""
+
+    image_id: str
+    path: Any
+    image: np.ndarray
+
+
+class DenseEvaluator:
+    """Evaluates on whole images, again and again with one compilation. Each host takes its part of the images.
+
+    Args:
+      graph: graph definition of the model.
+      source: labelled examples.
+      settings: dense.Settings.
+      batch_size: windows at a time on each device.
+      left_out: names of classes that the means leave out.
+      num_pictures: examples that are drawn.
+      colours: of the classes, or None.
+
+    Attributes:
+      pictures: list of Picture, drawn by the last evaluation.
+    """
+
+    def __init__(self, graph, source, settings, *, batch_size, left_out=(), num_pictures=8, colours=None):
+        mesh = devices.data_mesh(jax.local_devices())
+        self._session = dense.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
+        self._source = source
+        self._settings = settings
+        self._left_out = tuple(left_out)
+        self._num_pictures = num_pictures
+        self._colours = dense_maps.colours_of(source.class_names, colours)
+        self.pictures = []
+
+    def __call__(self, variables, *, pictures=None):
+        """Evaluates.
+
+        Args:
+          variables: {"params", "batch_stats"}, whole on every device.
+          pictures: folder (a path) for drawings, or None for none.
+
+        Returns:
+          Confusion, or ChangeConfusion of a source of pairs.
+        """
+        self._session.set_variables(variables)
+        num_classes = len(self._source.class_names)
+        matrix = np.zeros((num_classes, num_classes), np.int64)
+        drawn = set(
+            np.linspace(0, len(self._source) - 1, min(self._num_pictures, len(self._source))).round().astype(int)
+        )
+        self.pictures = []
+        is_pair = False
+        for job in dense.predict(self._session, self._jobs(), self._settings):
+            index, example, labels = job.tag
+            is_pair = "before" in example
+            matrix += confusion_matrix(_labels(example["mask"], num_classes), labels, num_classes)
+            if pictures is not None and index in drawn and jax.process_index() == 0:
+                self.pictures.append(self._draw(index, example, labels, pictures))
+        matrix = hosts.sum_over_hosts(matrix)
+        kind = ChangeConfusion if is_pair else Confusion
+        return kind(matrix, tuple(self._source.class_names), self._left_out)
+
+    def _jobs(self):
+        for index in range(jax.process_index(), len(self._source), jax.process_count()):
+            example = self._source[index]
+            images = tuple(dense.ArrayImage(example[name]) for name in IMAGES if name in example)
+            labels, sink = dense.fill_array(*example["mask"].shape)
+            yield dense.Job(images, sink, (index, example, labels))
+
+    def _draw(self, index, example, labels, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        images = [example[name] for name in IMAGES if name in example]
+        picture = dense_maps.comparison(images, labels, example["mask"], self._colours)
+        strip = dense_maps.legend(picture.shape[1], self._source.class_names, self._colours)
+        picture = np.concatenate([picture, strip])
+        name = self._source.image_ids[index]
+        path = folder / f"{name.replace('/', '_')}.png"
+        visualize.write_image(path, picture)
+        return Picture(name, path, picture)
+
+
+def _labels(mask, num_classes):
+    """Labels as int32 with -1 for those that are none."""
+    return np.where((mask == IGNORED) | (mask >= num_classes), -1, mask.astype(np.int32))

@@ -1,0 +1,92 @@
+"""Change detection: two dates through one backbone, changed or not for every pixel, F1 of change on whole images."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from haksnet_jax.errors import UserError
+from haksnet_jax.models import dense_architecture
+from haksnet_jax.models.change_detector import ChangerHead
+from haksnet_jax.pipeline.dense_sources import CHANGE_CLASSES, PairFolder, PairScenes
+from haksnet_jax.results.dense_maps import CHANGE_COLOURS
+from haksnet_jax.tasks import dense
+
+BEST = "f1_change"
+CURVES = ("loss", "accuracy", "f1_", "iou_", "precision_", "recall_")
+CLASSIFIER = ("head.logits.", "head.head.logits.", "head.auxiliary_head.logits.")
+COUNTERS = dense.COUNTERS
+
+log_line = dense.log_line
+
+
+def prepared(config):
+    """The configuration, checked. Raises: UserError, a value that cannot be used."""
+    if config.model.head not in dense_architecture.HEADS:
+        raise UserError(f"model.head: expected one of {', '.join(dense_architecture.HEADS)}, got {config.model.head!r}")
+    if not 0 <= config.augment.exchange <= 1:
+        raise UserError(f"augment.exchange: expected a probability, got {config.augment.exchange}")
+    return dense.checked(config)
+
+
+def open_source(config, split):
+    """The examples of a split. Args: config; split, "train" or "val". Returns: PairFolder or PairScenes."""
+    if config.data.kind == "scenes":
+        return PairScenes(**config.data[split])
+    folders = (dense.folder_of(config, split, name) for name in ("before_dir", "after_dir", "masks_dir"))
+    return PairFolder(*folders, cache_gib=config.data.cache_gib)
+
+
+def batch_arrays(config):
+    """The arrays of one example: crops of both dates, and what has changed (1) and has not (0; 255: no label)."""
+    image = (dense.image_shape(config), np.uint8)
+    return {"before": image, "after": image, "mask": (tuple(config.data.image_size), np.uint8)}
+
+
+def train_batches(config, source, **where):
+    """Augmented crops in random order without end. Args: as `dense.train_batches`."""
+    return dense.train_batches(config, source, exchange=config.augment.exchange, **where)
+
+
+def build_model(config, *, rngs):
+    """The change detector of a configuration. Args: config; rngs. Returns: ChangeDetector."""
+    model = config.model
+    return dense_architecture.build(
+        "change",
+        dense_architecture.describe(model, len(CHANGE_CLASSES), head=model.head),
+        pixel_mean=tuple(model.pixel_mean),
+        pixel_std=tuple(model.pixel_std),
+        dtype=jnp.dtype(model.dtype),
+        drop_path_rate=model.drop_path_rate,
+        dropout=model.dropout,
+        remat=model.remat,
+        rngs=rngs,
+    )
+
+
+def model_info(config):
+    """What `model.json` says of the run's model."""
+    architecture = dense_architecture.describe(config.model, len(CHANGE_CLASSES), head=config.model.head)
+    return dense.model_info(config, "change", architecture, CHANGE_CLASSES, CHANGE_COLOURS)
+
+
+def loss(config):
+    """The function of (model, batch, key) that gives the loss and its parts, see `dense_loss`."""
+    settings = dense.loss_settings(config)
+
+    def loss_of(model, batch, key):
+        outputs = model(batch["before"], batch["after"], train=True, key=key)
+        strides = (4, None if isinstance(model.head, ChangerHead) else model.head.auxiliary_stride)
+        return dense.loss_of(outputs, batch["mask"], strides, settings)
+
+    return loss_of
+
+
+def make_evaluator(config, graph, source, mesh):
+    """The confusion matrix of a split's whole images. Args: config; graph, of the model; source; mesh."""
+    del mesh  # every host looks at its own part of the images, on its own devices
+    return dense.make_evaluator(config, graph, source, CHANGE_COLOURS)
+
+
+def kept_at_random(config):
+    """Prefixes of the names of parameters that a pre-trained backbone does not fill."""
+    del config
+    return ("head.",)

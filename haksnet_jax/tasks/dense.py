@@ -1,0 +1,155 @@
+"""What segmentation and change detection have in common: sources, crops, loss, evaluation on whole images."""
+
+import pathlib
+
+import numpy as np
+
+from haksnet_jax import files
+from haksnet_jax.errors import UserError
+from haksnet_jax.inference import dense
+from haksnet_jax.inference.dense_evaluator import DenseEvaluator
+from haksnet_jax.models import dense_loss
+from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline.dense_transforms import Augmentation
+
+COUNTERS = {
+    "num_unknown": "mask_pixels_of_no_class",
+    "num_empty": "crops_without_a_label",
+}
+KINDS = ("folder", "scenes")
+DECODERS = ("unetformer", "upernet")
+_MIN_SIDE = 64  # of what the network gets: the coarsest map needs two rows for its reflections
+
+
+def checked(config):
+    """Raises UserError for values of a configuration that no dense task can use; gives the configuration back."""
+    sides = (("data.image_size", side) for side in config.data.image_size)
+    for name, side in (*sides, ("evaluation.tile", config.evaluation.tile)):
+        if side % 32 or side < _MIN_SIDE:
+            raise UserError(f"{name}: expected multiples of 32, {_MIN_SIDE} or more, got {side}")
+    if not 0 <= config.evaluation.overlap < config.evaluation.tile:
+        raise UserError(
+            f"evaluation.overlap: expected 0 or more and less than evaluation.tile={config.evaluation.tile}, "
+            f"got {config.evaluation.overlap}"
+        )
+    if config.data.kind not in KINDS:
+        raise UserError(f"data.kind: expected one of {', '.join(KINDS)}, got {config.data.kind!r}")
+    if config.model.decoder not in DECODERS:
+        raise UserError(f"model.decoder: expected one of {', '.join(DECODERS)}, got {config.model.decoder!r}")
+    least, largest = config.augment.scale_range
+    if not 0 < least <= largest:
+        raise UserError(f"augment.scale_range: expected a least and a largest factor above 0, got {(least, largest)}")
+    if not config.evaluation.scales:
+        raise UserError("evaluation.scales: expected at least one factor, got none; (1.0,) looks at images as they are")
+    for name in ("horizontal_flip", "vertical_flip", "mosaic"):
+        if not 0 <= config.augment[name] <= 1:
+            raise UserError(f"augment.{name}: expected a probability, got {config.augment[name]}")
+    return config
+
+
+def folder_of(config, split, name):
+    """The path of one of a split's folders. Raises: UserError, the configuration does not name it."""
+    path = config.data[split].get(name, "")
+    if not path:
+        raise UserError(f"data.{split}.{name} is empty: name the folder")
+    return files.join(config.data.root, path) if config.data.root else path
+
+
+def find_beside(config, name):
+    """A file beside the folders of images, which says what all of them share, or None.
+
+    It is looked for in `data.root`, then in the folder above that of the training images, and in the one above that.
+    """
+    places = [pathlib.Path(config.data.root)] if config.data.root else []
+    images = config.data.train.get("images_dir", "")
+    if images:
+        above = pathlib.Path(files.join(config.data.root, images) if config.data.root else images).parent
+        places += [above, above.parent]
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
+def train_batches(config, source, *, batch_size, first_example, process_index, process_count, **more):
+    """Augmented crops in random order without end, see `loader.stream_batches` and `Augmentation`."""
+    augment = config.augment
+    light = {name: augment[name] for name in ("brightness", "contrast", "saturation", "tint")}
+    make = Augmentation(
+        source,
+        crop=tuple(config.data.image_size),
+        scale_range=tuple(augment.scale_range),
+        max_degrees=augment.max_degrees,
+        horizontal_flip=augment.horizontal_flip,
+        vertical_flip=augment.vertical_flip,
+        quarter_turns=augment.quarter_turns,
+        light=light if any(light.values()) else None,
+        max_class_share=augment.max_class_share,
+        mosaic=augment.mosaic,
+        **more,
+    )
+    return loader.stream_batches(
+        source,
+        make,
+        batch_size=batch_size,
+        seed=config.seed,
+        first_example=first_example,
+        num_workers=config.data.num_workers,
+        stall_seconds=config.data.stall_seconds,
+        process_index=process_index,
+        process_count=process_count,
+        accumulate_steps=config.accumulate_steps,
+    )
+
+
+def image_shape(config):
+    """(rows, columns, channels) of a crop."""
+    return (*config.data.image_size, config.model.in_channels)
+
+
+def loss_settings(config):
+    """Keyword arguments of `dense_loss.dense_loss`."""
+    return {name: config.loss[name] for name in ("smoothing", "dice_weight", "auxiliary_weight", "hard_pixels")}
+
+
+def loss_of(outputs, labels, strides, settings):
+    """`dense_loss.dense_loss` of labels as they come in a batch, uint8."""
+    return dense_loss.dense_loss(outputs, labels.astype(np.int32), strides=strides, **settings)
+
+
+def inference_settings(config):
+    """dense.Settings of a configuration's evaluation."""
+    evaluation = config.evaluation
+    return dense.Settings(
+        evaluation.tile, evaluation.overlap, tuple(evaluation.scales), evaluation.flip, evaluation.turns
+    )
+
+
+def make_evaluator(config, graph, source, colours=None):
+    """DenseEvaluator of a configuration."""
+    return DenseEvaluator(
+        graph,
+        source,
+        inference_settings(config),
+        batch_size=config.evaluation.batch_size_per_device,
+        left_out=tuple(config.evaluation.left_out),
+        num_pictures=config.evaluation.num_pictures,
+        colours=colours,
+    )
+
+
+def model_info(config, task, architecture, class_names, colours=None):
+    """What `model.json` says of a dense model."""
+    info = {
+        "task": task,
+        "architecture": architecture,
+        "class_names": list(class_names),
+        "pixel_mean": list(config.model.pixel_mean),
+        "pixel_std": list(config.model.pixel_std),
+        "input_size": [config.evaluation.tile] * 2,
+        "overlap": config.evaluation.overlap,
+    }
+    return info | ({"colours": [list(colour) for colour in colours]} if colours else {})
+
+
+def log_line(means):
+    """The losses and the share of pixels that are right. Args: means, {name: float}."""
+    parts = [f"{name.removeprefix('loss_')} {means[name]:.3f}" for name in means if name.startswith("loss_")]
+    return f"loss {means['loss']:.4f} ({', '.join(parts)})  accuracy {means['accuracy']:.3f}"

@@ -1,0 +1,161 @@
+"""Semantic segmentation: a backbone and a decoder, the class of every pixel, mean IoU of whole images."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from haksnet_jax.errors import UserError
+from haksnet_jax.labels import masks
+from haksnet_jax.labels.dota import read_class_names
+from haksnet_jax.models import dense_architecture
+from haksnet_jax.pipeline.dense_sources import SCENE_MASK_CLASSES, MaskFolder, MaskScenes
+from haksnet_jax.tasks import dense
+
+BEST = "mean_iou"
+CURVES = ("loss", "accuracy", "mean_", "iou:")
+CLASSIFIER = ("decoder.head.logits.", "decoder.auxiliary_head.logits.")
+COUNTERS = dense.COUNTERS
+
+train_batches = dense.train_batches
+log_line = dense.log_line
+
+
+def prepared(config):
+    """The configuration itself, or a copy with the classes of palette.txt or classes.txt where it names none, checked.
+
+    The files are looked for in `data.root`, then in the folder above that of the training images, and above that.
+
+    Raises:
+      UserError: no such file, or a value that cannot be used.
+    """
+    if not config.data.class_names:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.data.class_names = _class_names(config)
+    if len(config.data.class_names) > masks.MAX_CLASSES:
+        raise UserError(
+            f"data.class_names: at most {masks.MAX_CLASSES} classes fit a mask, got {len(config.data.class_names)}"
+        )
+    unknown = set(config.evaluation.left_out) - set(config.data.class_names)
+    if unknown:
+        raise UserError(f"evaluation.left_out: {', '.join(sorted(unknown))} not among data.class_names")
+    return dense.checked(config)
+
+
+def _class_names(config):
+    if config.data.kind == "scenes":
+        return SCENE_MASK_CLASSES
+    palette = _palette(config)
+    if palette is not None:
+        return palette[0]
+    found = dense.find_beside(config, "classes.txt")
+    if found is None:
+        raise UserError(
+            "data.class_names is empty, and beside the folders of data.train there is neither a palette.txt (lines "
+            "like '8429F6 land') nor a classes.txt (one name a line, in the order of the values): write one, or set "
+            "--config.data.class_names"
+        )
+    return read_class_names(str(found))
+
+
+def _palette(config):
+    """(names, Legend) of the palette of colours that belongs to the data, or None where masks hold numbers."""
+    if config.data.kind == "scenes":
+        return None
+    if not isinstance(config.data.palette, str):
+        return masks.parse_palette(config.data.palette, "data.palette")
+    path = config.data.palette or dense.find_beside(config, "palette.txt")
+    return masks.read_palette(path) if path else None
+
+
+def _legend(config):
+    palette = _palette(config)
+    if palette is None:
+        return masks.number_legend(
+            len(config.data.class_names), tuple(config.data.mask_values), tuple(config.data.ignored_values)
+        )
+    names, legend = palette
+    if tuple(names) != tuple(config.data.class_names):
+        raise UserError(
+            f"data.class_names are {', '.join(config.data.class_names)}, the palette names {', '.join(names)}: leave "
+            "data.class_names empty, or make them the same"
+        )
+    return legend
+
+
+def colours(config):
+    """The colour of each class as the palette has it, or None."""
+    palette = _palette(config)
+    if palette is None:
+        return None
+    by_label = {}
+    for colour, label in palette[1].colours.items():
+        by_label.setdefault(label, colour)
+    return [by_label[label] for label in range(len(palette[0]))]
+
+
+def open_source(config, split):
+    """The examples of a split. Args: config; split, "train" or "val". Returns: MaskFolder or MaskScenes."""
+    if config.data.kind == "scenes":
+        return MaskScenes(**config.data[split])
+    return MaskFolder(
+        dense.folder_of(config, split, "images_dir"),
+        dense.folder_of(config, split, "masks_dir"),
+        config.data.class_names,
+        _legend(config),
+        cache_gib=config.data.cache_gib,
+    )
+
+
+def batch_arrays(config):
+    """The arrays of one example: a crop and its labels (255: none)."""
+    return {
+        "image": (dense.image_shape(config), np.uint8),
+        "mask": (tuple(config.data.image_size), np.uint8),
+    }
+
+
+def build_model(config, *, rngs):
+    """The segmenter of a configuration. Args: config; rngs. Returns: Segmenter."""
+    model = config.model
+    return dense_architecture.build(
+        "segmentation",
+        dense_architecture.describe(model, len(config.data.class_names)),
+        pixel_mean=tuple(model.pixel_mean),
+        pixel_std=tuple(model.pixel_std),
+        dtype=jnp.dtype(model.dtype),
+        drop_path_rate=model.drop_path_rate,
+        dropout=model.dropout,
+        remat=model.remat,
+        rngs=rngs,
+    )
+
+
+def model_info(config):
+    """What `model.json` says of the run's model."""
+    names = config.data.class_names
+    return dense.model_info(
+        config, "segmentation", dense_architecture.describe(config.model, len(names)), names, colours(config)
+    )
+
+
+def loss(config):
+    """The function of (model, batch, key) that gives the loss and its parts, see `dense_loss`."""
+    settings = dense.loss_settings(config)
+
+    def loss_of(model, batch, key):
+        strides = (model.decoder.stride, model.decoder.auxiliary_stride)
+        return dense.loss_of(model(batch["image"], train=True, key=key), batch["mask"], strides, settings)
+
+    return loss_of
+
+
+def make_evaluator(config, graph, source, mesh):
+    """The confusion matrix of a split's whole images. Args: config; graph, of the model; source; mesh."""
+    del mesh  # every host looks at its own part of the images, on its own devices
+    return dense.make_evaluator(config, graph, source, colours(config))
+
+
+def kept_at_random(config):
+    """Prefixes of the names of parameters that a pre-trained backbone does not fill."""
+    del config
+    return ("decoder.",)

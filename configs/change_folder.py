@@ -23,7 +23,7 @@ def get_config():
         config.model.head = "difference"  # difference, or exchange (ChangerEx)
         config.model.head_channels = 128  # of "exchange"
 
-        for name in ("class_names", "palette", "mask_values", "ignored_values"):
+        for name in ("class_names", "palette", "colours", "mask_values", "ignored_values"):
             del config.data[name]
         config.data.image_size = (256, 256)
         folders = ("before_dir", "A"), ("after_dir", "B"), ("masks_dir", "label")

@@ -32,7 +32,7 @@ def get_config():
         config.log_every = 100
         config.ema_decay = 0.998
 
-        config.data.palette = PALETTE
+        config.data.colours = PALETTE
         config.data.image_size = (512, 512)
         config.data.num_workers = 12
 

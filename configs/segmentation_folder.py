@@ -39,12 +39,12 @@ def get_config():
     config.model.channels = (32, 64, 160, 256)  # HAKSNet-T
     config.model.depths = (3, 3, 5, 2)
     config.model.mlp_ratios = (8, 8, 4, 4)
-    config.model.in_channels = 3
+    config.model.in_channels = 3  # set by data.bands
     config.model.decoder = "unetformer"  # unetformer or upernet
     config.model.decoder_channels = 64  # upernet: 512
     config.model.dropout = 0.1  # of channels before the logits
     config.model.drop_path_rate = 0.1
-    config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
+    config.model.pixel_mean = (123.675, 116.28, 103.53)  # of each band, 0..255
     config.model.pixel_std = (58.395, 57.12, 57.375)
     config.model.dtype = "bfloat16"  # of the arithmetic; parameters, statistics and logits are float32
     config.model.remat = False  # recompute blocks in the backward pass instead of storing what is inside them
@@ -53,11 +53,13 @@ def get_config():
     config.data.kind = "folder"  # folder or scenes
     config.data.class_names = ()  # empty: those of palette.txt or classes.txt beside the folders
     config.data.root = ""  # folder that the paths of train and val are in; empty: they stand for themselves
-    config.data.palette = (
-        ""  # file of colours, or lines like those of one; empty: palette.txt beside the folders, if any
-    )
+    config.data.palette = ""  # file of colours and classes; empty: palette.txt beside the folders, if there is one
+    config.data.colours = ()  # lines like those of a palette.txt, instead of a file
     config.data.mask_values = ()  # value of each class in masks of numbers; empty: 0, 1, 2, ...
     config.data.ignored_values = (255,)  # values of pixels that have no label
+    config.data.bands = ()  # which bands of the images, by number from 1 or by name; empty: red, green and blue
+    config.data.limits = ()  # values that become 0 and 255 in images of more than 8 bits; empty: as they need
+    config.data.nodata = ml_collections.config_dict.placeholder(float)  # value of no data; None: what the files say
     config.data.image_size = (512, 512)  # rows, columns of the crops
     config.data.cache_gib = 4.0  # GiB of decoded images that each process keeps in memory
     config.data.num_workers = 8  # processes that decode and augment, on each host

@@ -16,24 +16,28 @@ import numpy as np
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
+from haksnet_jax.images import files as image_files
+from haksnet_jax.images import reader, scaling
+from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.dota import Problem
 from haksnet_jax.pipeline import scenes
-from haksnet_jax.pipeline.sources import IMAGE_EXTENSIONS, SCENE_CLASSES, decode_image
+from haksnet_jax.pipeline.sources import SCENE_CLASSES
 
 CHANGE_CLASSES = ("unchanged", "changed")
 SCENE_MASK_CLASSES = ("land", "water", *SCENE_CLASSES)
 _CHECKED_MASKS = 16  # masks that are read when a source is opened, spread over it
 
 
-def read_image(path):
-    """[H, W, 3] uint8 RGB of an image file. Raises: UserError, the file cannot be read."""
+_MEASURED_IMAGES = 200  # of more than 8 bits, whose values are looked at for limits that hold for all
+
+
+def read_image(path, settings=DEFAULT):
+    """[H, W, C] uint8 of an image file. Args: path; settings, ImageSettings. Raises: UserError, it cannot be read."""
     try:
-        return decode_image(pathlib.Path(path).read_bytes(), str(path))
+        return reader.read(path, settings)
     except OSError as error:
         raise UserError(f"{path}: the image cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _files_of(folder, what, extensions):
@@ -46,8 +50,11 @@ def _files_of(folder, what, extensions):
     found = {}
     for name in sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")):
         stem, extension = os.path.splitext(name)
-        if extension.lower() in extensions:
-            found.setdefault(stem, folder / name)
+        if extension.lower() not in extensions:
+            continue
+        if stem in found:
+            raise UserError(f"{found[stem]} and {folder / name} have the same name: rename or remove one of them")
+        found[stem] = folder / name
     if not found:
         raise UserError(f"{folder} holds no file of {what}; expected files ending in {', '.join(extensions)}")
     return found
@@ -78,15 +85,16 @@ class _Folders:
       class_names: the classes, in the order of the labels.
       image_ids: names that every folder has, sorted.
       problems: list of Problem: files that have no partner (`no_mask`, `no_image`); they are left out.
+      image_settings: ImageSettings by which all images are read, limits included where they are needed.
     """
 
-    def __init__(self, folders, masks_dir, class_names, legend, cache_gib):
+    def __init__(self, folders, masks_dir, class_names, legend, cache_gib, image_settings):
         self.class_names = tuple(class_names)
         self._legend = legend
         self._cache_gib = cache_gib
         self._cache = _Cache(cache_gib)
         self.problems = []
-        images = {name: _files_of(folder, "images", IMAGE_EXTENSIONS) for name, folder in folders.items()}
+        images = {name: _files_of(folder, "images", image_files.EXTENSIONS) for name, folder in folders.items()}
         of_masks = _files_of(masks_dir, "masks", (*masks.MASK_EXTENSIONS, ".jpg", ".jpeg"))
         every = sorted(set(of_masks).union(*images.values()))
         self.image_ids = [
@@ -109,6 +117,8 @@ class _Folders:
             )
         self._paths = {name: [str(found[stem]) for stem in self.image_ids] for name, found in images.items()}
         self._mask_paths = [str(of_masks[stem]) for stem in self.image_ids]
+        every = [path for paths in self._paths.values() for path in paths]
+        self.image_settings = scaling.for_images(every, image_settings, max_measured=_MEASURED_IMAGES)
         self._check_some_masks()
 
     def _check_some_masks(self):
@@ -151,7 +161,7 @@ class _Folders:
         labels, unknown = masks.read_mask(self._mask_paths[index], self._legend)
         example = {}
         for name, paths in self._paths.items():
-            example[name] = read_image(paths[index])
+            example[name] = read_image(paths[index], self.image_settings)
             if example[name].shape[:2] != labels.shape:
                 raise UserError(
                     f"{self._mask_paths[index]} has {labels.shape[0]} x {labels.shape[1]} pixels, its image "
@@ -181,6 +191,7 @@ class MaskFolder(_Folders):
       class_names: the classes, in the order of the labels.
       legend: masks.Legend.
       cache_gib: GiB of decoded examples that each process keeps in memory.
+      image_settings: ImageSettings: bands, limits and nodata that are given.
 
     Raises:
       UserError: a folder is missing or empty, no image has a mask, or masks hold something else than the classes.
@@ -188,8 +199,8 @@ class MaskFolder(_Folders):
 
     _what = "images"
 
-    def __init__(self, images_dir, masks_dir, class_names, legend, *, cache_gib=0.0):
-        super().__init__({"image": images_dir}, masks_dir, class_names, legend, cache_gib)
+    def __init__(self, images_dir, masks_dir, class_names, legend, *, cache_gib=0.0, image_settings=DEFAULT):
+        super().__init__({"image": images_dir}, masks_dir, class_names, legend, cache_gib, image_settings)
 
 
 class PairFolder(_Folders):
@@ -199,6 +210,7 @@ class PairFolder(_Folders):
       before_dir, after_dir: folders of the earlier and the later images.
       masks_dir: folder of masks: 0 unchanged, 1 or 255 changed.
       cache_gib: GiB of decoded examples that each process keeps in memory.
+      image_settings: ImageSettings, for both dates.
 
     Raises:
       UserError: as MaskFolder.
@@ -206,9 +218,10 @@ class PairFolder(_Folders):
 
     _what = "pairs"
 
-    def __init__(self, before_dir, after_dir, masks_dir, *, cache_gib=0.0):
+    def __init__(self, before_dir, after_dir, masks_dir, *, cache_gib=0.0, image_settings=DEFAULT):
         legend = masks.number_legend(2, ((0,), (1, 255)), ignored=())
-        super().__init__({"before": before_dir, "after": after_dir}, masks_dir, CHANGE_CLASSES, legend, cache_gib)
+        folders = {"before": before_dir, "after": after_dir}
+        super().__init__(folders, masks_dir, CHANGE_CLASSES, legend, cache_gib, image_settings)
 
 
 class MaskScenes:

@@ -24,7 +24,7 @@ def prepared(config):
         raise UserError(f"model.head: expected one of {', '.join(dense_architecture.HEADS)}, got {config.model.head!r}")
     if not 0 <= config.augment.exchange <= 1:
         raise UserError(f"augment.exchange: expected a probability, got {config.augment.exchange}")
-    return dense.checked(config)
+    return dense.with_images(dense.checked(config), ("before_dir", "after_dir"))
 
 
 def open_source(config, split):
@@ -32,7 +32,7 @@ def open_source(config, split):
     if config.data.kind == "scenes":
         return PairScenes(**config.data[split])
     folders = (dense.folder_of(config, split, name) for name in ("before_dir", "after_dir", "masks_dir"))
-    return PairFolder(*folders, cache_gib=config.data.cache_gib)
+    return PairFolder(*folders, cache_gib=config.data.cache_gib, image_settings=dense.images_of(config))
 
 
 def batch_arrays(config):

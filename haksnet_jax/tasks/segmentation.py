@@ -38,7 +38,7 @@ def prepared(config):
     unknown = set(config.evaluation.left_out) - set(config.data.class_names)
     if unknown:
         raise UserError(f"evaluation.left_out: {', '.join(sorted(unknown))} not among data.class_names")
-    return dense.checked(config)
+    return dense.with_images(dense.checked(config), ("images_dir",))
 
 
 def _class_names(config):
@@ -61,8 +61,8 @@ def _palette(config):
     """(names, Legend) of the palette of colours that belongs to the data, or None where masks hold numbers."""
     if config.data.kind == "scenes":
         return None
-    if not isinstance(config.data.palette, str):
-        return masks.parse_palette(config.data.palette, "data.palette")
+    if config.data.colours:
+        return masks.parse_palette(config.data.colours, "data.colours")
     path = config.data.palette or dense.find_beside(config, "palette.txt")
     return masks.read_palette(path) if path else None
 
@@ -103,6 +103,7 @@ def open_source(config, split):
         config.data.class_names,
         _legend(config),
         cache_gib=config.data.cache_gib,
+        image_settings=dense.images_of(config),
     )
 
 

@@ -33,7 +33,11 @@ import importlib
 
 from haksnet_jax.errors import UserError
 
-TASKS = {"detection": "haksnet_jax.tasks.detection"}
+TASKS = {
+    "detection": "haksnet_jax.tasks.detection",
+    "segmentation": "haksnet_jax.tasks.segmentation",
+    "change": "haksnet_jax.tasks.change",
+}
 
 
 def of(config):

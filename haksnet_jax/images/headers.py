@@ -21,8 +21,8 @@ MAX_PIXELS = 2**30  # of an image that is decoded as a whole: OpenCV's limit
 MAX_SIDE = 2**20  # OpenCV's limit too
 _MAX_BLOCK = 2**30  # bytes of one compressed strip or tile of a TIFF, which is decoded as a whole
 _MAX_TABLE = 2**26  # bytes of a TIFF's table of strips or tiles
-_MAX_CHUNKS = 500_000  # of a PNG; 8 kB each would be 4 GB
-_MAX_SEGMENTS = 20_000  # of a JPEG
+_MANY_CHUNKS = 1000  # of a PNG, beyond which they hold 2048 bytes on average (writers make them of 8192 and more)
+_MAX_SEGMENTS = 5000  # of a JPEG; a colour profile takes at most 255, other data some hundreds
 _MAX_PAGES = 1000  # that are counted
 
 
@@ -172,8 +172,8 @@ def _read_png(file, size):
         num_chunks += 1
         if kind == b"IEND":
             break
-        if num_chunks > _MAX_CHUNKS:
-            raise _damaged(f"the PNG has more than {_MAX_CHUNKS} chunks")
+        if num_chunks > _MANY_CHUNKS + size // 2048:
+            raise _damaged(f"the PNG has more than {num_chunks - 1} chunks in {size} bytes")
     else:
         raise _truncated(size)
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]

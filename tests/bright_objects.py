@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 from reference_weights import make_state_dict
 
-from haksnet_jax.inference import evaluator
-from haksnet_jax.inference import predictor as detector
+from haksnet_jax.inference import evaluator, session
 from haksnet_jax.labels.dota import CLASSES, polygons_to_boxes
 from haksnet_jax.structures import Detections
 from haksnet_jax.training import checkpoint
@@ -38,7 +37,7 @@ def find_bright(image):
 
 
 class BrightObjects:
-    """Takes the place of `detector.make_step` and `evaluator.make_detect_step`; counts the images that it was given."""
+    """Takes the place of `session.make_step`; counts the images that it was given."""
 
     def __init__(self):
         self.num_images = 0
@@ -72,8 +71,8 @@ class BrightObjects:
 def use_bright_objects(monkeypatch):
     """Replaces the compiled network. Returns: the BrightObjects."""
     stand_in = BrightObjects()
-    monkeypatch.setattr(evaluator, "make_detect_step", stand_in)
-    monkeypatch.setattr(detector, "make_step", stand_in)
+    for module in (session, evaluator):
+        monkeypatch.setattr(module, "make_step", stand_in)
     return stand_in
 
 

@@ -15,7 +15,10 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.inference.evaluator import Evaluator
+from haksnet_jax.inference import evaluator, views
+from haksnet_jax.inference import session as sessions
+from haksnet_jax.inference.predictor import load, merge
+from haksnet_jax.inference.views import Settings
 from haksnet_jax.labels.dota import CLASSES, LEFT_OUT, read_class_names, read_labels
 from haksnet_jax.pipeline import sources
 from haksnet_jax.results import dota, mean_ap, visualize
@@ -149,6 +152,14 @@ def run_settings(directory):
     return None
 
 
+def run_caps(settings):
+    """(proposal_caps, detection_caps, score) with which a run evaluates itself. Args: settings, its configuration."""
+    detection = dict(settings["detection"])
+    score = detection.pop("score_threshold")
+    names = ("candidates_per_level", "max_proposals", "iou_threshold")
+    return {name: settings["rpn"][name] for name in names}, detection, score
+
+
 def open_split(arguments, class_names, settings):
     """The source that the command's arguments name.
 
@@ -178,6 +189,8 @@ def open_split(arguments, class_names, settings):
     if arguments.split not in ("train", "val"):
         raise EvaluationError(f"--split: a run has the splits train and val, got {arguments.split!r}")
     options = dict(data[arguments.split])
+    if data["kind"] != "scenes":
+        options["min_side"] = data.get("min_side", 0.0)
     for name in ("directory", "images_dir", "labels_dir"):
         if options.get(name) and data.get("root"):
             options[name] = os.path.join(data["root"], options[name])
@@ -191,7 +204,7 @@ def _all_fit(folder, detector):
             header = read_header(path)
         except (ImageError, OSError):  # it is named when it is its turn
             continue
-        if not detector.fits(header.height, header.width):
+        if not views.fits(header.height, header.width, detector.input_size):
             return False
     return True
 
@@ -208,13 +221,12 @@ def evaluate_checkpoint(arguments):
     Raises:
       ValueError, OSError: with one sentence.
     """
-    import ml_collections
-
-    from haksnet_jax.inference import predictor as detectors
-
     devices.enable_compilation_cache()
-    detector = detectors.load(arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size)
     settings = run_settings(arguments.checkpoint)
+    caps, score = {}, Settings().score
+    if settings is not None:  # so that a run's figures come out again
+        caps["proposal_caps"], caps["detection_caps"], score = run_caps(settings)
+    detector = load(arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size, **caps)
     source = open_split(arguments, detector.class_names, settings)
     print(source.summary(), file=sys.stderr)
     names = list(source.image_ids)
@@ -230,29 +242,27 @@ def evaluate_checkpoint(arguments):
     is_square = len(set(detector.input_size)) == 1  # else it lies as the image does, which the batches cannot
     if resize == "fit" and arguments.pad == "full" and (is_square or settings is not None):
         rounded = [-(-side // 32) * 32 for side in detector.input_size]
-        config = ml_collections.ConfigDict(
-            {
-                "data": {"image_size": rounded, "num_workers": arguments.num_workers, "stall_seconds": 60.0},
-                "evaluation": {"batch_size_per_device": arguments.batch_size or 1},
-                "rpn": detector.proposal_caps,
-                "detection": detector.detection_caps,
-            }
-        )
-        if settings is not None:  # so that a run's figures come out again
-            for name in ("rpn", "detection"):
-                config[name].update(settings[name])
-        mesh = devices.data_mesh()
-        with jax.set_mesh(mesh), detector.arithmetic():
-            evaluator = Evaluator(detector.graph, source, config, mesh)
-            found = evaluator.detections(jax.device_put(detector.variables, devices.replicated(mesh)))
-        num_cut = evaluator.num_cut
+        session, mesh = detector.session, devices.data_mesh()
+        with jax.set_mesh(mesh), session.arithmetic():
+            found, num_cut = evaluator.detect_split(
+                sessions.make_step(
+                    session.graph, mesh, proposal_caps=session.proposal_caps, detection_caps=session.detection_caps
+                ),
+                jax.device_put(session.variables, devices.replicated(mesh)),
+                source,
+                mesh,
+                image_size=rounded,
+                batch_size_per_device=arguments.batch_size or 1,
+                score=score,
+                num_workers=arguments.num_workers,
+            )
     else:
-        options = detectors.Settings(resize=resize, overlap=arguments.overlap, pad=arguments.pad)
+        options = Settings(resize=resize, overlap=arguments.overlap, pad=arguments.pad, score=score)
         found, num_cut = [None] * len(source), 0
-        for one in detector.stream((source[index]["image"] for index in range(len(source))), options):
+        for one in detector.look((source[index]["image"] for index in range(len(source))), options):
             if one.error is not None:
                 raise one.error
-            found[one.index] = detectors.merge(one, options) | {"size": (one.image.width, one.image.height)}
+            found[one.index] = merge(one, options) | {"size": (one.image.width, one.image.height)}
             one.image.close()
             num_cut += one.num_cut
     if num_cut:

@@ -265,6 +265,7 @@ def predict(arguments):
         print(f"{num_others} files that do not end like an image are left out", file=sys.stderr)
 
     from haksnet_jax.distributed import mesh as devices
+    from haksnet_jax.inference import views
     from haksnet_jax.inference import predictor as detectors  # (arguments are checked before JAX is loaded)
     from haksnet_jax.version import __version__
 
@@ -280,7 +281,7 @@ def predict(arguments):
         pad=arguments.pad,
         iou_threshold=arguments.iou,
     )
-    detector.check(settings)
+    views.check(settings, detector.input_size)
     wanted = _wanted_labels(arguments.classes, detector.class_names)
     results = _Results(
         folder,
@@ -309,7 +310,7 @@ def predict(arguments):
     writer = concurrent.futures.ThreadPoolExecutor(1)
     writing = collections.deque()
     try:
-        for found in detector.stream(remaining, settings, on_progress=progress):
+        for found in detector.look(remaining, settings, on_progress=progress):
             counts["views"] += found.num_views
             counts["skipped"] += found.num_skipped
             counts["cut"] += found.num_cut
@@ -369,7 +370,7 @@ def _wanted_labels(names, class_names):
 def _digest(detector):
     """Text that tells one set of weights from another."""
     digest = hashlib.blake2b(json.dumps(detector.model_info, sort_keys=True).encode(), digest_size=16)
-    for value in detector.arrays().values():
+    for value in detector.session.arrays().values():
         digest.update(np.ascontiguousarray(value))
     return digest.hexdigest()
 

@@ -4,36 +4,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.inference.session import make_step
 from haksnet_jax.pipeline import loader
 from haksnet_jax.results import visualize
 from haksnet_jax.results.mean_ap import mean_average_precision
 
 
-def make_detect_step(graph, mesh, *, proposal_caps=None, detection_caps=None):
-    """Compiles (at its first call) the detector.
-
-    Args:
-      graph: graph definition of the model.
-      mesh: the batch is split over all its devices.
-      proposal_caps, detection_caps: see `OrientedRCNN.detect`.
-
-    Returns:
-      (variables, images [B, H, W, 3], image_size [B, 2], scale [B, 2] or None) -> Detections, where variables is
-      {"params", "batch_stats"}.
-    """
-
-    def detect(variables, images, image_size, scale=None):
-        model = nnx.merge(graph, variables["params"], variables["batch_stats"])
-        return model.detect(images, image_size, scale, proposal_caps=proposal_caps, detection_caps=detection_caps)
-
-    return jax.jit(detect, out_shardings=devices.replicated(mesh), compiler_options=devices.detection_options())
-
-
 def detection_settings(config):
-    """The keyword arguments of `make_detect_step` that a configuration holds."""
+    """The keyword arguments of `session.make_step` that a configuration holds."""
     return {
         "proposal_caps": {
             "candidates_per_level": config.rpn.candidates_per_level,
@@ -42,6 +22,77 @@ def detection_settings(config):
         },
         "detection_caps": dict(config.detection),
     }
+
+
+def detect_split(
+    step, variables, source, mesh, *, image_size, batch_size_per_device, score, num_workers=0, stall_seconds=60.0
+):
+    """Runs a detector over a split, every image fitted into the same canvas. All hosts of a run take part.
+
+    Args:
+      step: of `session.make_step`.
+      variables: {"params", "batch_stats"} on the devices of the mesh.
+      source: examples of the split.
+      mesh: the devices.
+      image_size: (rows, columns) of the canvas.
+      batch_size_per_device: images at a time on each device.
+      score: lowest score of a detection.
+      num_workers, stall_seconds: see `loader.evaluation_batches`.
+
+    Returns:
+      (a list by image of {"boxes", "scores", "labels", "size": (columns, rows) of the image}, the same on every host;
+      the number of detections that caps left out).
+    """
+    batches = loader.evaluation_batches(
+        source,
+        batch_size=batch_size_per_device * mesh.devices.size // jax.process_count(),
+        image_size=tuple(image_size),
+        num_workers=num_workers,
+        stall_seconds=stall_seconds,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    variables = devices.gather(mesh, variables)  # once, not for every batch
+    found = [None] * len(source)
+    num_cut = 0
+
+    def collect(rows, detections):
+        nonlocal num_cut
+        detections = jax.device_get(detections)
+        sizes = np.rint(rows["image_size"][:, ::-1] / rows["scale"]).astype(int)
+        for row, index in enumerate(rows["image_index"]):
+            if index < 0:  # fills up the last batch
+                continue
+            if found[index] is not None:
+                raise RuntimeError(f"image {source.image_ids[index]} was evaluated twice")
+            valid = detections.valid[row]
+            num_cut += int(detections.num_cut[row])
+            found[index] = {
+                "boxes": detections.boxes[row][valid],
+                "scores": detections.scores[row][valid],
+                "labels": detections.labels[row][valid],
+                "size": tuple(sizes[row].tolist()),
+            }
+
+    # One batch ahead: the device works while the host unpacks the batch before.
+    pending = None
+    for batch in batches:
+        placed = devices.place_batch(mesh, {k: batch[k] for k in ("image", "image_size", "image_index", "scale")})
+        detections = step(variables, placed["image"], placed["image_size"], placed["scale"], np.float32(score))
+        if pending is not None:
+            collect(*pending)
+        # Rows of all hosts, since every host's rows have to reach every host's list.
+        named = {k: placed[k] for k in ("image_index", "image_size", "scale")}
+        rows = jax.device_get(devices.gather(mesh, named))
+        pending = (rows, detections)
+    if pending is not None:
+        collect(*pending)
+    batches.close()
+    # Every host has the whole list now, and with it the same figures.
+    missing = [source.image_ids[i] for i, entry in enumerate(found) if entry is None]
+    if missing:
+        raise RuntimeError(f"{len(missing)} images were not evaluated, {missing[0]} first")
+    return found, num_cut
 
 
 class Picture(NamedTuple):
@@ -67,7 +118,7 @@ class Evaluator:
     """
 
     def __init__(self, graph, source, config, mesh):
-        self._detect = make_detect_step(graph, mesh, **detection_settings(config))
+        self._step = make_step(graph, mesh, **detection_settings(config))
         self._source = source
         self._config = config
         self._mesh = mesh
@@ -75,65 +126,18 @@ class Evaluator:
         self.num_cut = 0
 
     def detections(self, variables):
-        """Runs over the split.
-
-        Args:
-          variables: {"params", "batch_stats"}.
-
-        Returns:
-          A list by image of {"boxes", "scores", "labels", "size": (columns, rows) of the image}.
-        """
-        per_host = self._config.evaluation.batch_size_per_device * self._mesh.devices.size // jax.process_count()
-        batches = loader.evaluation_batches(
+        """Runs over the split. Args: variables, {"params", "batch_stats"}. Returns: as `detect_split`'s list."""
+        found, self.num_cut = detect_split(
+            self._step,
+            variables,
             self._source,
-            batch_size=per_host,
-            image_size=tuple(self._config.data.image_size),
+            self._mesh,
+            image_size=self._config.data.image_size,
+            batch_size_per_device=self._config.evaluation.batch_size_per_device,
+            score=self._config.detection.score_threshold,
             num_workers=self._config.data.num_workers,
             stall_seconds=self._config.data.stall_seconds,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
         )
-        variables = devices.gather(self._mesh, variables)  # once, not for every batch
-        found = [None] * len(self._source)
-        self.num_cut = 0
-
-        def collect(rows, detections):
-            detections = jax.device_get(detections)
-            sizes = np.rint(rows["image_size"][:, ::-1] / rows["scale"]).astype(int)
-            for row, index in enumerate(rows["image_index"]):
-                if index < 0:  # fills up the last batch
-                    continue
-                if found[index] is not None:
-                    raise RuntimeError(f"image {self._source.image_ids[index]} was evaluated twice")
-                valid = detections.valid[row]
-                self.num_cut += int(detections.num_cut[row])
-                found[index] = {
-                    "boxes": detections.boxes[row][valid],
-                    "scores": detections.scores[row][valid],
-                    "labels": detections.labels[row][valid],
-                    "size": tuple(sizes[row].tolist()),
-                }
-
-        # One batch ahead: the device works while the host unpacks the batch before.
-        pending = None
-        for batch in batches:
-            placed = devices.place_batch(
-                self._mesh, {k: batch[k] for k in ("image", "image_size", "image_index", "scale")}
-            )
-            detections = self._detect(variables, placed["image"], placed["image_size"], placed["scale"])
-            if pending is not None:
-                collect(*pending)
-            # Rows of all hosts, since every host's rows have to reach every host's list.
-            named = {k: placed[k] for k in ("image_index", "image_size", "scale")}
-            rows = jax.device_get(devices.gather(self._mesh, named))
-            pending = (rows, detections)
-        if pending is not None:
-            collect(*pending)
-        batches.close()
-        # Every host has the whole list now, and with it the same figures.
-        missing = [self._source.image_ids[i] for i, entry in enumerate(found) if entry is None]
-        if missing:
-            raise RuntimeError(f"{len(missing)} images were not evaluated, {missing[0]} first")
         return found
 
     def __call__(self, variables, *, pictures=None):

@@ -55,6 +55,21 @@ def read_georeference(path):
     return None, "it is not georeferenced"
 
 
+def to_ground(corners, georeference):
+    """Corners in pixels as points on the ground.
+
+    Args:
+      corners: [n, 4, 2] pixels of the image, (0, 0) its outer corner.
+      georeference: Georeference of the image.
+
+    Returns:
+      [n, 4, 2] float64 in the image's coordinate system.
+    """
+    a, b, c, d, e, f = georeference.transform
+    columns, rows = np.moveaxis(corners, -1, 0)
+    return np.stack([a * columns + b * rows + c, d * columns + e * rows + f], axis=-1)
+
+
 def feature_collection(detections, class_names, georeference, *, wgs84=False, image=None):
     """Detections as a GeoJSON FeatureCollection.
 
@@ -73,9 +88,7 @@ def feature_collection(detections, class_names, georeference, *, wgs84=False, im
       ValueError: wgs84 is asked for and the coordinate system is not known, or a corner lies outside of what it covers.
     """
     boxes = np.asarray(detections["boxes"], np.float64).reshape(-1, 5)
-    a, b, c, d, e, f = georeference.transform
-    columns, rows = np.moveaxis(boxes_to_corners(boxes), -1, 0)
-    points = np.stack([a * columns + b * rows + c, d * columns + e * rows + f], axis=-1)  # [n, 4, 2]
+    points = to_ground(boxes_to_corners(boxes), georeference)
     collection = {"type": "FeatureCollection"}
     if image is not None:
         collection["name"] = image

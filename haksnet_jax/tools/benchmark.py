@@ -34,7 +34,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import matching, nms, rotated_iou
 from haksnet_jax.geometry.anchors import anchor_grid, inside_image
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
-from haksnet_jax.inference.evaluator import make_detect_step
+from haksnet_jax.inference.session import make_step
 from haksnet_jax.kernels import roi_align
 from haksnet_jax.kernels.depthwise import depthwise_conv
 from haksnet_jax.labels.dota import CLASSES
@@ -325,9 +325,11 @@ def detector(name, image, batch, dtype):
     """Part: detection, the last suppression included."""
     graph, params, stats = _detector(name, dtype, _mesh())
     variables = {"params": params, "batch_stats": stats}
-    arguments = (variables, random_images(batch, image), jnp.full((batch, 2), image, jnp.int32))
+    sizes, scale = jnp.full((batch, 2), image, jnp.int32), jnp.ones((batch, 2), jnp.float32)
+    arguments = (variables, random_images(batch, image), sizes, scale, np.float32(0.05))
+    step = make_step(graph, _mesh(), proposal_caps={}, detection_caps={})
     work = backbone_work(SIZES[name], image, batch) + neck_and_heads_work(SIZES[name], image, batch, 2000)
-    return Part(f"detect_{name}/{batch}", make_detect_step(graph, _mesh()), arguments, batch, work)
+    return Part(f"detect_{name}/{batch}", step, arguments, batch, work)
 
 
 def training(name, image, batch, dtype, *, mesh=None):

@@ -7,9 +7,12 @@ import pytest
 from bright_objects import find_bright, save_tiny, scene, use_bright_objects
 
 import haksnet_jax
+from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.inference.predictor import DetectionError, Detector, Settings, _cut_off, _View, merge
-from haksnet_jax.training import checkpoint
+from haksnet_jax.inference.predictor import Detector, Settings, merge
+from haksnet_jax.inference.views import View, cut_off
+from haksnet_jax.weights import model_folder
+from haksnet_jax.weights.errors import CheckpointError
 
 MOST = 40  # detections of the small network for an image: more than it finds by default, fewer than above 0.01
 
@@ -38,7 +41,7 @@ def loaded(tiny):
 @pytest.fixture
 def bright(loaded, monkeypatch):
     """(detector of bright rectangles, its counters)."""
-    monkeypatch.setattr(loaded, "_steps", {})
+    monkeypatch.setattr(loaded.session, "_steps", {})
     return loaded, use_bright_objects(monkeypatch)
 
 
@@ -92,7 +95,7 @@ def test_detections_are_those_of_the_reference(golden, golden_file, tmp_path, fi
 @pytest.fixture(scope="module")
 def real(tiny):
     """The network with caps of its own: what is looked at here needs no thousand proposals."""
-    arrays, info = checkpoint.load_model(tiny)
+    arrays, info = model_folder.load_model(tiny)
     proposals = {"candidates_per_level": 200, "max_proposals": 200, "iou_threshold": 0.8}
     info |= {"proposals": proposals, "detections": {"iou_threshold": 0.1, "max_detections": MOST}}
     return Detector(arrays, info, accelerators=jax.local_devices()[:1])
@@ -105,7 +108,7 @@ def test_an_image_is_fitted_padded_and_scaled_back(real):
     canvas = np.zeros((1, 128, 128, 3), np.uint8)
     canvas[0, :, :107] = cv2.resize(image, (107, 128), interpolation=cv2.INTER_LINEAR)
     ones = np.ones((1, 2), np.float32)
-    expected = real._detect(canvas, np.array([[128, 107]], np.int32), ones, Settings(), spread=False)
+    expected = real.session.detect(canvas, np.array([[128, 107]], np.int32), ones, score=0.05)
     valid = np.asarray(expected.valid[0])
     assert valid.sum() > 3
     factors = np.array([107 / 40, 128 / 48] * 2 + [1], np.float32)
@@ -117,40 +120,40 @@ def test_an_image_is_fitted_padded_and_scaled_back(real):
 def test_a_higher_score_leaves_out_the_weak_ones_without_compiling_again(real):
     image = np.random.default_rng(0).integers(0, 255, (48, 40, 3), np.uint8)
     everything, some = real(image), real(image, score=0.3)
-    shapes = real.num_shapes
+    shapes = real.session.num_shapes
     strong = everything["scores"] > 0.3
     assert 0 < strong.sum() < len(strong)
     np.testing.assert_array_equal(some["boxes"], everything["boxes"][strong])
     real(np.random.default_rng(1).integers(0, 255, (128, 120, 3), np.uint8))
-    assert real.num_shapes == shapes == 1
+    assert real.session.num_shapes == shapes == 1
 
 
 def test_the_caps_of_a_model_bind_its_detector(real):
     image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
-    (found,) = real.stream([image], Settings(score=0.01))
+    (found,) = real.look([image], Settings(score=0.01))
     assert len(found.detections["scores"]) == MOST and found.num_cut > 0
 
 
 def test_one_window_of_the_size_of_the_image_gives_the_same_as_fitting(real):
     image = np.random.default_rng(1).integers(0, 255, (128, 128, 3), np.uint8)
     fitted, tiled = real(image, resize="fit"), real(image, resize="tile")
-    for name in fitted:
+    for name in ("boxes", "scores", "labels"):
         np.testing.assert_array_equal(fitted[name], tiled[name])
 
 
 def test_a_backbone_alone_and_odd_settings_are_refused(tiny):
-    arrays, info = checkpoint.load_model(tiny)
+    arrays, info = model_folder.load_model(tiny)
     backbone = info | {"architecture": info["architecture"] | {"fpn_channels": None, "num_classes": None}}
-    with pytest.raises(checkpoint.CheckpointError, match="backbone"):
+    with pytest.raises(CheckpointError, match="backbone"):
         Detector(arrays, backbone)
-    with pytest.raises(checkpoint.CheckpointError, match=r"3 classes.*15"):
+    with pytest.raises(CheckpointError, match=r"3 classes.*15"):
         Detector(arrays, info | {"class_names": ["a", "b", "c"]})
-    with pytest.raises(checkpoint.CheckpointError, match="does not know: most"):
+    with pytest.raises(CheckpointError, match="does not know: most"):
         Detector(arrays, info | {"proposals": {"most": 3}})
     assert Detector(arrays, info).max_detections == 2000  # upstream's, for a model that does not say
-    with pytest.raises(checkpoint.CheckpointError, match="input_size"):
+    with pytest.raises(CheckpointError, match="input_size"):
         Detector(arrays, {name: value for name, value in info.items() if name != "input_size"})
-    with pytest.raises(checkpoint.CheckpointError, match=r"fc_1.*missing"):
+    with pytest.raises(CheckpointError, match=r"fc_1.*missing"):
         Detector({name: value for name, value in arrays.items() if "fc_1" not in name}, info)
     detector = load(tiny)
     for settings, message in (
@@ -160,7 +163,7 @@ def test_a_backbone_alone_and_odd_settings_are_refused(tiny):
         ({"tile": 100}, "tile"),
         ({"overlap": 128}, "overlap"),
     ):
-        with pytest.raises(DetectionError, match=message):
+        with pytest.raises(UserError, match=message):
             detector(np.zeros((8, 8, 3), np.uint8), **settings)
 
 
@@ -198,25 +201,25 @@ def test_an_object_larger_than_the_overlap_stays(bright):
 def test_boxes_that_reach_an_inner_edge_are_left_to_the_window_that_holds_them():
     grid = (100, np.array([0, 80]), np.array([0]), 180, 100)
     boxes = np.array([[96, 50, 8, 4, 0], [85, 50, 8, 4, 0], [60, 50, 80, 4, 0], [50, 2, 10, 4, 0]], np.float32)
-    view = _View(0, (0, 0), (1.0, 1.0), None, grid)
+    view = View(0, (0, 0), (1.0, 1.0), None, grid)
     # The third reaches both windows' edges; the fourth reaches the image's edge alone.
-    assert _cut_off(boxes, view).tolist() == [True, False, False, False]
+    assert cut_off(boxes, view).tolist() == [True, False, False, False]
 
 
 def test_windows_of_one_colour_are_skipped_and_counted(bright):
     detector, stand_in = bright
     image = scene(128, 288, [(20, 20, 12, 8, 5)])
     image[:, 80:] = 77  # windows begin at 0, 80 and 160
-    (found,) = detector.stream([image], Settings(resize="tile", overlap=48))
+    (found,) = detector.look([image], Settings(resize="tile", overlap=48))
     assert (found.num_views, found.num_skipped) == (1, 2) and stand_in.num_images == 1
-    (found,) = detector.stream([np.zeros((200, 300, 3), np.uint8)])
+    (found,) = detector.look([np.zeros((200, 300, 3), np.uint8)])
     assert found.num_views == 0 and len(merge(found, Settings())["boxes"]) == 0
 
 
 def test_batches_have_one_shape_whatever_the_number_of_windows(bright):
     detector, stand_in = bright
     images = [scene(130 + 50 * n, 300, [(40, 40, 20, 10, 0)]) for n in range(3)]
-    found = list(detector.stream(images, Settings(resize="tile", overlap=48)))
+    found = list(detector.look(images, Settings(resize="tile", overlap=48)))
     assert sorted(one.index for one in found) == [0, 1, 2]
     assert stand_in.shapes == {(3, 128, 128, 3)}
     assert all(len(merge(one, Settings())["boxes"]) == 1 for one in found)
@@ -239,7 +242,7 @@ def test_small_images_are_fitted_and_large_ones_tiled(bright):
 
 def test_an_oblong_input_lies_as_the_image_does(tiny, monkeypatch):
     stand_in = use_bright_objects(monkeypatch)
-    arrays, info = checkpoint.load_model(tiny)
+    arrays, info = model_folder.load_model(tiny)
     detector = Detector(arrays, info | {"input_size": [64, 128]}, accelerators=jax.local_devices()[:1])
     detector(scene(300, 100, []), resize="fit")  # upstream: the longer side within 128, the shorter within 64
     assert stand_in.shapes == {(1, 128, 64, 3)}
@@ -263,7 +266,7 @@ def test_images_in_memory_are_checked(bright):
     grey = scene(64, 64, [(30, 30, 20, 10, 0)])[..., 0]
     assert len(detector(grey)["boxes"]) == 1
     for wrong in (np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((0, 8, 3), np.uint8)):
-        with pytest.raises(DetectionError, match="uint8"):
+        with pytest.raises(UserError, match="uint8"):
             detector(wrong)
 
 
@@ -272,7 +275,7 @@ def test_an_unreadable_image_does_not_stop_the_others(bright, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     good = scene(128, 300, [(100, 40, 20, 10, 0)])
-    found = {one.index: one for one in detector.stream([good, bad, tmp_path / "none.png", good])}
+    found = {one.index: one for one in detector.look([good, bad, tmp_path / "none.png", good])}
     assert [found[index].error is None for index in range(4)] == [True, False, False, True]
     assert "bad.png" in str(found[1].error) and isinstance(found[2].error, FileNotFoundError)
     with pytest.raises(ValueError, match=r"bad\.png"):
@@ -288,7 +291,7 @@ def test_a_consumer_that_leaves_early_stops_the_reading(bright):
             taken.append(number)
             yield scene(64, 64, [])
 
-    stream = detector.stream(images())
+    stream = detector.look(images())
     next(stream)
     stream.close()
     assert len(taken) < 20
@@ -300,7 +303,4 @@ def test_an_error_of_the_iterable_reaches_the_consumer(bright):
         raise RuntimeError("lost the network drive")
 
     with pytest.raises(RuntimeError, match="network drive"):
-        list(bright[0].stream(images()))
-
-
-# ------------------------------------------------------------------------------------- image files
+        list(bright[0].look(images()))

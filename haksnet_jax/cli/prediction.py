@@ -265,8 +265,8 @@ def predict(arguments):
         print(f"{num_others} files that do not end like an image are left out", file=sys.stderr)
 
     from haksnet_jax.distributed import mesh as devices
-    from haksnet_jax.inference import views
     from haksnet_jax.inference import predictor as detectors  # (arguments are checked before JAX is loaded)
+    from haksnet_jax.inference import views
     from haksnet_jax.version import __version__
 
     devices.enable_compilation_cache()

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from haksnet_jax.errors import UserError
-from haksnet_jax.inference import stream, views
 from haksnet_jax.images.reader import ImageFile
+from haksnet_jax.inference import stream, views
 from haksnet_jax.inference.images import ImageArray, find_images
 from haksnet_jax.inference.session import Session
 from haksnet_jax.inference.views import Settings

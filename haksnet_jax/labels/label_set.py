@@ -8,6 +8,7 @@ import functools
 import pathlib
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.labels import classes, dota, folders, objects, recognise
 from haksnet_jax.labels.formats import coco, cvat_xml, geojson, items, label_studio, labelme, voc_xml, yolo_obb
 from haksnet_jax.labels.formats.structured import FormatError, read_bytes
@@ -159,11 +160,9 @@ def _size(image):
     """(width, height) of an image, by its header; (1, 1) without an image."""
     if image is None:
         return 1, 1
-    from haksnet_jax.images import files as image_files
-
     try:
-        header = image_files.read_header(image)
-    except ValueError as error:
+        header = read_header(image)
+    except ImageError as error:
         raise FormatError(Reason.UNREADABLE_LABELS, f"its image {image} cannot be read: {error}") from None
     return header.width, header.height
 

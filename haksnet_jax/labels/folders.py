@@ -1,10 +1,13 @@
 """Which files of a folder are labels, and which image each belongs to: the same for every command."""
 
+import os
 import pathlib
 
+from haksnet_jax.errors import UserError
 from haksnet_jax.labels.problems import Problem, Reason
 
 CLASS_LIST = "classes.txt"  # labelImg writes it among the labels, the tile splitter beside them
+UNFINISHED = ".split_unfinished"  # in an output folder of the tile splitter, until all of its tiles are there
 
 
 def files_of(folder, extensions):
@@ -84,3 +87,19 @@ def pair(images, labels, labels_path, images_dir):
         detail = f"there is no image named {stem} in {images_dir}"
         problems.append(Problem(str(labels[stem]), 0, Reason.LABELS_WITHOUT_IMAGE, detail))
     return problems
+
+
+def require_finished(images_dir):
+    """Refuses the tiles of a splitter that runs or was stopped: what is there is a part of the data.
+
+    Args:
+      images_dir: folder of images, which the splitter writes beside its mark.
+
+    Raises:
+      UserError: the tiles are not complete.
+    """
+    if (pathlib.Path(os.path.abspath(images_dir)).parent / UNFINISHED).exists():
+        raise UserError(
+            f"{images_dir}: these tiles are not complete, `haksnet split` is running or was stopped: give the same "
+            "command again, it goes on where it ended"
+        )

@@ -4,50 +4,33 @@ Sources: Xia et al., "DOTA: A Large-scale Dataset for Object Detection in Aerial
 "Object Detection in Aerial Images: A Large-Scale Benchmark and Challenges", TPAMI 2021.
 """
 
-import functools
-
 import tensorflow_datasets as tfds
 
-from data import builder
-from haksnet_jax.labels import dota as labels
+from haksnet_jax.labels import classes
+from haksnet_jax.preparation import pairing, records
 
 FOLDER_HELP = """The source folder holds one folder a split (train, val, trainval, test or any other name), each with
 
   images/     PNG, JPEG, BMP or TIFF
   labelTxt/   a text file of the same name for each image; without this folder the split has no labels
+
+or images/SPLIT beside labels/SPLIT, as YOLO lays it out.
 """
 
 
-def split_records(images, annotations, class_names):
-    """Records of one folder of images with DOTA's label files, and the problems of the folders.
-
-    Args:
-      images: pathlib.Path of the folder of images.
-      annotations: pathlib.Path of the folder of label files, or None.
-      class_names: the classes, in the order of their labels.
-
-    Returns:
-      (list of builder.Record, list of labels.Problem).
-
-    Raises:
-      builder.DataError: a folder is missing or empty.
-    """
-    read = functools.partial(labels.read_labels, class_names=class_names)
-    return builder.pair_files(images, annotations, ".txt", read)
-
-
-class FolderBuilder(builder.OrientedBuilder, skip_registration=True):
+class FolderBuilder(records.OrientedBuilder, skip_registration=True):
     """A folder in DOTA's format.
 
     Args:
-      folders: dict from split to (folder of images, folder of labels or None); None looks into the source's folders.
+      folders: dict from split to (folder of images, labels or None); None looks into the source's folders.
+      format: of the labels, see labels.label_set.FORMATS.
       **kwargs: of OrientedBuilder.
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = FOLDER_HELP
 
-    def __init__(self, *, folders=None, **kwargs):
-        self.folders = folders
+    def __init__(self, *, folders=None, format="dota", **kwargs):
+        self.folders, self.format = folders, format
         super().__init__(**kwargs)
 
     def records(self, source):
@@ -55,7 +38,7 @@ class FolderBuilder(builder.OrientedBuilder, skip_registration=True):
         folders = self.folders or split_folders(source)
         splits, problems = {}, []
         for split, (images, annotations) in folders.items():
-            splits[split], found = split_records(images, annotations, self.class_names)
+            splits[split], found = pairing.pair_labels(images, annotations, self.class_names, self.format)
             problems += found
         return splits, problems
 
@@ -64,15 +47,18 @@ def split_folders(source):
     """dict from split to (folder of images, folder of labels or None) of a source folder.
 
     Raises:
-      builder.DataError: no folder in it has images.
+      records.DataError: no folder in it has images.
     """
     found = {}
-    for folder in sorted(source.iterdir()):
+    for folder in sorted(path for path in source.iterdir() if not path.name.startswith(".")):
         if (folder / "images").is_dir():
-            annotations = folder / "labelTxt"
-            found[folder.name] = (folder / "images", annotations if annotations.is_dir() else None)
+            beside = [folder / name for name in ("labelTxt", "labels") if (folder / name).is_dir()]
+            found[folder.name] = (folder / "images", beside[0] if beside else None)
+    for folder in sorted((source / "images").glob("[!.]*/")) if not found else ():
+        beside = source / "labels" / folder.name
+        found[folder.name] = (folder, beside if beside.is_dir() else None)
     if not found:
-        raise builder.DataError(f"Expected folders like {source / 'train' / 'images'}, found none.\n{FOLDER_HELP}")
+        raise records.DataError(f"Expected folders like {source / 'train' / 'images'}, found none.\n{FOLDER_HELP}")
     return found
 
 
@@ -90,14 +76,14 @@ class Dota(FolderBuilder, skip_registration=True):
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"""Download train, val and test from {HOMEPAGE} (images of v1.0
 serve v1.0 and v1.5; v2.0 has more of them) and unpack the images of a split into SPLIT/images and its label files
 (labelTxt-v1.0, -v1.5 or -v2.0) into SPLIT/labelTxt. Labels of the test split are not public. Cut the scenes into tiles
-by python -m data.dota.split first, and build from its output.
+by `haksnet split` first, and build from its output.
 
 {FOLDER_HELP}"""
 
     @property
     def class_names(self):
         """Names of the classes, in the published order."""
-        return labels.CLASSES[{"v1.0": "dota10", "v1.5": "dota15", "v2.0": "dota20"}[self.builder_config.name]]
+        return classes.CLASSES[{"v1.0": "dota10", "v1.5": "dota15", "v2.0": "dota20"}[self.builder_config.name]]
 
 
 class Folder(FolderBuilder, skip_registration=True):

@@ -1,27 +1,26 @@
-"""HRSC2016: ships in harbours, one class, boxes of any angle. python -m data.hrsc2016 --help
+"""HRSC2016: ships in harbours, one class, boxes of any angle.
 
 Source: Liu et al., "A High Resolution Optical Satellite Image Dataset for Ship Recognition and Some New Baselines",
 ICPRAM 2017. Boxes are centre, width, height and an angle in radians that grows clockwise on the screen, as ours.
 """
 
 import functools
-import sys
 
-from data import annotations, builder
-from haksnet_jax.labels import dota as labels
+from haksnet_jax.labels import classes
+from haksnet_jax.labels.formats import items, voc_xml
+from haksnet_jax.preparation import pairing, records
 
 
 def describe(node):
     """Class, corners and difficulty of an <HRSC_Object>; all ships are one class, as in the published results."""
     box = [node.number(f"mbox_{name}") for name in ("cx", "cy", "w", "h", "ang")]
-    difficult = node.number("difficult") if node.all("difficult") else 0
-    return "ship", labels.boxes_to_polygons([box])[0], difficult
+    return "ship", items.rotated(*box), voc_xml.difficulty(node)
 
 
-class Hrsc2016(builder.OrientedBuilder, skip_registration=True):
+class Hrsc2016(records.OrientedBuilder, skip_registration=True):
     """HRSC2016 with its official splits: 436 images for training, 181 for validation, 444 for testing."""
 
-    CLASSES = labels.CLASSES["hrsc2016"]
+    CLASSES = classes.CLASSES["hrsc2016"]
     DESCRIPTION = "HRSC2016: ships in satellite images of harbours, oriented boxes, one class."
     HOMEPAGE = "https://sites.google.com/site/hrsc2016"
     CITATION = "Liu et al., A High Resolution Optical Satellite Image Dataset for Ship Recognition, ICPRAM 2017."
@@ -35,8 +34,8 @@ one folder, the source:
     def records(self, source):
         """See the base class."""
         read = functools.partial(
-            annotations.read_xml,
-            class_names=self.class_names,
+            pairing.read_xml,
+            finder=classes.finder(self.class_names),
             objects_at="HRSC_Objects/HRSC_Object",
             describe=describe,
         )
@@ -44,12 +43,8 @@ one folder, the source:
         splits, problems = {}, []
         for split in ("train", "val", "test"):
             list_file = source / "ImageSets" / f"{split}.txt"
-            splits[split], found = builder.pair_listed(
-                list_file, [content / "AllImages"], content / "Annotations", ".xml", read
+            splits[split], found = pairing.pair_listed(
+                list_file, [content / "AllImages"], content / "Annotations", read
             )
             problems += found
         return splits, problems
-
-
-if __name__ == "__main__":
-    sys.exit(builder.main(Hrsc2016))

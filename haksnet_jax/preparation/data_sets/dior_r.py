@@ -1,30 +1,18 @@
-"""DIOR-R: 20 classes in images of 800 pixels, oriented boxes. python -m data.dior_r --help
+"""DIOR-R: 20 classes in images of 800 pixels, oriented boxes.
 
 Source: Cheng et al., "Anchor-Free Oriented Proposal Generator for Object Detection", TGRS 2022 (the oriented boxes); Li
 et al., "Object Detection in Optical Remote Sensing Images: A Survey and a New Benchmark", ISPRS 2020 (the images).
 """
 
 import functools
-import sys
 
-from data import annotations, builder
-from haksnet_jax.labels import dota as labels
+from haksnet_jax.labels import classes
+from haksnet_jax.preparation import pairing, records
 
-CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")
-
-
-def describe(node):
-    """Class, corners and difficulty of an <object>."""
-    box = node.one("robndbox")
-    polygon = [[box.number(f"{axis}_{corner}") for axis in "xy"] for corner in CORNERS]
-    difficult = node.number("difficult") if node.all("difficult") else 0
-    return node.one("name").text, polygon, difficult
-
-
-class DiorR(builder.OrientedBuilder, skip_registration=True):
+class DiorR(records.OrientedBuilder, skip_registration=True):
     """DIOR-R with its official splits: 5862 images for training, 5863 for validation, 11738 for testing."""
 
-    CLASSES = labels.CLASSES["dior_r"]
+    CLASSES = classes.CLASSES["dior_r"]
     DESCRIPTION = "DIOR-R: optical remote sensing images of 800 x 800 pixels, oriented boxes, 20 classes."
     HOMEPAGE = "https://gcheng-nwpu.github.io"
     CITATION = "Cheng et al., Anchor-Free Oriented Proposal Generator for Object Detection, TGRS 2022."
@@ -38,9 +26,7 @@ class DiorR(builder.OrientedBuilder, skip_registration=True):
 
     def records(self, source):
         """See the base class."""
-        read = functools.partial(
-            annotations.read_xml, class_names=self.class_names, objects_at="object", describe=describe
-        )
+        read = functools.partial(pairing.read_xml, finder=classes.finder(self.class_names))
         images = {"train": "JPEGImages-trainval", "val": "JPEGImages-trainval", "test": "JPEGImages-test"}
         boxes = source / "Annotations" / "Oriented Bounding Boxes"
         if not boxes.is_dir() and (source / "Annotations" / "Oriented_Bounding_Boxes").is_dir():
@@ -48,10 +34,6 @@ class DiorR(builder.OrientedBuilder, skip_registration=True):
         splits, problems = {}, []
         for split, folder in images.items():
             list_file = source / "ImageSets" / "Main" / f"{split}.txt"
-            splits[split], found = builder.pair_listed(list_file, [source / folder], boxes, ".xml", read)
+            splits[split], found = pairing.pair_listed(list_file, [source / folder], boxes, read)
             problems += found
         return splits, problems
-
-
-if __name__ == "__main__":
-    sys.exit(builder.main(DiorR))

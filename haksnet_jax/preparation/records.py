@@ -1,0 +1,222 @@
+"""Records: what the TFDS builders of all data sets share.
+
+A data set gives its classes, its splits and a reader for its annotation files; everything it emits looks the same, so
+that one source reads them all:
+
+  image       PNG or JPEG bytes; three channels, eight bits
+  image_id    the file's name without extension
+  objects     a sequence of polygon [8] float32 (x1 y1 ... x4 y4, pixels), label, difficulty int32
+
+Records are ArrayRecord; TensorFlow is not needed. Annotations are all read before the first image is, and a data set
+from which something would be lost is not built unless that is asked for.
+"""
+
+import abc
+import collections
+import contextlib
+import io
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from haksnet_jax import files
+from haksnet_jax.errors import UserError
+from haksnet_jax.images import reader
+from haksnet_jax.images.headers import ImageError, read_header
+from haksnet_jax.labels.problems import count_reasons, listed, losses, of_image
+from haksnet_jax.preparation.whole_folder import whole_folder
+
+
+class Record(NamedTuple):
+    """One image of a split.
+
+    Attributes:
+      image: path of the image file.
+      read: () -> (Objects, list of Problem), or None for an image without annotations.
+    """
+
+    image: pathlib.Path
+    read: Any
+
+
+class DataError(UserError):
+    """The source cannot be built from; the message says in full what is wrong and what to do."""
+
+
+class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of the builders. A data set gives class_names, VERSION, MANUAL_DOWNLOAD_INSTRUCTIONS and `records`.
+
+    Args:
+      lossy: True builds although annotations or images have to be left out.
+      **kwargs: of tfds.core.GeneratorBasedBuilder; file_format is always array_record.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = ""
+    HOMEPAGE = None
+    CITATION = None
+    CLASSES: tuple[str, ...] = ()
+
+    def __init__(self, *, lossy=False, **kwargs):
+        self.lossy = lossy
+        self.problems = []  # what was wrong with the source, filled while building
+        super().__init__(file_format="array_record", **kwargs)
+
+    @property
+    def class_names(self):
+        """Names of the classes, in the order of their labels."""
+        return self.CLASSES
+
+    @abc.abstractmethod
+    def records(self, source):
+        """The data set's content.
+
+        Args:
+          source: pathlib.Path of the unpacked download.
+
+        Returns:
+          (dict from split to list of Record, list of Problem about the folders).
+
+        Raises:
+          DataError: the source does not look like this data set.
+        """
+
+    def _info(self):
+        # dataset_info_from_configs wants each builder in a folder of its own
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                    "image_id": tfds.features.Text(),
+                    "objects": tfds.features.Sequence(
+                        {
+                            "polygon": tfds.features.Tensor(shape=(8,), dtype=np.float32),
+                            "label": tfds.features.ClassLabel(names=list(self.class_names)),
+                            "difficulty": tfds.features.Scalar(np.int32),
+                        }
+                    ),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        splits, problems = self.records(pathlib.Path(dl_manager.manual_dir))
+        self.problems = list(problems)
+        content = {}
+        for split, records in splits.items():
+            twice = [name for name, n in collections.Counter(r.image.stem for r in records).items() if n > 1]
+            if twice:
+                raise DataError(f"Split {split} has {len(twice)} image names more than once, for example '{twice[0]}'.")
+            content[split] = [(record.image, self._read(record)) for record in records]
+        self.refuse_losses("annotations")
+        return {split: self._generate_examples(images) for split, images in content.items()}
+
+    def _read(self, record):
+        try:
+            read_header(record.image)
+        except (ImageError, OSError) as error:
+            self.problems.append(of_image(record.image, error))
+            return None
+        if record.read is None:
+            return []
+        objects, problems = record.read()
+        self.problems.extend(problems)
+        return [
+            {"polygon": polygon.reshape(8).astype(np.float32), "label": int(label), "difficulty": int(difficulty)}
+            for polygon, label, difficulty, _ in zip(*objects, strict=True)
+        ]
+
+    def refuse_losses(self, what):
+        """Raises DataError when the problems so far lose something and that was not asked for."""
+        lost = losses(self.problems)
+        if lost and not self.lossy:
+            raise DataError(
+                f"{len(lost)} problems with the {what} would lose something ({count_reasons(lost)}):\n{listed(lost)}\n"
+                "Correct them, or build without what they concern by --lossy."
+            )
+
+    def _generate_examples(self, images):
+        for path, objects in images:
+            if objects is None:
+                continue
+            try:
+                data = encoded_image(path)
+            except (ImageError, OSError) as error:
+                self.problems.append(of_image(path, error))
+                self.refuse_losses("images")
+                continue
+            yield path.stem, {"image": io.BytesIO(data), "image_id": path.stem, "objects": objects}
+
+
+def encoded_image(path):
+    """The bytes of an image as three channels of eight bits: as they are where they fit, else decoded and as PNG.
+
+    Raises:
+      ImageError: the file is no image or cannot be decoded.
+      OSError: the file cannot be read.
+    """
+    header = read_header(path)
+    if header.format in ("PNG", "JPEG") and header.channels == 3 and header.bits == 8:
+        return path.read_bytes()
+    return cv2.imencode(".png", cv2.cvtColor(reader.read(path), cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def prepare(builder, source):
+    """Builds a data set in TFDS's own layout, builder.data_dir.
+
+    Args:
+      builder: an OrientedBuilder.
+      source: folder of the unpacked download.
+
+    Returns:
+      pathlib.Path of the folder that sources.TfdsSource reads.
+
+    Raises:
+      DataError: the source is not as expected, or something would be lost.
+      OSError: writing failed.
+    """
+    if not pathlib.Path(source).is_dir():
+        raise DataError(f"Expected the unpacked data set at {source}, found no folder.")
+    config = tfds.download.DownloadConfig(manual_dir=str(source))
+    with tempfile.TemporaryDirectory() as downloads:  # TFDS makes this folder although nothing is downloaded
+        try:
+            builder.download_and_prepare(download_dir=downloads, download_config=config)
+        except RuntimeError as error:  # what ArrayRecord raises when the disk is full
+            raise OSError(str(error).strip().splitlines()[0]) from error
+    return pathlib.Path(builder.data_dir)
+
+
+def prepare_at(make_builder, source, output, overwrite=False):
+    """Builds a data set so that its records lie in `output` itself; the folder appears whole or not at all.
+
+    Args:
+      make_builder: function of data_dir that makes an OrientedBuilder.
+      source: folder of the unpacked download.
+      output: the folder; sources.TfdsSource reads it.
+      overwrite: True replaces a data set that is there, once the new one is complete.
+
+    Returns:
+      The OrientedBuilder, with its problems.
+
+    Raises:
+      UserError: see prepare; or the folder is there already, or another process builds it.
+      OSError: writing failed.
+    """
+    with whole_folder(output, overwrite=overwrite, known_by="dataset_info.json") as folder:
+        builder = make_builder(data_dir=folder.parent / "prepared")
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces folders, which would only confuse here
+            tfds.disable_progress_bar()
+            built = prepare(builder, source)
+        os.rmdir(folder)
+        os.replace(built, folder)
+    return builder

@@ -5,10 +5,8 @@ import importlib
 import pytest
 from flax import nnx
 
-from data import dior_r, fair1m, hrsc2016, hrsid
-from data.dota import build
-from data.dota import builder as dota
 from haksnet_jax.labels import dota as labels
+from haksnet_jax.preparation.data_sets import dior_r, dota, fair1m, hrsc2016, hrsid
 from haksnet_jax.tasks import detection
 
 # The splits that the builders' documentation promises; FAIR1M's and DOTA's are named by folders.
@@ -30,7 +28,7 @@ def test_a_data_sets_configuration_builds_and_agrees_with_its_builder(name, tmp_
     assert not any(side % 32 for side in config.data.image_size)
     splits = set(config.data.train.split.split("+")), set(config.data.val.split.split("+"))
     if name == "dota20_ss":
-        made = dota.Dota(config=build.CONFIGS["dota20"], data_dir=tmp_path)
+        made = dota.Dota(config="v2.0", data_dir=tmp_path)
         assert config.data.class_names == made.class_names == labels.CLASSES["dota20"]
     else:
         builder_class, published = BUILDERS[name]

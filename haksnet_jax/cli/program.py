@@ -69,9 +69,9 @@ def main(argv=None, *, prog="haksnet"):
         return OK
 
 
-def run_as(command):
-    """A command under its own name: `python -m haksnet_jax.main`. Args: command. Ends the process."""
-    _exit(main([command, *sys.argv[1:]]))
+def run_as(*command):
+    """A command under its own name: `python -m haksnet_jax.main`. Args: command, its words. Ends the process."""
+    _exit(main([*command, *sys.argv[1:]]))
 
 
 def entry():

@@ -7,6 +7,8 @@ import os
 import re
 
 _CONFIG = "--config."
+# Those of labels.label_set, which is too heavy to be imported for a help text; a test compares them.
+LABEL_FORMATS = "auto, dota, yolo-obb, rolabelimg, labelme, geojson, coco, cvat, label-studio"
 
 
 class UsageError(Exception):

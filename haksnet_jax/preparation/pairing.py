@@ -64,7 +64,7 @@ def pair_files(images, annotations, read):
 
 
 def pair_coco(path, images, class_names):
-    """Records of the images that a COCO file lists, in its order; other images of the folder do not belong to the split.
+    """Records of the images that a COCO file lists, in its order; others of the folder are not of the split.
 
     Args:
       path: pathlib.Path of the file.
@@ -143,8 +143,8 @@ def read_xml(path, finder, *, objects_at="object", describe=None):
       path: the file.
       finder: classes.Finder of the classes.
       objects_at: where the objects are below the root: "object" or "objects/object".
-      describe: structured.Node of an object -> (class name, [P, 2] points in pixels, difficulty as written); None: those
-        of roLabelImg, DIOR-R and SSDD.
+      describe: structured.Node of an object -> (class name, [P, 2] points in pixels, difficulty as written); None:
+        those of roLabelImg, DIOR-R and SSDD.
 
     Returns:
       (Objects, list of Problem). The content never raises.

@@ -15,7 +15,6 @@ import abc
 import collections
 import contextlib
 import io
-import json
 import os
 import pathlib
 import tempfile
@@ -25,11 +24,10 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import reader
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.labels.problems import count_reasons, listed, losses, of_image
+from haksnet_jax.labels.problems import count_reasons, listed, losses, of_image, unknown_classes
 from haksnet_jax.preparation.whole_folder import whole_folder
 
 
@@ -66,6 +64,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, *, lossy=False, **kwargs):
         self.lossy = lossy
         self.problems = []  # what was wrong with the source, filled while building
+        self.num_objects = 0  # that were read
         super().__init__(file_format="array_record", **kwargs)
 
     @property
@@ -131,6 +130,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             return []
         objects, problems = record.read()
         self.problems.extend(problems)
+        self.num_objects += len(objects.labels)
         return [
             {"polygon": polygon.reshape(8).astype(np.float32), "label": int(label), "difficulty": int(difficulty)}
             for polygon, label, difficulty, _ in zip(*objects, strict=True)
@@ -139,11 +139,14 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def refuse_losses(self, what):
         """Raises DataError when the problems so far lose something and that was not asked for."""
         lost = losses(self.problems)
-        if lost and not self.lossy:
-            raise DataError(
-                f"{len(lost)} problems with the {what} would lose something ({count_reasons(lost)}):\n{listed(lost)}\n"
-                "Correct them, or build without what they concern by --lossy."
-            )
+        if not lost or self.lossy:
+            return
+        unknown = unknown_classes(self.problems, self.num_objects, allow=True)
+        hint = f"\n{unknown}. Name the file that lists them with --classes." if unknown else ""
+        raise DataError(
+            f"{len(lost)} problems with the {what} would lose something ({count_reasons(lost)}):\n{listed(lost)}"
+            f"{hint}\nCorrect them, or build without what they concern by --lossy."
+        )
 
     def _generate_examples(self, images):
         for path, objects in images:

@@ -13,8 +13,8 @@ from haksnet_jax.errors import UserError
 def whole_folder(output, *, overwrite, known_by):
     """Gives an empty folder to fill; at the end it becomes `output`.
 
-    It lies in a hidden folder beside the output, which a killed process leaves behind: no command takes it for data, and
-    the next one for the same output clears it.
+    It lies in a hidden folder beside the output, which a killed process leaves behind: no command takes it for data,
+    and the next one for the same output clears it.
 
     Args:
       output: the folder to be. An empty folder may be there.

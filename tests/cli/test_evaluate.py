@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from bright_objects import CLASS_NAMES, save_tiny, scene, use_bright_objects
 
-from data.dota import build
 from haksnet_jax.cli import evaluation, program, submission
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.geometry.boxes import boxes_to_corners
@@ -330,7 +329,7 @@ def test_a_split_without_labels_gives_predictions_and_never_a_score_of_0(data, t
         path.write_text("")
     images = data / "images"
     records = tmp_path / "records"
-    assert build.main([f"--images={images}", "--split=test", "--classes=dota10", f"--output={records}"]) == 0
+    assert program.main(["build", f"--images={images}", "--split=test", "--classes=dota10", f"--output={records}"]) == 0
     split = (f"--checkpoint={tiny}", f"--dataset={records}", "--split=test")
     status, out, err = run(capsys, *split)
     assert status == 1 and "add --output=DIR" in err and "AP" not in out

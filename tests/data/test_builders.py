@@ -7,12 +7,20 @@ import cv2
 import numpy as np
 import pytest
 
-from data import builder, dior_r, fair1m, hrsc2016, hrsid, ssdd
-from data.dota import build
-from data.dota import builder as dota
+from haksnet_jax.cli import program
+from haksnet_jax.errors import UserError
+from haksnet_jax.geometry.polygons import polygons_to_boxes
 from haksnet_jax.images import reader
-from haksnet_jax.labels import dota as labels
+from haksnet_jax.labels import classes
 from haksnet_jax.pipeline import sources
+from haksnet_jax.preparation import records
+from haksnet_jax.preparation.data_sets import dior_r, dota, fair1m, hrsc2016, hrsid, ssdd
+
+
+def build(arguments):
+    """The command `haksnet build`. Args: its arguments. Returns: exit status."""
+    return program.main(["build", *arguments])
+
 
 SQUARE = np.array([[10, 10], [30, 10], [30, 20], [10, 20]], np.float32)
 
@@ -34,7 +42,7 @@ def write_text(path, text):
 
 def built(made, source, split="train"):
     """Builds a data set and opens one split of it."""
-    return sources.TfdsSource(builder.prepare(made, source), split)
+    return sources.TfdsSource(records.prepare(made, source), split)
 
 
 def hrsc_xml(cx, cy, w, h, angle):
@@ -68,7 +76,7 @@ def test_hrsc2016_boxes_are_turned_clockwise_by_their_angle(tmp_path):
     write_hrsc(tmp_path)
     source = built(hrsc2016.Hrsc2016(data_dir=tmp_path / "out"), tmp_path)
     example = source[0]
-    boxes, _ = labels.polygons_to_boxes(example["polygons"])
+    boxes, _ = polygons_to_boxes(example["polygons"])
     # 1e-4: corners were stored in float32
     np.testing.assert_allclose(boxes, [[25, 20, 30, 8, -0.5]], atol=1e-4)
     assert example["difficulty"].tolist() == [1]
@@ -140,13 +148,11 @@ def test_fair1m_parts_are_one_split_and_its_test_has_no_labels(tmp_path):
 
 def test_a_data_set_can_be_written_in_dotas_format(tmp_path, capsys):
     write_fair1m(tmp_path / "in")
-    assert (
-        builder.main(fair1m.Fair1m, [f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--as_dota"]) == 0
-    )
+    assert build(["fair1m", f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--as_dota"]) == 0
     assert (tmp_path / "out/train/labelTxt/0.txt").read_text() == "10 10 30 10 30 20 10 20 Small-Car 0\n"
     assert not (tmp_path / "out/test/labelTxt").exists()
     found = sources.FolderSource(
-        tmp_path / "out/train/images", tmp_path / "out/train/labelTxt", labels.CLASSES["fair1m"]
+        tmp_path / "out/train/images", tmp_path / "out/train/labelTxt", classes.CLASSES["fair1m"]
     )
     assert len(found) == 2
     assert found.class_names[found[0]["labels"][0]] == "Small Car"
@@ -200,7 +206,7 @@ def test_hrsid_outlines_become_their_smallest_rectangles(tmp_path):
     outline = [[25 + c * x - s * y, 20 + s * x + c * y] for x, y in ((-10, -3), (0, -4), (10, -3), (10, 4), (-10, 4))]
     write_hrsid(tmp_path, [np.ravel(outline).tolist()])
     source = built(hrsid.Hrsid(data_dir=tmp_path / "out"), tmp_path)
-    boxes, _ = labels.polygons_to_boxes(source[0]["polygons"])
+    boxes, _ = polygons_to_boxes(source[0]["polygons"])
     # 1e-3: OpenCV finds the rectangle in float32, twice
     np.testing.assert_allclose(boxes, [[25, 20, 20, 8, 0.4]], atol=1e-3)
 
@@ -216,18 +222,18 @@ def test_a_dota_folder_is_built_by_the_command_and_read_back(tmp_path, capsys):
     dota_folder(tmp_path / "in", [], "val", "b")
     write_image(tmp_path / "in/test/images/c.jpg")  # no labels
     arguments = [f"--source={tmp_path / 'in'}", "--classes=dota15", f"--output={tmp_path / 'out'}"]
-    assert build.main(arguments) == 0
+    assert build(arguments) == 0
     assert "written to" in capsys.readouterr().out
     source = sources.TfdsSource(tmp_path / "out", "train")
-    assert source.class_names == labels.CLASSES["dota15"]
+    assert source.class_names == classes.CLASSES["dota15"]
     np.testing.assert_array_equal(source[0]["image"], pixels)
     np.testing.assert_array_equal(source[0]["polygons"], SQUARE[None])
     assert source.class_names[source[0]["labels"][0]] == "ship"
     assert len(sources.TfdsSource(tmp_path / "out", "val")[0]["labels"]) == 0
     assert len(sources.TfdsSource(tmp_path / "out", "test")) == 1
-    assert build.main(arguments) == 1
+    assert build(arguments) == 1
     assert "is there already" in capsys.readouterr().err
-    assert build.main([*arguments, "--overwrite"]) == 0
+    assert build([*arguments, "--overwrite"]) == 0
 
 
 def test_own_classes_come_from_a_file_and_splits_from_arguments(tmp_path):
@@ -235,7 +241,7 @@ def test_own_classes_come_from_a_file_and_splits_from_arguments(tmp_path):
     write_text(tmp_path / "classes.txt", "Car\nCargo Truck\n")
     folder = tmp_path / "in/x"
     arguments = ["--images", str(folder / "images"), "--labels", str(folder / "labelTxt"), "--split", "val"]
-    assert build.main([*arguments, f"--classes={tmp_path / 'classes.txt'}", f"--output={tmp_path / 'out'}"]) == 0
+    assert build([*arguments, f"--classes={tmp_path / 'classes.txt'}", f"--output={tmp_path / 'out'}"]) == 0
     assert sources.TfdsSource(tmp_path / "out", "val")[0]["labels"].tolist() == [1]
 
 
@@ -244,7 +250,7 @@ def test_class_files_that_cannot_be_used_are_one_sentence(tmp_path, capsys, text
     dota_folder(tmp_path / "in")
     write_text(tmp_path / "twice.txt", "ship\nship\n")
     arguments = [f"--source={tmp_path / 'in'}", f"--classes={tmp_path / text}", f"--output={tmp_path / 'out'}"]
-    assert build.main(arguments) == 1
+    assert build(arguments) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -256,7 +262,7 @@ def test_what_would_be_lost_is_listed_with_its_line_and_nothing_is_built(tmp_pat
     half = tmp_path / "in/train/images/half.png"
     half.write_bytes(half.read_bytes()[:-20])
     arguments = [f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
-    assert build.main(arguments) == 1
+    assert build(arguments) == 1
     message = capsys.readouterr().err
     for expected in (
         "a.txt:3: class 'lorry'",
@@ -267,7 +273,7 @@ def test_what_would_be_lost_is_listed_with_its_line_and_nothing_is_built(tmp_pat
     ):
         assert expected in message
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-    assert build.main([*arguments, "--lossy"]) == 0
+    assert build([*arguments, "--lossy"]) == 0
     assert sources.TfdsSource(tmp_path / "out", "train").image_ids == ["a"]
 
 
@@ -285,31 +291,31 @@ def test_damaged_xml_is_named_with_its_line(tmp_path, damage, reason, line):
     path = tmp_path / "FullDataSet/Annotations/100000001.xml"
     path.write_text(path.read_text().replace(*damage))
     made = hrsc2016.Hrsc2016(data_dir=tmp_path / "out")
-    with pytest.raises(builder.DataError, match=rf"100000001\.xml:{line}: .*\[{reason}\]"):
-        builder.prepare(made, tmp_path)
+    with pytest.raises(UserError, match=rf"100000001\.xml:{line}: .*\[{reason}\]"):
+        records.prepare(made, tmp_path)
 
 
 def test_other_damage_is_named(tmp_path):
     write_hrsc(tmp_path / "hrsc")
     write_text(tmp_path / "hrsc/ImageSets/val.txt", "100000002\n\n100000009\n")
-    with pytest.raises(builder.DataError, match=r"val\.txt:3: expected an image 100000009"):
-        builder.prepare(hrsc2016.Hrsc2016(data_dir=tmp_path / "out"), tmp_path / "hrsc")
+    with pytest.raises(UserError, match=r"val\.txt:3: expected an image 100000009"):
+        records.prepare(hrsc2016.Hrsc2016(data_dir=tmp_path / "out"), tmp_path / "hrsc")
     write_hrsid(tmp_path / "hrsid", {"counts": [1, 2]})
-    with pytest.raises(builder.DataError, match=r"annotation 7 has no outline as polygons \[no_outline\]"):
-        builder.prepare(hrsid.Hrsid(data_dir=tmp_path / "out"), tmp_path / "hrsid")
+    with pytest.raises(UserError, match=r"annotation 7 has no outline as polygons \[no_outline\]"):
+        records.prepare(hrsid.Hrsid(data_dir=tmp_path / "out"), tmp_path / "hrsid")
     write_text(tmp_path / "hrsid/annotations/train2017.json", '{"images": []}')
-    with pytest.raises(builder.DataError, match="is no COCO annotation file"):
-        builder.prepare(hrsid.Hrsid(data_dir=tmp_path / "out"), tmp_path / "hrsid")
+    with pytest.raises(UserError, match="is no COCO annotation file"):
+        records.prepare(hrsid.Hrsid(data_dir=tmp_path / "out"), tmp_path / "hrsid")
     for made in (fair1m.Fair1m, ssdd.Ssdd, dior_r.DiorR, dota.Dota):
-        with pytest.raises(builder.DataError, match="Expected"):
-            builder.prepare(made(data_dir=tmp_path / "out"), tmp_path / "hrsc")
+        with pytest.raises(UserError, match="Expected"):
+            records.prepare(made(data_dir=tmp_path / "out"), tmp_path / "hrsc")
 
 
 def test_an_unwritable_output_is_one_sentence(tmp_path, capsys):
     dota_folder(tmp_path / "in")
     (tmp_path / "file").touch()
     for output in (tmp_path / "file/out", tmp_path / "file", tmp_path / "in"):  # the last two hold something else
-        assert build.main([f"--source={tmp_path / 'in'}", f"--output={output}", "--overwrite"]) == 1
+        assert build([f"--source={tmp_path / 'in'}", f"--output={output}", "--overwrite"]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert (tmp_path / "in/train").is_dir()
 
@@ -317,14 +323,14 @@ def test_an_unwritable_output_is_one_sentence(tmp_path, capsys):
 def test_ctrl_c_while_building_leaves_what_was_there(tmp_path, monkeypatch, capsys):
     dota_folder(tmp_path / "in")
     arguments = [f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
-    assert build.main(arguments) == 0
+    assert build(arguments) == 0
     before = sorted(path.name for path in (tmp_path / "out").iterdir())
 
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(builder, "encoded_image", stop)
-    assert build.main([*arguments, "--overwrite"]) == 130
+    monkeypatch.setattr(records, "encoded_image", stop)
+    assert build([*arguments, "--overwrite"]) == 130
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     assert "nothing was written" in capsys.readouterr().err
@@ -337,7 +343,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, c
         raise RuntimeError("write() failed: No space left on device\nFailed to close chunk_writer")  # ArrayRecord's
 
     monkeypatch.setattr(dota.Dota, "download_and_prepare", full)
-    assert build.main([f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]) == 1
+    assert build([f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]) == 1
     message = capsys.readouterr().err
     assert "No space left on device" in message
     assert len(message.splitlines()) == 1
@@ -346,8 +352,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, c
 
 def test_images_are_kept_as_they_are_or_become_three_channels_of_eight_bits(tmp_path):
     write_image(tmp_path / "a.jpg")
-    assert builder.encoded_image(tmp_path / "a.jpg") == (tmp_path / "a.jpg").read_bytes()
+    assert records.encoded_image(tmp_path / "a.jpg") == (tmp_path / "a.jpg").read_bytes()
     deep = np.arange(600, dtype=np.uint16).reshape(20, 30)
     cv2.imwrite(str(tmp_path / "b.png"), deep)
-    pixels = reader.decode(builder.encoded_image(tmp_path / "b.png"), "b")
+    pixels = reader.decode(records.encoded_image(tmp_path / "b.png"), "b")
     np.testing.assert_array_equal(pixels, reader.read(tmp_path / "b.png"))

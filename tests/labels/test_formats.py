@@ -189,7 +189,7 @@ def test_coco_boxes_are_turned_counter_clockwise_by_detectron2_and_clockwise_by_
         ({"iscrowd": None}, None, ""),
         ({"iscrowd": "x"}, "bad_json", r"\$\.annotations\[0\]\.iscrowd"),
         ({"iscrowd": 10**30}, "bad_difficulty", "annotation 10"),
-        ({"segmentation": {"counts": [1], "size": [2, 2]}}, "no_outline", "mask"),
+        ({"segmentation": {"counts": [1], "size": [2, 2]}}, "no_outline", "outline as polygons"),
         ({"segmentation": [[1, 2, 3]]}, "bad_number", "annotation 10"),
         ({"segmentation": [[1, 2, 3, 4, 5, 1e300]]}, "bad_number", "annotation 10"),
         ({"segmentation": [[1, 1, 5, 5, 9, 9, 3, 3]]}, "zero_area", "annotation 10"),

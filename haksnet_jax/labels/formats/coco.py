@@ -60,7 +60,10 @@ def read_file(path):
       FormatError: the file is no COCO annotation file.
       OSError: the file cannot be read.
     """
-    content = decode_json(read_bytes(path), _Content)
+    try:
+        content = decode_json(read_bytes(path), _Content)
+    except FormatError as error:
+        raise FormatError(error.reason, f"the file is no COCO annotation file: {error}") from None
     names = {category.id: category.name for category in content.categories}
     stems, images, strays = {}, {}, []
     for image in content.images:
@@ -110,7 +113,7 @@ def _described(annotation, name, where):
 def _points(annotation, where):
     parts = annotation.segmentation
     if isinstance(parts, dict):
-        raise FormatError(Reason.NO_OUTLINE, f"{where} has no outline as polygons, but a mask")
+        raise FormatError(Reason.NO_OUTLINE, f"{where} has no outline as polygons")
     if parts:
         numbers = [number for part in parts for number in part]
         if len(numbers) % 2 or len(numbers) < 6:

@@ -9,6 +9,7 @@ import functools
 from haksnet_jax.labels import classes
 from haksnet_jax.preparation import pairing, records
 
+
 class DiorR(records.OrientedBuilder, skip_registration=True):
     """DIOR-R with its official splits: 5862 images for training, 5863 for validation, 11738 for testing."""
 

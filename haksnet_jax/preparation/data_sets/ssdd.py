@@ -10,7 +10,6 @@ import functools
 from haksnet_jax.labels import classes
 from haksnet_jax.preparation import pairing, records
 
-
 _COPIES = ("000615", "000635")  # of 000610 and 000013
 
 

@@ -1,0 +1,135 @@
+"""What `haksnet build` does: records or folders in DOTA's format, of a published data set or of one's own folders."""
+
+import functools
+import importlib
+import os
+import pathlib
+import shutil
+
+from haksnet_jax import files
+from haksnet_jax.labels import classes, dota, folders
+from haksnet_jax.labels.label_set import LabelSet
+from haksnet_jax.preparation import records
+from haksnet_jax.preparation.data_sets.dota import Dota, Folder, split_folders
+from haksnet_jax.preparation.whole_folder import whole_folder
+
+DATA_SETS = {"dior_r": "DiorR", "fair1m": "Fair1m", "hrsc2016": "Hrsc2016", "hrsid": "Hrsid", "ssdd": "Ssdd"}
+_DOTA_CONFIGS = {"dota10": "v1.0", "dota15": "v1.5", "dota20": "v2.0"}
+
+
+def builder_class(name):
+    """The builder of a published data set. Args: name, a key of DATA_SETS."""
+    module = importlib.import_module(f"haksnet_jax.preparation.data_sets.{name}")
+    return getattr(module, DATA_SETS[name])
+
+
+def folder_builder(splits, class_list, *, format="dota", lossy=False):
+    """A function of data_dir that makes the builder of some folders.
+
+    Args:
+      splits: dict from split to (folder of images, labels or None).
+      class_list: a published list's name, a file with one class a line, or None: the list beside the labels, else
+        DOTA's.
+      format: of the labels.
+      lossy: True builds although something has to be left out.
+
+    Raises:
+      UserError: the list cannot be read.
+    """
+    common = {"lossy": lossy, "folders": splits, "format": format}
+    names = listed_classes(splits, format) if class_list is None else None
+    if names is None and (class_list or "dota10") in _DOTA_CONFIGS:
+        return functools.partial(Dota, config=_DOTA_CONFIGS[class_list or "dota10"], **common)
+    names = names or classes.read_class_names(class_list)
+    return functools.partial(Folder, class_names=names, **common)
+
+
+def listed_classes(splits, format):
+    """The classes that the labels of some splits list themselves (data.yaml, categories, classes.txt), or None."""
+    for _, labels in splits.values():
+        if labels is not None:
+            names = LabelSet(labels, format).class_names
+            if names:
+                return names
+    return None
+
+
+def splits_of(source, images, labels, names):
+    """The folders of each split.
+
+    Args:
+      source: folder with a folder for each split, or None.
+      images, labels, names: instead of it: lists of folders of images, of their labels ([]: none) and of the splits'
+        names.
+
+    Returns:
+      Dict from split to (pathlib.Path of images, pathlib.Path of labels or None).
+
+    Raises:
+      DataError: the lists are of different lengths, or the source has no such folders.
+    """
+    if source is not None:
+        if not pathlib.Path(source).is_dir():
+            raise records.DataError(f"Expected a folder with a folder for each split at {source}, found none.")
+        return split_folders(pathlib.Path(source))
+    names = names or ["train"]
+    if len(names) != len(images) or (labels and len(labels) != len(images)):
+        raise records.DataError(
+            f"expected as many --split and --labels as --images, got {len(names)} splits, {len(labels)} folders of "
+            f"labels and {len(images)} of images"
+        )
+    annotations = [pathlib.Path(folder) for folder in labels] or [None] * len(names)
+    return {
+        name: (pathlib.Path(folder), annotation)
+        for name, folder, annotation in zip(names, images, annotations, strict=True)
+    }
+
+
+def write_dota(builder, source, output, *, overwrite=False):
+    """Writes a data set as folders in DOTA's format, whole or not at all.
+
+    Args:
+      builder: a records.OrientedBuilder.
+      source: folder of the unpacked download.
+      output: gets classes.txt, SPLIT/images (hard links where the file system can, else copies) and SPLIT/labelTxt.
+      overwrite: True replaces what this function wrote there before.
+
+    Returns:
+      dict from split to its number of images.
+
+    Raises:
+      UserError: the source is not as expected, something would be lost, or the output is in use or no such folder.
+      OSError: writing failed.
+    """
+    splits, problems = builder.records(pathlib.Path(source))
+    builder.problems = list(problems)
+    content = {
+        split: [(record.image, record.read() if record.read else None) for record in found]
+        for split, found in splits.items()
+    }
+    for images in content.values():
+        for _, annotation in images:
+            builder.problems += annotation[1] if annotation else []
+    builder.refuse_losses("annotations")
+    with whole_folder(output, overwrite=overwrite, known_by=folders.CLASS_LIST) as folder:
+        for split, images in content.items():
+            for path, annotation in images:
+                _write_image(folder / split, path, annotation, builder.class_names)
+        files.write_text(folder / folders.CLASS_LIST, "".join(f"{name}\n" for name in builder.class_names))
+    return {split: len(images) for split, images in content.items()}
+
+
+def _write_image(folder, path, annotation, class_names):
+    """Puts one image and its labels into the folder of a split. Args: annotation, (Objects, problems) or None."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    if annotation is not None:
+        (folder / "labelTxt").mkdir(exist_ok=True)
+        lines = [
+            dota.format_label_line(polygon, class_names[label], difficulty, class_names) + "\n"
+            for polygon, label, difficulty, _ in zip(*annotation[0], strict=True)
+        ]
+        (folder / "labelTxt" / f"{path.stem}.txt").write_text("".join(lines), encoding="utf-8")
+    try:
+        os.link(path, folder / "images" / path.name)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(path, folder / "images" / path.name)

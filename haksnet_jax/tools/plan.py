@@ -175,7 +175,7 @@ def lower_step(config, mesh, batch_per_device):
     from haksnet_jax.distributed import mesh as devices
     from haksnet_jax.training import optimizer
     from haksnet_jax.training.state import create_state
-    from haksnet_jax.training.step import make_train_step
+    from haksnet_jax.training.step import abstract_batch, make_train_step
 
     task = tasks.of(config)
     tx = optimizer.of_config(config)
@@ -192,12 +192,7 @@ def lower_step(config, mesh, batch_per_device):
     accumulate_steps = config.accumulate_steps
     with jax.set_mesh(mesh):
         num_images = batch_per_device * mesh.devices.size
-        pieces = (accumulate_steps,) if accumulate_steps > 1 else ()
-        split = devices.batch_sharding(mesh, leading=len(pieces))
-        batch = {
-            name: jax.ShapeDtypeStruct((*pieces, num_images, *shape), dtype, sharding=split)
-            for name, (shape, dtype) in task.batch_arrays(config).items()
-        }
+        batch = abstract_batch(task.batch_arrays(config), mesh, num_images, accumulate_steps=accumulate_steps)
         learning_rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=devices.replicated(mesh))
         step = make_train_step(
             graph, tx, mesh, task.loss(config), ema_decay=config.ema_decay, accumulate_steps=accumulate_steps

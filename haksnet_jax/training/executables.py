@@ -25,8 +25,16 @@ from jax.experimental import serialize_executable
 
 import haksnet_jax
 from haksnet_jax import files
+from haksnet_jax.distributed import hosts
 
 MAX_KEPT = 8  # the newest; one of T takes 10 to 20 MB
+# Keys of a configuration that do not reach the step's code. (What is not listed here and does not either only costs a
+# compilation.)
+_OUTSIDE = frozenset(
+    ["name", "seed", "num_epochs", "num_steps", "checkpoint_every", "checkpoints_kept", "eval_every", "log_every"]
+    + ["pretrained", "init", "init_new_classes", "max_skipped_steps", "evaluation"]
+)
+_OUTSIDE_OF_DATA = frozenset(["root", "train", "val", "num_workers", "stall_seconds"])
 _ENVIRONMENT = ("XLA_", "JAX_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "TF_")  # beginnings of variables that matter
 
 
@@ -34,6 +42,33 @@ def folder() -> pathlib.Path:
     """The user's folder of compiled steps."""
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     return home / "haksnet_jax" / "steps"
+
+
+def ready(train_step: Any, config: Any, arguments: tuple, mesh: jax.sharding.Mesh) -> Any:
+    """A training step that can be called at once: one of an earlier start, or compiled now and kept for later ones.
+
+    On CPUs the step is given back as it is: it compiles in seconds there, at its first call.
+
+    Args:
+      train_step: of `step.make_train_step`.
+      config: the experiment.
+      arguments: (state, batch, learning rate), arrays or shapes with shardings.
+      mesh: of the run. All its hosts take part.
+    """
+    if mesh.devices.flat[0].platform == "cpu":
+        logging.info("compiling the training step: some seconds without a line")
+        return train_step
+    settings = {name: value for name, value in json.loads(config.to_json_best_effort()).items() if name not in _OUTSIDE}
+    settings["data"] = {name: value for name, value in settings["data"].items() if name not in _OUTSIDE_OF_DATA}
+    key = key_of(settings, arguments, mesh)
+    found = load(key, arguments, mesh)
+    if not hosts.any_host(found is None):  # hosts that compile tune together, and would wait for those that do not
+        return found
+    logging.info("compiling the training step: about a minute or two without a line, once for this machine")
+    lowered = train_step.lower(*arguments)
+    compiled = lowered.compile()
+    save(key, compiled, list(lowered.out_info[1]))
+    return compiled
 
 
 def key_of(settings: Any, arguments: Any, mesh: jax.sharding.Mesh) -> str:

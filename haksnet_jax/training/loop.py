@@ -17,10 +17,10 @@ from haksnet_jax.distributed import hosts
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.results.card import code_version, write_result_card
-from haksnet_jax.training import checkpoint, optimizer, resume
+from haksnet_jax.training import checkpoint, executables, optimizer, resume
 from haksnet_jax.training.log import RunLog
 from haksnet_jax.training.state import create_state
-from haksnet_jax.training.step import make_train_step
+from haksnet_jax.training.step import abstract_batch, make_train_step
 from haksnet_jax.training.stop import Stopped, StopRequest
 
 
@@ -96,7 +96,9 @@ def _run(task, config, workdir, mesh, stop, resume_policy):
 
     # ---- Steps
     if first_step < num_steps:
-        logging.info("compiling the training step: seconds to minutes without a line, once for this machine")
+        per_step = global_batch // config.accumulate_steps
+        batch = abstract_batch(task.batch_arrays(config), mesh, per_step, accumulate_steps=config.accumulate_steps)
+        train_step = executables.ready(train_step, config, (state, batch, np.float32(0)), mesh)
     for step in range(first_step, num_steps):
         waited = time.monotonic()
         batch = next(batches_in_order)

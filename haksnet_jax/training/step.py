@@ -64,6 +64,26 @@ def make_train_step(graph, tx, mesh, loss, *, ema_decay, accumulate_steps=1):
     return jax.jit(train_step, donate_argnums=0, compiler_options=devices.training_options())
 
 
+def abstract_batch(arrays, mesh, num_images, *, accumulate_steps=1):
+    """The batch of a step by shapes alone, laid out as `distributed.mesh.place_batch` does.
+
+    Args:
+      arrays: {name: (shape, dtype)} of one example, see `tasks.batch_arrays`.
+      mesh: of devices that need not be here.
+      num_images: B of a step without accumulation, or of one micro-batch.
+      accumulate_steps: N micro-batches.
+
+    Returns:
+      {name: jax.ShapeDtypeStruct} [B, ...], or [N, B, ...] where N is more than 1.
+    """
+    pieces = (accumulate_steps,) if accumulate_steps > 1 else ()
+    split = devices.batch_sharding(mesh, leading=len(pieces))
+    return {
+        name: jax.ShapeDtypeStruct((*pieces, num_images, *shape), dtype, sharding=split)
+        for name, (shape, dtype) in arrays.items()
+    }
+
+
 def _gradients(graph, loss, accumulate_steps):
     """Function of (params, batch_stats, batch, key): gradients, new statistics, loss, metrics."""
 

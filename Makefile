@@ -1,13 +1,18 @@
-# make venv | test | test-slow | lint | format | demo | clean      PYTHON=python3.12 chooses another interpreter, WORKERS=1 fewer processes for the tests
+# make venv | test | test-slow | lint | format | demo | docs | wheel | clean
+#   PYTHON=python3.12 chooses another interpreter, EXTRAS=cuda (or tpu, gcs; by commas) installs more, WORKERS=1 runs
+#   fewer tests at a time
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?=
 BIN := $(VENV)/bin
+comma := ,
 # Compilations, most of the tests' time, are of one thread each: one process more than cores, since some wait for runs of
 # the command. A file's tests share theirs, so files stay whole; in their order, as the shortest lists hold the longest tests.
 WORKERS ?= 3
-STAMP := $(VENV)/installed
+STAMP := $(VENV)/installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: venv test test-slow lint format demo wheel clean
+.PHONY: venv test test-slow lint format demo docs wheel clean
 
 venv: $(STAMP)
 
@@ -15,13 +20,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,geo]'
+	$(INSTALL) '.[test,lint,records,geo$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	touch $@
 
-test: venv
+# The TPU compiler, 700 MB that only `haksnet plan` and its tests need; elsewhere than on x86 Linux there is none, and its
+# tests are skipped.
+$(VENV)/installed-plan: pyproject.toml | $(STAMP)
+	$(INSTALL) '.[plan]'
+	touch $@
+
+test: venv $(VENV)/installed-plan
 	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-slow: venv
+test-slow: venv $(VENV)/installed-plan
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: venv
@@ -33,7 +44,11 @@ format: venv
 	$(BIN)/ruff format .
 
 demo: venv
-	JAX_PLATFORMS=cpu $(BIN)/python -m haksnet_jax.main --config=configs/demo.py --workdir=runs/demo
+	JAX_PLATFORMS=cpu $(BIN)/haksnet train --config=demo --workdir=runs/demo
+	$(BIN)/python -m haksnet_jax.tools.demo_files --scenes=runs/demo_scenes
+	@echo; echo 'Next, with the environment: . $(BIN)/activate'
+	@echo '  haksnet predict --checkpoint=runs/demo --images=runs/demo_scenes/images --output=runs/found'
+	@echo '  haksnet evaluate --predictions=runs/found --labels=runs/demo_scenes/labelTxt'
 
 wheel: venv
 	$(BIN)/python -m build --wheel

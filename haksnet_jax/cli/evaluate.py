@@ -8,6 +8,7 @@
 --json stores the numbers; --output adds curves, confusion matrix, errors by size and the worst images.
 """
 
+from haksnet_jax import demo
 from haksnet_jax.cli import terminal
 
 
@@ -77,6 +78,10 @@ def run(arguments):
         raise terminal.UsageError("--dataset belongs to --checkpoint; --predictions are compared with --labels")
     if arguments.checkpoint and arguments.classes:
         raise terminal.UsageError("--classes belongs to --predictions; a checkpoint brings its own")
+    if arguments.images:
+        arguments.images = demo.or_path(arguments.images, demo.IMAGES)
+    if arguments.labels:
+        arguments.labels = demo.or_path(arguments.labels, demo.LABELS)
     from haksnet_jax.cli import evaluation
 
     return evaluation.run(arguments)

@@ -12,6 +12,7 @@ given again.
 import argparse
 import os
 
+from haksnet_jax import demo
 from haksnet_jax.cli import terminal
 
 
@@ -107,6 +108,7 @@ def run(arguments):
     # What GDAL keeps of decoded blocks: by default a twentieth of the machine's memory.
     os.environ.setdefault("GDAL_CACHEMAX", "256")
     arguments.scales = tuple(arguments.scales)
+    arguments.images = [demo.or_path(image, demo.IMAGES) for image in arguments.images]
     from haksnet_jax.cli import prediction
 
     return prediction.predict(arguments)

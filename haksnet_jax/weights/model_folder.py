@@ -15,15 +15,17 @@ import uuid
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors.numpy
 import tensorstore
 from absl import logging
 from flax import nnx
 
-from haksnet_jax import files, json_files
+from haksnet_jax import demo, files, json_files
 from haksnet_jax.weights import model_schema, sums
 from haksnet_jax.weights.errors import CheckpointError
 
 MODEL_FILE = "model.json"
+ARRAYS_FILE = "model.safetensors"  # instead of `state`, in the model that comes with the package
 _MAX_MODEL_BYTES = 4 << 20  # of model.json; the names of 20,000 classes have half a megabyte
 _WEIGHT_FILES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 
@@ -173,10 +175,10 @@ def resolve(directory):
             f"{directory} is a file, expected the folder of a checkpoint: make one of it with "
             f"`python -m haksnet_jax convert --input={directory} --output=DIR`"
         )
-    directory = files.absolute(files.reachable(directory))
+    directory = files.absolute(files.reachable(demo.or_path(directory, demo.MODEL)))
     if not directory.exists():
         raise CheckpointError(f"{directory}: no such checkpoint folder")
-    if (directory / "state").exists():  # a model alone, or one step of a run
+    if (directory / "state").exists() or (directory / ARRAYS_FILE).exists():  # a model alone, or one step of a run
         if (directory / MODEL_FILE).exists():
             return directory, directory / MODEL_FILE
         return directory, directory.parent.parent / MODEL_FILE
@@ -233,7 +235,7 @@ def load_model(directory, *, allow_nonfinite=False):
         raise CheckpointError(f"{folder} is damaged: {reason}; copy or convert it again, or use another checkpoint")
     if info_path.parent == folder and sums.difference(folder, only=(MODEL_FILE,)):
         logging.warning("%s was changed after it was written: it is used as it is now", info_path)
-    tree = _restored(folder)
+    tree = safetensors.numpy.load_file(folder / ARRAYS_FILE) if (folder / ARRAYS_FILE).exists() else _restored(folder)
     if "params" in tree:  # a run
         tree = tree.get("ema") or {"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}
         arrays = flatten(tree["params"]) | flatten(tree["batch_stats"])

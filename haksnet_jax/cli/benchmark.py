@@ -1,7 +1,9 @@
 """Times the parts of a model on this machine, beside the floors of its hardware.
 
-haksnet benchmark --list
-haksnet benchmark --only='detect_t/*,train_t/*' --json=times.json
+    haksnet benchmark --list
+    haksnet benchmark --only='detect_t/*,train_t/*' --json=times.json
+
+The first run of a part compiles it, which is timed apart.
 """
 
 from haksnet_jax.cli import terminal

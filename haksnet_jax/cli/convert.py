@@ -1,8 +1,10 @@
 """Converts PyTorch checkpoints to this format and back; no PyTorch is needed, and nothing in a file is executed.
 
-haksnet convert --input=epoch_12.pth --output=detector
-haksnet convert --input=backbone.pth.tar --output=backbone --report=report.txt
-haksnet convert --input=runs/folder --to=detector.safetensors
+    haksnet convert --input=epoch_12.pth --output=detector
+    haksnet convert --input=backbone.pth.tar --output=backbone --report=report.txt
+    haksnet convert --input=runs/folder --to=detector.safetensors
+
+--input may be a checkpoint of this format too: --to writes it with upstream's names.
 """
 
 import os

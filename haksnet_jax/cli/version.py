@@ -1,7 +1,9 @@
 """Versions of the package and of what it runs on.
 
-haksnet version
-haksnet version --json
+    haksnet version
+    haksnet version --json
+
+For reports of a fault, `haksnet doctor` says more.
 """
 
 import importlib.metadata

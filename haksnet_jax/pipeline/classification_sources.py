@@ -17,7 +17,7 @@ import numpy as np
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import reader
 from haksnet_jax.images.files import EXTENSIONS, is_image
-from haksnet_jax.pipeline import scenes
+from haksnet_jax.pipeline import prepared, scenes
 from haksnet_jax.pipeline.sources import SCENE_CLASSES
 
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -213,17 +213,7 @@ class TfdsClassificationSource:
         """
         import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
 
-        folder = pathlib.Path(directory)
-        if (folder / "dataset_info.json").exists():
-            builder = tfds.builder_from_directory(str(folder))
-        else:
-            try:
-                builder = tfds.builder(str(directory), data_dir=data_dir, try_gcs=False)
-            except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
-                raise UserError(
-                    f"no prepared data set {str(directory)!r}: it is neither a folder with dataset_info.json nor a "
-                    f"name known in {data_dir or 'the default data folder of TFDS'}"
-                ) from error
+        builder = prepared.open_builder(directory, data_dir)
         if split not in builder.info.splits:
             found = ", ".join(builder.info.splits) or "none; prepare the data set first"
             raise UserError(f"{builder.data_dir} has no split {split!r}; its splits: {found}")

@@ -31,7 +31,7 @@ from haksnet_jax.labels.dota import (
     polygons_to_boxes,
     read_labels,
 )
-from haksnet_jax.pipeline import scenes
+from haksnet_jax.pipeline import prepared, scenes
 
 _MAX_MEASURED = 256  # images of more than 8 bits whose values are looked at for the limits of a folder
 SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
@@ -272,22 +272,12 @@ class TfdsSource:
           min_side: leaves out objects whose box has a side below it, in pixels (the reference: 2).
 
         Raises:
-          FileNotFoundError: no prepared data set is there.
+          UserError: no prepared data set is there, or its description is none of ours (`prepared`).
           ValueError: another split, class or feature is needed than the data set has.
         """
         import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
 
-        folder = pathlib.Path(directory)
-        if (folder / "dataset_info.json").exists():
-            builder = tfds.builder_from_directory(str(folder))
-        else:
-            try:
-                builder = tfds.builder(str(directory), data_dir=data_dir, try_gcs=False)
-            except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
-                raise FileNotFoundError(
-                    f"no prepared data set '{directory}': it is neither a folder with dataset_info.json nor "
-                    f"a name known in {data_dir or 'the default data folder of TFDS'}"
-                ) from error
+        builder = prepared.open_builder(directory, data_dir)
         if any(part.strip() not in builder.info.splits for part in split.split("+")):
             found = ", ".join(builder.info.splits) or "none; prepare the data set first"
             raise ValueError(f"{builder.data_dir} has no split '{split}'; its splits: {found}")

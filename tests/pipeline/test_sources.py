@@ -278,7 +278,7 @@ def test_a_prepared_data_set_that_does_not_fit_is_refused(prepared, tmp_path):
         TfdsSource(prepared, "test")
     with pytest.raises(ValueError, match="not asked for: b"):
         TfdsSource(prepared, "train", ("a",))
-    with pytest.raises(FileNotFoundError, match="no prepared data set"):
+    with pytest.raises(ValueError, match="no prepared data set"):
         TfdsSource("nothing_here", "train", data_dir=str(tmp_path))
 
 

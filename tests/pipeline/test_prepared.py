@@ -1,0 +1,130 @@
+"""A prepared data set is data: what its description names is never imported."""
+
+import json
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from haksnet_jax.errors import UserError
+from haksnet_jax.pipeline import prepared
+from haksnet_jax.pipeline.sources import TfdsSource
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+
+class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.2.0")
+
+    def _info(self):
+        objects = {
+            "polygon": tfds.features.Tensor(shape=(8,), dtype=np.float32),
+            "label": tfds.features.ClassLabel(names=["ship"]),
+            "difficulty": tfds.features.Scalar(np.int32),
+        }
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "image_id": tfds.features.Text(),
+            "objects": tfds.features.Sequence(objects),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        image = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+        yield "a", {"image": image, "image_id": "a", "objects": []}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    builder = Small(data_dir=str(tmp_path_factory.mktemp("data")), file_format="array_record")
+    builder.download_and_prepare()
+    return builder.data_dir
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "small" / "1.2.0")
+
+
+def test_a_data_set_is_found_by_its_folder_and_by_its_name(folder, tmp_path):
+    for name in (folder, "small", "small:1.2.0"):
+        assert len(TfdsSource(name, "train", data_dir=tmp_path)) == 1
+    for name in ("small:1.3.0", "../small", "smal", "os"):
+        with pytest.raises(UserError, match="no prepared data set"):
+            TfdsSource(name, "train", data_dir=tmp_path)
+
+
+def _nodes(value):
+    """Every object in JSON."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _nodes(part)
+
+
+def _with_class(node, name):
+    if "pythonClassName" in node:
+        node["pythonClassName"] = name
+
+
+CHANGES = {
+    "another class": lambda node: _with_class(node, "planted.Text"),
+    "a class of TFDS that is none of ours": lambda node: _with_class(
+        node, "tensorflow_datasets.core.features.dataset_feature.Dataset"
+    ),
+    "the other spelling of the key": lambda node: node.update(python_class_name="planted.Text"),
+    "the older form": lambda node: node.update(type="planted.Text", content={}),
+    "the older form with a message": lambda node: node.update(proto_cls="planted.Text"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_module_that_a_data_set_names_is_imported(change, folder, tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = (folder / "features.json").read_text()
+    tried = 0
+    for place in range(len(list(_nodes(json.loads(text))))):
+        features = json.loads(text)
+        node = list(_nodes(features))[place]
+        CHANGES[change](node)
+        if features == json.loads(text):
+            continue
+        (folder / "features.json").write_text(json.dumps(features))
+        with pytest.raises(UserError, match=r"features\.json: .*(expected|unknown key|is missing)"):
+            TfdsSource(folder, "train")
+        tried += 1
+    assert tried > 5 and not (tmp_path / "it-ran").exists() and "planted" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"fileFormat": "riegeli"}, "fileFormat is 'riegeli', expected array_record"),
+        ({"splits": [{"name": "train", "filepathTemplate": "/etc/{SPLIT}"}]}, r"splits\[0\]\.filepathTemplate is"),
+        ({"splits": {}}, "splits is an object of 0 keys"),
+        ({"name": "../x"}, "name is"),
+    ],
+)
+def test_a_description_that_points_elsewhere_is_refused(change, expected, folder):
+    path = folder / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=rf"dataset_info\.json: {expected}"):
+        prepared.open_builder(folder)
+
+
+def test_a_missing_or_broken_description_is_named(folder):
+    for content, words in (
+        (b"{", "not valid JSON"),
+        (b"[]", "expected the description of a feature"),
+        (None, "missing"),
+    ):
+        path = folder / "features.json"
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"features\.json.*{words}"):
+            prepared.open_builder(folder)

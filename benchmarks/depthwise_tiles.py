@@ -21,10 +21,10 @@ import jax.numpy as jnp
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
 from haksnet_jax import files
+from haksnet_jax.geometry.anchors import STRIDES
 from haksnet_jax.kernels import depthwise, depthwise_triton
 from haksnet_jax.kernels.depthwise_triton import Tile
 from haksnet_jax.models.backbones.haksnet import SIZES
-from haksnet_jax.models.oriented_rcnn import STRIDES
 from haksnet_jax.tools.benchmark import time_calls
 
 

@@ -53,13 +53,14 @@ def save_narrow_detector(folder):
     from flax import nnx
 
     from haksnet_jax.labels.dota import CLASSES
+    from haksnet_jax.models.architecture import haksnet_detector
     from haksnet_jax.models.backbones.haksnet import BackboneSize
-    from haksnet_jax.models.oriented_rcnn import PIXEL_MEAN, PIXEL_STD, OrientedRCNN
+    from haksnet_jax.models.oriented_rcnn import PIXEL_MEAN, PIXEL_STD
     from haksnet_jax.training import checkpoint
 
     size = {"channels": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "mlp_ratios": (2, 2, 2, 2)}
     widths = {"fpn_channels": 32, "hidden": 64, "num_classes": 15}
-    model = OrientedRCNN(BackboneSize(*size.values()), 15, channels=32, hidden=64, rngs=nnx.Rngs(0))
+    model = haksnet_detector(BackboneSize(*size.values()), 15, channels=32, hidden=64, rngs=nnx.Rngs(0))
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     info = {
         "architecture": {name: list(value) for name, value in size.items()} | widths,

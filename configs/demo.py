@@ -23,6 +23,7 @@ def get_config():
         config.eval_every = 1000
         config.log_every = 20
 
+        config.model.backbone = "haksnet"  # of the widths here
         config.model.channels = (16, 24, 32, 32)
         config.model.depths = (1, 1, 1, 1)
         config.model.mlp_ratios = (2, 2, 2, 2)

@@ -18,7 +18,6 @@ def get_config():
         config.name = "dota_ss"
         config.batch_size_per_device = 1  # upstream: samples_per_gpu
         config.evaluation.batch_size_per_device = 1
-        config.model.channels = (64, 128, 320, 512)
-        config.model.depths = (2, 2, 4, 2)
+        config.model.backbone = "haksnet_s"
         config.optimizer.reference_batch = 8  # upstream: 8 GPUs x 1
     return config

@@ -12,20 +12,23 @@ Prepare the tiles and the records (see data/README.md), then:
 import ml_collections
 
 from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.models.detection_loss import LossSettings
+from haksnet_jax.models.oriented_rcnn import BoxSettings
 
 
 def get_config():
     """All values of the experiment."""
     config = ml_collections.ConfigDict()
+    config.task = "detection"
     config.name = "dota_ss_t"
     config.seed = 0
     config.num_epochs = 12  # upstream: max_epochs
     config.num_steps = 0  # if not 0, the length of the run instead of num_epochs
     config.batch_size_per_device = 2  # upstream: samples_per_gpu
     config.accumulate_steps = 1  # micro-batches of that size whose gradients are averaged for one update
-    config.checkpoint_every = 1000  # steps
+    config.checkpoint_every = 1000  # steps; 0: none on the way. The end of a run is always saved
     config.checkpoints_kept = 3
-    config.eval_every = 5000  # steps; larger than the run: never, the end included
+    config.eval_every = 5000  # steps, and at the end; 0: never, the end included
     config.log_every = 50  # steps
     config.pretrained = ""  # folder of a converted backbone
     config.init = ""  # folder of a whole detector, converted or trained here
@@ -37,12 +40,15 @@ def get_config():
     config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
 
     config.model = ml_collections.ConfigDict()
-    config.model.channels = (32, 64, 160, 256)  # upstream: embed_dims
-    config.model.depths = (3, 3, 5, 2)
-    config.model.mlp_ratios = (8, 8, 4, 4)
+    config.model.backbone = "haksnet_t"
+    config.model.channels = ()  # empty: those of the named size; upstream: embed_dims
+    config.model.depths = ()  # (the same)
+    config.model.mlp_ratios = ()  # (the same)
+    config.model.in_channels = 3  # bands of an image
     config.model.fpn_channels = 256
     config.model.hidden = 1024  # upstream: fc_out_channels
     config.model.drop_path_rate = 0.1
+    config.model.batch_norm_momentum = 0.9  # share of the running statistics that stays (PyTorch's momentum is 0.1)
     config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     config.model.pixel_std = (58.395, 57.12, 57.375)
     config.model.dtype = "bfloat16"  # of the arithmetic; parameters, statistics and boxes are float32
@@ -84,6 +90,9 @@ def get_config():
     config.optimizer.warmup_steps = 500
     config.optimizer.warmup_ratio = 1 / 3
     config.optimizer.max_warmup_fraction = 0.1  # of the run
+
+    config.boxes = ml_collections.ConfigDict(BoxSettings()._asdict())  # anchors and deltas, as upstream
+    config.loss = ml_collections.ConfigDict(LossSettings()._asdict())  # weights and betas, as upstream
 
     config.rpn = ml_collections.ConfigDict()
     config.rpn.num_samples = 256  # anchors an image

@@ -22,7 +22,7 @@ def get_config():
         config.name = "ssdd"
         config.num_epochs = 76
         config.batch_size_per_device = 16
-        config.checkpoint_every = 10_000_000  # a run is minutes long; the best evaluation's weights are kept
+        config.checkpoint_every = 0  # a run is minutes long; the best evaluation's weights and the end are kept
         config.eval_every = 600
         config.ema_decay = 0.998
 

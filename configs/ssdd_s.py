@@ -14,6 +14,5 @@ def get_config():
     with config.unlocked():
         config.name = "ssdd_s"
         config.num_epochs = 60  # at 150 images a second 5.4 minutes
-        config.model.channels = (64, 128, 320, 512)
-        config.model.depths = (2, 2, 4, 2)
+        config.model.backbone = "haksnet_s"
     return config

@@ -5,6 +5,15 @@ import math
 import jax
 
 
+def platform():
+    """The kind of devices that a computation is for: "cpu", "gpu" or "tpu".
+
+    The ambient mesh (`jax.set_mesh`) says it, also where its devices are not here; without one, that of this process.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def by_platform(*arguments, default, **forms):
     """`jax.lax.platform_dependent`, without tracing forms for platforms that a computation is not for.
 
@@ -24,10 +33,10 @@ def by_platform(*arguments, default, **forms):
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None:
         # On a CPU, the forms for other platforms were a seventh of the time that tracing a training step takes.
-        platform = device.platform
-        if platform == "gpu":
-            platform = "rocm" if _is_here("rocm") else "cuda"
-        return forms.get(platform, default)(*arguments)
+        name = device.platform
+        if name == "gpu":
+            name = "rocm" if _is_here("rocm") else "cuda"
+        return forms.get(name, default)(*arguments)
     if jax.default_backend() != "cpu":
         forms = {name: form for name, form in forms.items() if _is_here(name)}
     return jax.lax.platform_dependent(*arguments, default=default, **forms)

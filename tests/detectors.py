@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from reference_weights import make_state_dict
 
+from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones.haksnet import BackboneSize
-from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.training import checkpoint
 from haksnet_jax.weights.torch_weights import from_torch, read_architecture
 
@@ -35,7 +35,7 @@ def detector_of(state_dict, **options):
     )
     options = {"dtype": jnp.float32} | options
     model = nnx.eval_shape(
-        lambda: OrientedRCNN(
+        lambda: haksnet_detector(
             size,
             architecture["num_classes"],
             channels=architecture["fpn_channels"],

@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from haksnet_jax import target
+
 # Smaller arrays stay whole on every device: a message of less costs its latency, and saves next to no memory.
 MIN_SPLIT_SIZE = 2**16  # elements
 
@@ -29,28 +31,32 @@ def enable_compilation_cache():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def detection_options():
-    """Options of the compiler for programs without gradients, or None.
+def detection_options(mesh=None):
+    """Options of the compiler for programs without gradients, or None. Args: mesh; None: the ambient one.
 
     On a GPU, kernels that do not need each other run side by side: the hundreds of short kernels that one image takes
     leave most of an H100 idle one after another (backbone T 3.4 -> 2.8 ms, detection 5.9 -> 4.9 ms). Training, whose
     kernels fill the GPU, would gain nothing and need a quarter more memory.
     """
-    if jax.default_backend() != "gpu":
+    if _platform(mesh) != "gpu":
         return None
     return {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 
 
-def training_options():
-    """Options of the compiler for the training step, or None.
+def training_options(mesh):
+    """Options of the compiler for the training step, or None. Args: mesh.
 
     Several GPUs of one host meet for each normalisation and have nothing else to do meanwhile: on a stream of their
     own, the 63 sums of T's step only start later (two H100, 8 images each: 53.1 ms, and 52.2 on the same stream).
     Several hosts are left alone, since there the exchange of the gradients takes longer and can overlap.
     """
-    if jax.default_backend() != "gpu" or jax.process_count() > 1:
+    if _platform(mesh) != "gpu" or len({device.process_index for device in mesh.devices.flat}) > 1:
         return None
     return {"xla_gpu_disable_async_collectives": "ALLREDUCE"}
+
+
+def _platform(mesh):
+    return target.platform() if mesh is None else mesh.devices.flat[0].platform
 
 
 def data_mesh(devices=None, *, fsdp=1):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+STRIDES = (4, 8, 16, 32, 64)  # of the pyramid on a backbone of strides 4 to 32
+
 
 def level_shapes(image_shape, strides):
     """Rows and columns of the feature maps of an image.
@@ -20,7 +22,7 @@ def level_shapes(image_shape, strides):
     return tuple((-(-rows // stride), -(-columns // stride)) for stride in strides)
 
 
-def anchor_grid(image_shape, strides=(4, 8, 16, 32, 64), scale=8.0, ratios=(0.5, 1, 2)):
+def anchor_grid(image_shape, strides=STRIDES, scale=8.0, ratios=(0.5, 1, 2)):
     """Anchors of all levels of an image.
 
     At each place (x, y) of a level's feature map lies one anchor for each ratio, centred on the pixel coordinates

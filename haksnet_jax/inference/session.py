@@ -1,19 +1,16 @@
 """A trained detector on its devices: one compiled program for each shape of input, with the caps of the model."""
 
 import contextlib
-import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference.views import ModelInput
-from haksnet_jax.models.backbones.haksnet import BackboneSize
-from haksnet_jax.models.oriented_rcnn import OrientedRCNN
+from haksnet_jax.models import architecture
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.errors import CheckpointError
 
@@ -48,14 +45,7 @@ def make_step(graph, mesh, *, proposal_caps, detection_caps):
             detection_caps={**detection_caps, "score_threshold": score},
         )
 
-    return jax.jit(detect, out_shardings=devices.replicated(mesh), compiler_options=devices.detection_options())
-
-
-@functools.lru_cache(maxsize=8)
-def _abstract_model(size, num_classes, **options):
-    """(graph definition, parameters, statistics) of a detector, by shapes alone; takes a second for each model."""
-    model = nnx.eval_shape(lambda: OrientedRCNN(size, num_classes, **options, rngs=nnx.Rngs(0)))
-    return nnx.split(model, nnx.Param, nnx.BatchStat)
+    return jax.jit(detect, out_shardings=devices.replicated(mesh), compiler_options=devices.detection_options(mesh))
 
 
 class Session:
@@ -101,7 +91,7 @@ class Session:
             )
             self.proposal_caps = _PROPOSALS | model_info.get("proposals", {}) | (proposal_caps or {})
             self.detection_caps = _DETECTIONS | model_info.get("detections", {}) | (detection_caps or {})
-            self.graph, params, stats = _model_of(model_info, precision)
+            self.graph, params, stats = architecture.abstract(model_info, dtype=precision)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"model.json does not describe a model: {error!r}") from error
         self.variables = {
@@ -206,16 +196,3 @@ def _check_detector(model_info):
         raise CheckpointError(
             f"model.json names {len(model_info['class_names'])} classes, the model has {architecture['num_classes']}"
         )
-
-
-def _model_of(model_info, precision):
-    architecture = model_info["architecture"]
-    return _abstract_model(
-        BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios"))),
-        architecture["num_classes"],
-        channels=architecture["fpn_channels"],
-        hidden=architecture["hidden"],
-        pixel_mean=tuple(model_info["pixel_mean"]),
-        pixel_std=tuple(model_info["pixel_std"]),
-        dtype=jnp.dtype(precision),
-    )

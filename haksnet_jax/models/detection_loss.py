@@ -1,5 +1,7 @@
 """Training's wiring: forward pass, matching, sampling and the four losses of Oriented R-CNN."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,22 @@ from haksnet_jax.geometry.boxes import boxes_to_hboxes
 from haksnet_jax.geometry.matching import match_anchors, match_proposals, sample
 from haksnet_jax.geometry.rotated_iou import rotated_iou_matrix
 from haksnet_jax.target import over_mesh
+
+
+class LossSettings(NamedTuple):
+    """What the four losses count, and from where the box losses are linear.
+
+    Attributes:
+      rpn_cls_weight, rpn_box_weight, roi_cls_weight, roi_box_weight: factors of the losses.
+      rpn_beta, roi_beta: difference of a delta where smooth L1 turns from square to linear.
+    """
+
+    rpn_cls_weight: float = 1.0
+    rpn_box_weight: float = 1.0
+    roi_cls_weight: float = 1.0
+    roi_box_weight: float = 1.0
+    rpn_beta: float = 1 / 9
+    roi_beta: float = 1.0
 
 
 def smooth_l1(difference, beta):
@@ -57,7 +75,9 @@ def match_and_sample_anchors(key, anchors, ground_truth, *, num_samples=256, pos
     return over_mesh(jax.vmap(one_image), ground_truth.boxes, ground_truth.valid, ground_truth.image_size, keys)
 
 
-def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta=1 / 9):
+def rpn_losses(
+    logits, deltas, anchors, gt_index, samples, ground_truth, *, beta=1 / 9, stds=(1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
+):
     """Objectness and box losses of the RPN.
 
     Args:
@@ -67,6 +87,7 @@ def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta
       samples: Samples [B, S].
       ground_truth: GroundTruth.
       beta: of the smooth L1 loss.
+      stds: of the deltas, see `encode_midpoint_offset`.
 
     Returns:
       (classification, regression) scalars, each divided by the number of samples of the whole batch, of which
@@ -75,7 +96,7 @@ def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta
 
     def one_image(logits, deltas, gt_index, samples, boxes):
         index = samples.index
-        targets = encode_midpoint_offset(anchors[index], boxes[gt_index[index]])
+        targets = encode_midpoint_offset(anchors[index], boxes[gt_index[index]], stds)
         classification = sigmoid_cross_entropy(logits, samples.positive.astype(jnp.float32))
         # where before the sum: the rows that do not count may hold a target that is far off
         difference = jnp.where(samples.positive[:, None], deltas - targets, 0.0)
@@ -122,7 +143,7 @@ def match_and_sample_proposals(
     )
 
 
-def roi_losses(logits, deltas, boxes, gt_index, samples, ground_truth, *, beta=1.0):
+def roi_losses(logits, deltas, boxes, gt_index, samples, ground_truth, *, beta=1.0, stds=(0.1, 0.1, 0.2, 0.2, 0.1)):
     """Classification and box losses of the RoI head.
 
     Args:
@@ -132,6 +153,7 @@ def roi_losses(logits, deltas, boxes, gt_index, samples, ground_truth, *, beta=1
       samples: Samples [B, R].
       ground_truth: GroundTruth.
       beta: of the smooth L1 loss.
+      stds: of the deltas, see `encode_delta_xywha`.
 
     Returns:
       (classification, regression, accuracy) scalars; the losses divided by the number of samples of the whole batch.
@@ -141,7 +163,7 @@ def roi_losses(logits, deltas, boxes, gt_index, samples, ground_truth, *, beta=1
     matched_labels = jnp.take_along_axis(ground_truth.labels, gt_index, axis=1)
     labels = jnp.where(samples.positive, matched_labels, background)
     classification = jnp.where(samples.valid, softmax_cross_entropy(logits, labels), 0.0)
-    targets = encode_delta_xywha(boxes, matched_boxes)
+    targets = encode_delta_xywha(boxes, matched_boxes, stds)
     difference = jnp.where(samples.positive[..., None], deltas - targets, 0.0)
     divisor = jnp.maximum(samples.valid.sum(), 1)
     correct = (logits.argmax(-1) == labels) & samples.valid
@@ -157,6 +179,7 @@ def detection_loss(
     proposal_caps=None,
     rpn_sampling=None,
     roi_sampling=None,
+    settings=LossSettings(),  # noqa: B008 (a tuple: nobody can change it)
 ):
     """The loss of one training step.
 
@@ -168,10 +191,11 @@ def detection_loss(
       proposal_caps: keyword arguments of `rpn.select_proposals`.
       rpn_sampling: keyword arguments of `match_and_sample_anchors`.
       roi_sampling: keyword arguments of `match_and_sample_proposals`.
+      settings: LossSettings.
 
     Returns:
-      (loss, metrics): the sum of the four losses, and a dict of scalars: the losses, and means over the images of what
-      was sampled.
+      (loss, metrics): the sum of the four losses, each times its weight, and a dict of scalars: these losses, and means
+      over the images of what was sampled.
     """
     drop_key, anchor_key, proposal_key = jax.random.split(key, 3)
     features = model.features(images, ground_truth.image_size, train=True, key=drop_key)
@@ -183,7 +207,13 @@ def detection_loss(
         gt_index, anchor_samples = match_and_sample_anchors(anchor_key, anchors, ground_truth, **(rpn_sampling or {}))
     with jax.named_scope("rpn_losses"):
         rpn_classification, rpn_regression = rpn_losses(
-            *model.rpn.at(features, anchor_samples.index), anchors, gt_index, anchor_samples, ground_truth
+            *model.rpn.at(features, anchor_samples.index),
+            anchors,
+            gt_index,
+            anchor_samples,
+            ground_truth,
+            beta=settings.rpn_beta,
+            stds=model.boxes.rpn_stds,
         )
 
     proposals = model.proposals(rpn_logits, rpn_deltas, images.shape[1:3], **(proposal_caps or {}))
@@ -194,9 +224,22 @@ def detection_loss(
     roi_logits, roi_deltas = model.roi_head(features, boxes, roi_samples.valid)
     with jax.named_scope("roi_losses"):
         roi_classification, roi_regression, accuracy = roi_losses(
-            roi_logits, roi_deltas, boxes, gt_index, roi_samples, ground_truth
+            roi_logits,
+            roi_deltas,
+            boxes,
+            gt_index,
+            roi_samples,
+            ground_truth,
+            beta=settings.roi_beta,
+            stds=model.boxes.roi_stds,
         )
 
+    rpn_classification, rpn_regression, roi_classification, roi_regression = (
+        weight * loss
+        for weight, loss in zip(
+            settings[:4], (rpn_classification, rpn_regression, roi_classification, roi_regression), strict=True
+        )
+    )
     loss = rpn_classification + rpn_regression + roi_classification + roi_regression
     num_images = images.shape[0]
     metrics = {

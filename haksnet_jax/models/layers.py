@@ -6,6 +6,7 @@ from flax import nnx
 
 from haksnet_jax.kernels.depthwise import depthwise_conv, depthwise_conv_with_means
 from haksnet_jax.kernels.narrow_conv import narrow_conv
+from haksnet_jax.kernels.strided_conv import strided_conv
 from haksnet_jax.models.initializers import kaiming_fan_out, normal
 from haksnet_jax.models.rematerialization import mark_kept
 
@@ -21,7 +22,7 @@ class DepthwiseConv(nnx.Module):
     """
 
     def __init__(self, channels, size, *, dtype, rngs):
-        self.kernel = nnx.Param(normal((2.0 / size**2) ** 0.5)(rngs.params(), (size, size, channels)))
+        self.kernel = nnx.Param(_depthwise_kernel(channels, size, rngs))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.dtype = dtype
 
@@ -59,6 +60,53 @@ def _sum_over_pairs(x, kernel):
     pairs = jnp.repeat(x, kernel.shape[-1], axis=-1)  # [B, H, W, C in * C out]
     filtered = depthwise_conv(pairs, kernel.reshape(*kernel.shape[:2], -1))
     return filtered.reshape(*x.shape, -1).sum(-2, dtype=jnp.float32)
+
+
+class Weights(nnx.Module):
+    """A kernel and a bias that a function elsewhere computes with."""
+
+    def __init__(self, kernel, bias):
+        self.kernel = nnx.Param(kernel)
+        self.bias = nnx.Param(bias)
+
+    @classmethod
+    def dense(cls, channels_in, channels_out, *, rngs):
+        """Of a dense layer: kernel [C, C'], Kaiming normal by its outputs."""
+        kernel = kaiming_fan_out(rngs.params(), (channels_in, channels_out))
+        rngs.params()  # nnx.Linear draws for its bias too: initial values of what follows stay those of such layers
+        return cls(kernel, jnp.zeros((channels_out,), jnp.float32))
+
+    @classmethod
+    def depthwise(cls, channels, size, *, rngs):
+        """Of a depthwise convolution: kernel [k, k, C], as that of `DepthwiseConv`."""
+        return cls(_depthwise_kernel(channels, size, rngs), jnp.zeros((channels,), jnp.float32))
+
+
+def _depthwise_kernel(channels, size, rngs):
+    return normal((2.0 / size**2) ** 0.5)(rngs.params(), (size, size, channels))
+
+
+class StridedConv(nnx.Module):
+    """A convolution k x k with padding k // 2 that takes every `stride`-th position, with a bias.
+
+    Args:
+      channels_in, channels_out: widths.
+      size: k, odd.
+      stride: in rows and columns.
+      dtype: dtype of the arithmetic and the result.
+      rngs: source of the initial kernel, Kaiming normal by its outputs.
+    """
+
+    def __init__(self, channels_in, channels_out, *, size, stride, dtype, rngs):
+        self.kernel = nnx.Param(kaiming_fan_out(rngs.params(), (size, size, channels_in, channels_out)))
+        rngs.params()  # (see `Weights.dense`)
+        self.bias = nnx.Param(jnp.zeros((channels_out,), jnp.float32))
+        self.stride = stride
+        self.dtype = dtype
+
+    def __call__(self, x):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']
+        kernel, bias = (parameter[...].astype(self.dtype) for parameter in (self.kernel, self.bias))
+        return strided_conv(x.astype(self.dtype), kernel, self.stride) + bias
 
 
 class OutputLinear(nnx.Linear):

@@ -1,54 +1,74 @@
-"""Oriented R-CNN on HAKSNet: the whole detector. It never sees ground truth; training's wiring is in `losses.py`."""
+"""Oriented R-CNN: the whole detector. It never sees ground truth; training's wiring is in `detection_loss.py`."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from haksnet_jax.geometry.anchors import anchor_grid
-from haksnet_jax.models.backbones.haksnet import HAKSNet
 from haksnet_jax.models.fpn import FPN
 from haksnet_jax.models.roi_head import RotatedRoIHead, select_detections
 from haksnet_jax.models.rpn import OrientedRPN, select_proposals
 
-STRIDES = (4, 8, 16, 32, 64)
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, the ImageNet values that upstream trains with
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class BoxSettings(NamedTuple):
+    """How boxes are told to the network; a part of the model, since its weights mean nothing without them.
+
+    Attributes:
+      anchor_scale: side of a square anchor in strides of its level.
+      anchor_ratios: heights of the anchors of one place divided by their widths.
+      rpn_stds: what the six midpoint-offset deltas of the RPN are divided by.
+      roi_stds: what the five deltas of the RoI head are divided by.
+    """
+
+    anchor_scale: float = 8.0
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rpn_stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
+    roi_stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2, 0.1)
 
 
 class OrientedRCNN(nnx.Module):
     """Backbone, pyramid, oriented RPN and rotated RoI head.
 
     Args:
-      size: BackboneSize (`haksnet.SIZES["t"]`, `["s"]`, or any other).
+      backbone: module with `channels` and `strides`, whose call gives four maps.
       num_classes: K.
       channels: width of pyramid and RPN.
       hidden: width of the box head's layers.
-      drop_path_rate: stochastic depth of the last block.
-      pixel_mean, pixel_std: RGB normalisation of 0..255 pixels.
+      boxes: BoxSettings.
+      pixel_mean, pixel_std: normalisation of 0..255 pixels, one number a band.
       dtype: dtype of the arithmetic. Parameters, statistics and boxes are float32 always.
-      unroll, remat: see `HAKSNet`.
       rngs: source of the initial parameters.
+
+    Attributes:
+      strides: of the levels of the pyramid.
     """
 
     def __init__(
         self,
-        size,
+        backbone,
         num_classes,
         *,
         channels=256,
         hidden=1024,
-        drop_path_rate=0.1,
+        boxes=BoxSettings(),  # noqa: B008 (a tuple: nobody can change it)
         pixel_mean=PIXEL_MEAN,
         pixel_std=PIXEL_STD,
         dtype=jnp.float32,
-        unroll=None,
-        remat=False,
         rngs,
     ):
-        self.backbone = HAKSNet(size, drop_path_rate=drop_path_rate, dtype=dtype, unroll=unroll, remat=remat, rngs=rngs)
-        self.fpn = FPN(size.channels, channels, dtype=dtype, rngs=rngs)
-        self.rpn = OrientedRPN(channels, dtype=dtype, rngs=rngs)
-        self.roi_head = RotatedRoIHead(num_classes, channels=channels, hidden=hidden, dtype=dtype, rngs=rngs)
+        self.backbone = backbone
+        self.strides = (*backbone.strides, 2 * backbone.strides[-1])
+        self.boxes = boxes
+        self.fpn = FPN(backbone.channels, channels, dtype=dtype, rngs=rngs)
+        self.rpn = OrientedRPN(channels, len(boxes.anchor_ratios), dtype=dtype, rngs=rngs)
+        self.roi_head = RotatedRoIHead(
+            num_classes, channels=channels, hidden=hidden, strides=backbone.strides, dtype=dtype, rngs=rngs
+        )
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
 
@@ -56,11 +76,11 @@ class OrientedRCNN(nnx.Module):
         """Pixels to network input.
 
         Args:
-          images: [B, H, W, 3] RGB, 0..255, uint8 or float.
+          images: [B, H, W, bands] (RGB where there are three), 0..255, uint8 or float.
           image_size: [B, 2] rows and columns of content.
 
         Returns:
-          [B, H, W, 3] float32, (pixel - mean) / std; exactly 0 in the padding, as upstream pads after normalising.
+          [B, H, W, bands] float32, (pixel - mean) / std; exactly 0 in the padding, as upstream pads after normalising.
         """
         rows = jnp.arange(images.shape[1])[None, :, None, None] < image_size[:, 0, None, None, None]
         columns = jnp.arange(images.shape[2])[None, None, :, None] < image_size[:, 1, None, None, None]
@@ -76,13 +96,22 @@ class OrientedRCNN(nnx.Module):
 
     def anchors(self, image_shape):
         """Args: image_shape (H, W). Returns: [A, 4] axis-parallel anchors of all levels, pixels (a constant)."""
-        return anchor_grid(tuple(image_shape), STRIDES)
+        return anchor_grid(
+            tuple(image_shape), self.strides, scale=self.boxes.anchor_scale, ratios=self.boxes.anchor_ratios
+        )
 
     def proposals(self, logits, deltas, image_shape, **caps):
         """Best boxes of the RPN; `caps` as in `rpn.select_proposals`. Returns: Proposals."""
         with jax.named_scope("proposals"):
             return select_proposals(
-                logits, deltas, self.anchors(image_shape), image_shape=tuple(image_shape), strides=STRIDES, **caps
+                logits,
+                deltas,
+                self.anchors(image_shape),
+                image_shape=tuple(image_shape),
+                strides=self.strides,
+                anchors_per_cell=len(self.boxes.anchor_ratios),
+                stds=self.boxes.rpn_stds,
+                **caps,
             )
 
     def detect(self, images, image_size, scale=None, *, proposal_caps=None, detection_caps=None):
@@ -103,7 +132,30 @@ class OrientedRCNN(nnx.Module):
         proposals = self.proposals(logits, deltas, images.shape[1:3], **(proposal_caps or {}))
         logits, deltas = self.roi_head(features, proposals.boxes, proposals.valid)
         with jax.named_scope("detections"):
-            return select_detections(logits, deltas, proposals, image_size, scale, **(detection_caps or {}))
+            return select_detections(
+                logits, deltas, proposals, image_size, scale, stds=self.boxes.roi_stds, **(detection_caps or {})
+            )
+
+
+def build(backbone, architecture, *, pixel_mean, pixel_std, dtype, rngs):
+    """The detector of an architecture, see `architecture.build`."""
+    return OrientedRCNN(
+        backbone,
+        architecture["num_classes"],
+        channels=architecture["fpn_channels"],
+        hidden=architecture["hidden"],
+        boxes=box_settings(architecture),
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def box_settings(values):
+    """BoxSettings of a dict; what it lacks is as published. Args: values, of an architecture or a configuration."""
+    given = {name: values[name] for name in BoxSettings._fields if name in values}
+    return BoxSettings(**{name: tuple(v) if isinstance(v, list | tuple) else v for name, v in given.items()})
 
 
 def num_parameters(module):

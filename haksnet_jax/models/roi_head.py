@@ -86,6 +86,7 @@ def select_detections(
     image_size,
     scale=None,
     *,
+    stds=(0.1, 0.1, 0.2, 0.2, 0.1),
     score_threshold=0.05,
     iou_threshold=0.1,
     max_candidates=4096,
@@ -101,6 +102,7 @@ def select_detections(
       scale: [B, 2] factors of x and y by which the images were resized, or None for 1. Boxes are divided by them before
         the suppression, as in the reference: where the two differ, overlaps in the image are not those in its resized
         copy.
+      stds: of the deltas, see `decode_delta_xywha`.
       score_threshold: probability above which a (box, class) pair is a candidate.
       iou_threshold: rotated IoU above which the weaker of two candidates of one class goes.
       max_candidates: best pairs of an image that take part in the suppression.
@@ -114,7 +116,7 @@ def select_detections(
     def one_image(logits, deltas, boxes, valid, image_size, scale):
         num_classes = logits.shape[-1] - 1
         scores = jax.nn.softmax(logits)[:, :num_classes]  # [R, K]
-        boxes = decode_delta_xywha(boxes, deltas, image_size=image_size)
+        boxes = decode_delta_xywha(boxes, deltas, stds, image_size=image_size)
         boxes = boxes / jnp.concatenate([scale, scale, jnp.ones(1, scale.dtype)])
         candidates = jnp.where(valid[:, None] & (scores > score_threshold), scores, 0.0).reshape(-1)
         count = min(max_candidates, candidates.size)

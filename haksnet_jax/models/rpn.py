@@ -160,6 +160,7 @@ def select_proposals(
     image_shape,
     strides=(4, 8, 16, 32, 64),
     anchors_per_cell=3,
+    stds=(1.0, 1.0, 1.0, 1.0, 0.5, 0.5),
     candidates_per_level=2000,
     max_proposals=2000,
     iou_threshold=0.8,
@@ -173,6 +174,7 @@ def select_proposals(
       image_shape: (H, W) of the network's input, from which the levels' sizes follow.
       strides: strides of the levels.
       anchors_per_cell: anchors at each position.
+      stds: of the deltas, see `decode_midpoint_offset`.
       candidates_per_level: best anchors of a level that are decoded.
       max_proposals: boxes that come out for each image.
       iou_threshold: overlap, of the axis-parallel boxes that enclose the proposals, above which the weaker one goes.
@@ -190,7 +192,7 @@ def select_proposals(
         for start, end in zip(ends - counts, ends, strict=True):
             count = min(keep, int(end - start))
             top, index = jax.lax.top_k(logits[start:end], count)
-            boxes = decode_midpoint_offset(jnp.asarray(anchors)[start:end][index], deltas[start:end][index])
+            boxes = decode_midpoint_offset(jnp.asarray(anchors)[start:end][index], deltas[start:end][index], stds)
             padding = keep - count  # coarse levels have fewer anchors than candidates
             level_scores.append(jnp.pad(top, (0, padding), constant_values=-jnp.inf))
             level_boxes.append(jnp.pad(boxes, ((0, padding), (0, 0))))

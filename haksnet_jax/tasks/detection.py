@@ -10,9 +10,8 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference import evaluator
 from haksnet_jax.labels.dota import read_class_names
-from haksnet_jax.models import detection_loss
-from haksnet_jax.models.backbones.haksnet import BackboneSize
-from haksnet_jax.models.oriented_rcnn import OrientedRCNN
+from haksnet_jax.models import architecture, detection_loss
+from haksnet_jax.models.oriented_rcnn import BoxSettings, box_settings
 from haksnet_jax.pipeline import loader, sources
 from haksnet_jax.structures import GroundTruth
 
@@ -36,6 +35,15 @@ def prepared(config):
     unknown = set(config.augment.quarter_turn_classes) - set(config.data.class_names)
     if unknown:
         raise UserError(f"augment.quarter_turn_classes: {', '.join(sorted(unknown))} not among data.class_names")
+    for name in ("pixel_mean", "pixel_std"):
+        bands = config.model.get("in_channels", None) or 3
+        if len(config.model[name]) != bands:
+            raise UserError(f"model.{name}: expected {bands} numbers, one a band, got {tuple(config.model[name])}")
+    for name, known in (("boxes", BoxSettings._fields), ("loss", detection_loss.LossSettings._fields)):
+        unknown = set(config.get(name, None) or ()) - set(known)
+        if unknown:
+            raise UserError(f"{name}.{min(unknown)}: expected one of {', '.join(known)}")
+    architecture.describe_backbone(config.model)  # (that there is such a backbone)
     return config
 
 
@@ -77,7 +85,7 @@ def batch_arrays(config):
     """The arrays of one example, see `pipeline.loader`."""
     max_boxes = config.data.max_boxes
     return {
-        "image": ((*config.data.image_size, 3), np.uint8),
+        "image": ((*config.data.image_size, config.model.get("in_channels", None) or 3), np.uint8),
         "boxes": ((max_boxes, 5), np.float32),
         "labels": ((max_boxes,), np.int32),
         "valid": ((max_boxes,), np.bool_),
@@ -112,41 +120,39 @@ def train_batches(config, source, *, batch_size, first_example, process_index, p
 def build_model(config, *, rngs):
     """The detector of a configuration. Args: config; rngs. Returns: OrientedRCNN."""
     model = config.model
-    return OrientedRCNN(
-        BackboneSize(tuple(model.channels), tuple(model.depths), tuple(model.mlp_ratios)),
-        len(config.data.class_names),
-        channels=model.fpn_channels,
-        hidden=model.hidden,
-        drop_path_rate=model.drop_path_rate,
-        pixel_mean=tuple(model.pixel_mean),
-        pixel_std=tuple(model.pixel_std),
+    return architecture.build(
+        model_info(config),
         dtype=jnp.dtype(model.dtype),
-        remat=model.remat,
         rngs=rngs,
+        backbone_options=architecture.backbone_options(model),
     )
 
 
 def model_info(config):
     """What `model.json` says of the run's model."""
+    model = config.model
+    heads = {
+        "fpn_channels": model.fpn_channels,
+        "hidden": model.hidden,
+        "num_classes": len(config.data.class_names),
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in _boxes(config)._asdict().items()},
+    }
     return {
         "task": "detection",
-        "architecture": {
-            "channels": list(config.model.channels),
-            "depths": list(config.model.depths),
-            "mlp_ratios": list(config.model.mlp_ratios),
-            "fpn_channels": config.model.fpn_channels,
-            "hidden": config.model.hidden,
-            "num_classes": len(config.data.class_names),
-        },
+        "architecture": architecture.describe_backbone(model) | heads,
         "class_names": list(config.data.class_names),
-        "pixel_mean": list(config.model.pixel_mean),
-        "pixel_std": list(config.model.pixel_std),
+        "pixel_mean": list(model.pixel_mean),
+        "pixel_std": list(model.pixel_std),
         "input_size": list(config.data.image_size),
         "keep_ratio": True,
         "padding_divisor": 32,
         "proposals": evaluator.detection_settings(config)["proposal_caps"],
         "detections": {name: config.detection[name] for name in ("iou_threshold", "max_detections")},
     }
+
+
+def _boxes(config):
+    return box_settings(dict(config.get("boxes", None) or {}))
 
 
 def loss(config):
@@ -166,6 +172,7 @@ def loss(config):
             "min_positive_iou": rpn.min_positive_iou,
         },
         "roi_sampling": dict(config.roi),
+        "settings": detection_loss.LossSettings(**dict(config.get("loss", None) or {})),
     }
 
     def loss_of(model, batch, key):

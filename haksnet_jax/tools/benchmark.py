@@ -32,15 +32,15 @@ from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import matching, nms, rotated_iou
-from haksnet_jax.geometry.anchors import anchor_grid, inside_image
+from haksnet_jax.geometry.anchors import STRIDES, anchor_grid, inside_image
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
 from haksnet_jax.inference.session import make_step
 from haksnet_jax.kernels import roi_align
 from haksnet_jax.kernels.depthwise import depthwise_conv
 from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones.haksnet import SIZES, HAKSNet
 from haksnet_jax.models.detection_loss import detection_loss
-from haksnet_jax.models.oriented_rcnn import STRIDES, OrientedRCNN
 from haksnet_jax.models.rpn import select_proposals
 from haksnet_jax.pipeline.loader import train_batches
 from haksnet_jax.pipeline.sources import FolderSource, SceneSource, write_dota_folder
@@ -312,7 +312,7 @@ def backbone(name, image, batch, dtype, *, gradient=False):
 
 def _detector(name, dtype, mesh):
     """(graph definition, parameters, batch statistics) of a detector with random weights, on the devices of a mesh."""
-    model = OrientedRCNN(SIZES[name], NUM_CLASSES, dtype=dtype, rngs=nnx.Rngs(0))
+    model = haksnet_detector(SIZES[name], NUM_CLASSES, dtype=dtype, rngs=nnx.Rngs(0))
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graph, *jax.device_put((nnx.as_pure(params), nnx.as_pure(stats)), devices.replicated(mesh))
 

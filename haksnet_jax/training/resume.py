@@ -37,6 +37,8 @@ MAY_CHANGE = (
     "data.train.directory", "data.train.images_dir", "data.train.labels_dir",
     "data.val.directory", "data.val.images_dir", "data.val.labels_dir",
 )  # fmt: skip
+# Sizes may be written out or named; what comes of it is compared.
+_SIZES = ("model.backbone", "model.channels", "model.depths", "model.mlp_ratios", "model.width")
 
 
 class Beginning(NamedTuple):
@@ -165,16 +167,17 @@ def compare(task, stored, config, stored_data, data):
         return Changes([f"task was {names[0]}, is {names[1]}"], [])
     stored = task.prepared(stored)  # keys that older runs lack get the values that they had then
     then, now = (_flat(json.loads(one.to_json_best_effort())) for one in (stored, config))
-    for name in _differing(then, now, names=then.keys() & now.keys()):  # (a key of one version alone is seen below)
+    shared = (then.keys() & now.keys()).difference(_SIZES)  # (a key of one version alone is seen below)
+    for name in _differing(then, now, names=shared):
         change = f"{name} was {_short(then[name])}, is {_short(now[name])}"
         may_change = any(name == key or name.startswith(f"{key}.") for key in MAY_CHANGE)
         (allowed if may_change else refused).append(change)
-    if not refused:
-        then, now = (_flat(json.loads(json.dumps(task.model_info(one)))) for one in (stored, config))
-        refused += [
-            f"{name} of model.json was {_short(then.get(name))}, is {_short(now.get(name))}"
-            for name in _differing(then, now, names=then.keys() | now.keys())
-        ]
+    is_explained = bool(refused)
+    then, now = (_flat(json.loads(json.dumps(task.model_info(one)))) for one in (stored, config))
+    for name in _differing(then, now, names=then.keys() | now.keys()):
+        key = name.removeprefix("architecture.")
+        if f"model.{key}" in _SIZES or not is_explained:  # else it follows from what was said above
+            refused.append(f"model.{key} was {_short(then.get(name))}, is {_short(now.get(name))}")
     for split, facts in data.items():
         before = stored_data.get(split, facts)
         if before["images"] != facts["images"]:

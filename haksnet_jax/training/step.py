@@ -61,7 +61,7 @@ def make_train_step(graph, tx, mesh, loss, *, ema_decay, accumulate_steps=1):
         new_state = jax.lax.with_sharding_constraint(new_state, devices.state_sharding(mesh, new_state))
         return new_state, jax.lax.with_sharding_constraint(metrics | {"grad_norm": norm, "finite": finite}, whole)
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=devices.training_options())
+    return jax.jit(train_step, donate_argnums=0, compiler_options=devices.training_options(mesh))
 
 
 def abstract_batch(arrays, mesh, num_images, *, accumulate_steps=1):

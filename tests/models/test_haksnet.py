@@ -12,8 +12,9 @@ from flax import nnx
 from reference_weights import make_input, make_state_dict
 
 from haksnet_jax.models import layers
+from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones import haksnet
-from haksnet_jax.models.oriented_rcnn import OrientedRCNN, num_parameters
+from haksnet_jax.models.oriented_rcnn import num_parameters
 from haksnet_jax.training import checkpoint
 from haksnet_jax.weights import torch_weights
 
@@ -147,7 +148,7 @@ def test_stochastic_depth_leaves_out_the_stated_share():
 def test_parameter_counts_are_the_recorded_ones(size):
     # The counts of the reference's own models, from ../design and model_summary.json.
     backbone, detector = {"t": (4_696_364, 21_701_462), "s": (15_883_032, 33_019_202)}[size]
-    model = nnx.eval_shape(lambda: OrientedRCNN(haksnet.SIZES[size], 15, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: haksnet_detector(haksnet.SIZES[size], 15, rngs=nnx.Rngs(0)))
     assert num_parameters(model.backbone) == backbone
     assert num_parameters(model) == detector
 

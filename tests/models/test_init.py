@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones.haksnet import BackboneSize
-from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.tools.parity import networks
 from haksnet_jax.tools.parity.rows import Fixture
 from haksnet_jax.training import checkpoint
@@ -25,7 +25,7 @@ def test_initial_weights_are_distributed_as_the_recorded_ones(golden_file):
 @pytest.fixture(scope="module")
 def params():
     size = BackboneSize((32, 64, 96, 128), (1, 1, 2, 1), (8, 8, 4, 4))
-    model = OrientedRCNN(size, 15, channels=128, hidden=256, rngs=nnx.Rngs(1))
+    model = haksnet_detector(size, 15, channels=128, hidden=256, rngs=nnx.Rngs(1))
     return {name: np.asarray(x) for name, x in checkpoint.flatten(nnx.state(model, nnx.Param)).items()}
 
 
@@ -68,7 +68,7 @@ def test_rules(params, name, std, uniform):
 
 def test_the_blocks_of_a_stage_start_apart_and_seeds_decide():
     def kernel(seed):
-        model = OrientedRCNN(
+        model = haksnet_detector(
             BackboneSize((4, 4, 4, 4), (2, 1, 1, 1), (2, 2, 2, 2)), 1, channels=4, hidden=4, rngs=nnx.Rngs(seed)
         )
         return np.asarray(model.backbone.stages[0].blocks.mlp.expand.kernel[...])
@@ -80,7 +80,7 @@ def test_the_blocks_of_a_stage_start_apart_and_seeds_decide():
 
 def test_a_model_for_its_shapes_alone_draws_nothing():
     def make():
-        return OrientedRCNN(BackboneSize((4, 4), (1, 1), (2, 2)), 1, channels=4, hidden=4, rngs=nnx.Rngs(0))
+        return haksnet_detector(BackboneSize((4, 4), (1, 1), (2, 2)), 1, channels=4, hidden=4, rngs=nnx.Rngs(0))
 
     shapes = [leaf.shape for leaf in jax.tree.leaves(nnx.state(nnx.eval_shape(make)))]
     assert shapes == [leaf.shape for leaf in jax.tree.leaves(nnx.state(make()))]

@@ -11,8 +11,8 @@ from conftest import OPTIMIZED
 from detectors import reference_detector
 from flax import nnx
 
+from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones.haksnet import BackboneSize
-from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.tools.parity import networks
 from haksnet_jax.tools.parity.rows import Fixture, Found, Limits, match_boxes
 
@@ -87,7 +87,9 @@ def test_a_batch_gives_each_image_its_own_detections_whatever_the_padding_holds(
 
 def test_normalisation_leaves_the_padding_at_exactly_zero():
     size = BackboneSize((4, 4, 4, 4), (1, 1, 1, 1), (1, 1, 1, 1))
-    model = OrientedRCNN(size, 1, channels=4, hidden=4, pixel_mean=(10, 20, 30), pixel_std=(2, 4, 5), rngs=nnx.Rngs(0))
+    model = haksnet_detector(
+        size, 1, channels=4, hidden=4, pixel_mean=(10, 20, 30), pixel_std=(2, 4, 5), rngs=nnx.Rngs(0)
+    )
     out = model.normalize(jnp.full((1, 4, 6, 3), 40, jnp.uint8), jnp.array([[3, 5]]))
     np.testing.assert_array_equal(out[0, :3, :5], np.broadcast_to([15, 5, 2], (3, 5, 3)))
     assert not out[0, 3:].any() and not out[0, :, 5:].any()

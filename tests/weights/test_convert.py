@@ -70,15 +70,15 @@ def test_a_detector_becomes_a_checkpoint_with_its_description(detector, weights,
 def test_a_converted_model_fits_the_detector(detector, tmp_path):
     from flax import nnx
 
+    from haksnet_jax.models.architecture import haksnet_detector
     from haksnet_jax.models.backbones.haksnet import BackboneSize
-    from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 
     convert.convert(detector, tmp_path / "out")
     params, info = checkpoint.load_model(tmp_path / "out")
     a = info["architecture"]
     size = BackboneSize(tuple(a["channels"]), tuple(a["depths"]), tuple(a["mlp_ratios"]))
     widths = {"channels": a["fpn_channels"], "hidden": a["hidden"]}
-    model = nnx.eval_shape(lambda: OrientedRCNN(size, a["num_classes"], **widths, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: haksnet_detector(size, a["num_classes"], **widths, rngs=nnx.Rngs(0)))
     checkpoint.fill(nnx.state(model, (nnx.Param, nnx.BatchStat)), params, what="converted")  # raises if it does not
 
 
@@ -392,11 +392,12 @@ def tiny_forward():
     import jax
     from flax import nnx
 
+    from haksnet_jax.models.architecture import haksnet_detector
     from haksnet_jax.models.backbones.haksnet import BackboneSize
-    from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 
     size = BackboneSize(tuple(TINY["channels"]), tuple(TINY["depths"]), tuple(TINY["mlp_ratios"]))
-    graph, state = nnx.split(nnx.eval_shape(lambda: OrientedRCNN(size, 15, channels=32, hidden=64, rngs=nnx.Rngs(0))))
+    model = nnx.eval_shape(lambda: haksnet_detector(size, 15, channels=32, hidden=64, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
 
     @jax.jit
     def run(filled, image, boxes):

@@ -41,12 +41,12 @@ def test_every_name_of_the_reference_is_used_exactly_once_in_its_order(size, gol
 def test_the_table_has_the_names_and_shapes_of_our_detector(size):
     from flax import nnx
 
+    from haksnet_jax.models.architecture import haksnet_detector
     from haksnet_jax.models.backbones.haksnet import SIZES
-    from haksnet_jax.models.oriented_rcnn import OrientedRCNN
     from haksnet_jax.training import checkpoint
 
     chosen = SIZES[size]
-    model = nnx.eval_shape(lambda: OrientedRCNN(chosen, 15, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: haksnet_detector(chosen, 15, rngs=nnx.Rngs(0)))
     state = checkpoint.flatten(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     architecture = {**chosen._asdict(), "fpn_channels": 256, "hidden": 1024, "num_classes": 15}
     assert shapes(architecture) == {name: tuple(leaf.shape) for name, leaf in state.items()}

@@ -13,10 +13,10 @@ from flax import nnx
 
 from haksnet_jax.kernels.gated_mlp import GatedMLPWeights, gated_mlp
 from haksnet_jax.kernels.narrow_conv import narrow_conv
-from haksnet_jax.kernels.strided_conv import strided_conv
 from haksnet_jax.models.initializers import kaiming_fan_out
-from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, drop_path
+from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, StridedConv, Weights, drop_path
 from haksnet_jax.models.rematerialization import keep_marked, mark_kept
+from haksnet_jax.target import platform
 
 
 class BackboneSize(NamedTuple):
@@ -40,17 +40,12 @@ def _pointwise(channels_in, channels_out, *, dtype, rngs):
 class PatchEmbedding(nnx.Module):
     """Strided convolution and batch normalisation in front of a stage."""
 
-    def __init__(self, channels_in, channels_out, *, size, stride, dtype, rngs):
-        # (it holds the parameters; `strided_conv` convolves)
-        self.conv = nnx.Conv(
-            channels_in, channels_out, (size, size), kernel_init=kaiming_fan_out, dtype=dtype, rngs=rngs
-        )
-        self.norm = BatchNorm(channels_out, dtype=jnp.float32)
-        self.stride = stride
+    def __init__(self, channels_in, channels_out, *, size, stride, momentum, dtype, rngs):
+        self.conv = StridedConv(channels_in, channels_out, size=size, stride=stride, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(channels_out, momentum=momentum, dtype=jnp.float32)
 
     def __call__(self, x, *, train):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C'] float32
-        kernel, bias = (parameter[...].astype(self.conv.dtype) for parameter in (self.conv.kernel, self.conv.bias))
-        return self.norm(strided_conv(x.astype(self.conv.dtype), kernel, self.stride) + bias, train=train)
+        return self.norm(self.conv(x), train=train)
 
 
 class KernelSelection(nnx.Module):
@@ -118,42 +113,42 @@ def _plain_convolution(x, kernel):
     )
 
 
-class RedundancySuppression(nnx.Module):
-    """The block's MLP: a 3 x 3 convolution on a quarter of the channels, then a gated expansion."""
+class PartialConv(nnx.Module):
+    """A 3 x 3 convolution of the first quarter of the channels; the others stay as they are."""
 
-    def __init__(self, channels, hidden, *, dtype, rngs):
+    def __init__(self, channels, *, dtype, rngs):
         self.num_convolved = channels // 4
-        self.partial_conv = nnx.Conv(
-            self.num_convolved,
-            self.num_convolved,
-            (3, 3),
-            padding=1,
-            use_bias=False,
-            kernel_init=kaiming_fan_out,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.expand = _pointwise(channels, 2 * hidden, dtype=dtype, rngs=rngs)
-        self.dw_conv = DepthwiseConv(hidden, 3, dtype=dtype, rngs=rngs)
-        self.project = _pointwise(hidden, channels, dtype=dtype, rngs=rngs)
+        self.kernel = nnx.Param(kaiming_fan_out(rngs.params(), (3, 3, self.num_convolved, self.num_convolved)))
+        self.dtype = dtype
 
-    def _convolve_some(self, x):
-        if x.dtype != jnp.bfloat16 or jax.default_backend() != "gpu":
-            convolved, untouched = jnp.split(x.astype(self.partial_conv.dtype), [self.num_convolved], axis=-1)
-            convolved = mark_kept(narrow_conv(convolved, self.partial_conv.kernel[...], _plain_convolution))
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+        kernel, num_channels = self.kernel[...], x.shape[-1]
+        if x.dtype != jnp.bfloat16 or platform() != "gpu":
+            convolved, untouched = jnp.split(x.astype(self.dtype), [self.num_convolved], axis=-1)
+            convolved = mark_kept(narrow_conv(convolved, kernel, _plain_convolution))
             return jnp.concatenate([convolved, untouched], axis=-1)
         # One convolution of all channels, where the others have a single weight of one at the centre: exact in
         # bfloat16, and without the copies of parts, which take a GPU longer than the products with zeros.
-        num_channels = x.shape[-1]
         beyond = (0, num_channels - self.num_convolved)
-        kernel = jnp.pad(self.partial_conv.kernel[...], ((0, 0), (0, 0), beyond, beyond))
+        kernel = jnp.pad(kernel, ((0, 0), (0, 0), beyond, beyond))
         untouched = np.zeros((3, 3, num_channels, num_channels), np.float32)
         untouched[1, 1] = np.diag(np.arange(num_channels) >= self.num_convolved)
         return _plain_convolution(x, kernel + untouched)
 
+
+class RedundancySuppression(nnx.Module):
+    """The block's MLP: a 3 x 3 convolution on a quarter of the channels, then a gated expansion."""
+
+    def __init__(self, channels, hidden, *, dtype, rngs):
+        self.partial_conv = PartialConv(channels, dtype=dtype, rngs=rngs)
+        # One kernel computes with these three (`gated_mlp`).
+        self.expand = Weights.dense(channels, 2 * hidden, rngs=rngs)
+        self.dw_conv = Weights.depthwise(hidden, 3, rngs=rngs)
+        self.project = Weights.dense(hidden, channels, rngs=rngs)
+
     @jax.named_scope("mlp")
     def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
-        x = self._convolve_some(x)
+        x = self.partial_conv(x)
         weights = GatedMLPWeights(
             self.expand.kernel[...],
             self.expand.bias[...],
@@ -172,11 +167,11 @@ class Block(nnx.Module):
     of all before it.
     """
 
-    def __init__(self, channels, mlp_ratio, *, dtype, rngs):
-        self.norm1 = BatchNorm(channels, dtype=dtype)
+    def __init__(self, channels, mlp_ratio, *, momentum, dtype, rngs):
+        self.norm1 = BatchNorm(channels, momentum=momentum, dtype=dtype)
         self.attention = Attention(channels, dtype=dtype, rngs=rngs)
         self.layer_scale_1 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
-        self.norm2 = BatchNorm(channels, dtype=dtype)
+        self.norm2 = BatchNorm(channels, momentum=momentum, dtype=dtype)
         self.mlp = RedundancySuppression(channels, round(channels * mlp_ratio), dtype=dtype, rngs=rngs)
         self.layer_scale_2 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
 
@@ -206,9 +201,10 @@ class Stage(nnx.Module):
     instead of 118.
     """
 
-    def __init__(self, channels_in, channels, depth, mlp_ratio, *, size, stride, dtype, unroll, remat, rngs):
-        self.patch_embed = PatchEmbedding(channels_in, channels, size=size, stride=stride, dtype=dtype, rngs=rngs)
-        blocks = [nnx.split(Block(channels, mlp_ratio, dtype=dtype, rngs=rngs)) for _ in range(depth)]
+    def __init__(self, channels_in, channels, depth, mlp_ratio, *, size, stride, momentum, dtype, unroll, remat, rngs):
+        options = {"momentum": momentum, "dtype": dtype, "rngs": rngs}
+        self.patch_embed = PatchEmbedding(channels_in, channels, size=size, stride=stride, **options)
+        blocks = [nnx.split(Block(channels, mlp_ratio, **options)) for _ in range(depth)]
         stacked = jax.tree.map(_stack, *[state for _, state in blocks])
         self.blocks = nnx.merge(blocks[0][0], stacked)
         self.norm = nnx.LayerNorm(channels, epsilon=1e-6, dtype=dtype, rngs=rngs)
@@ -239,7 +235,7 @@ class Stage(nnx.Module):
             return x, nnx.state(block, nnx.BatchStat)
 
         # (a scan over a single block would only be more to compile)
-        unroll = (jax.default_backend() == "gpu" or self.depth == 1) if self.unroll is None else self.unroll
+        unroll = (platform() == "gpu" or self.depth == 1) if self.unroll is None else self.unroll
         if self.remat or not unroll:
             # (inside a scan nothing can be merged)
             body = jax.checkpoint(body, prevent_cse=unroll, policy=None if self.remat else keep_marked)
@@ -260,21 +256,42 @@ class Stage(nnx.Module):
         return self.norm(x)
 
 
+def build(size, *, in_channels, dtype, rngs, **options):
+    """The backbone of a size, see `architecture.build_backbone`. Args: **options of HAKSNet."""
+    return HAKSNet(size, in_channels=in_channels, dtype=dtype, rngs=rngs, **options)
+
+
 class HAKSNet(nnx.Module):
     """The backbone.
+
+    Attributes:
+      channels, strides: of the feature maps.
 
     Args:
       size: BackboneSize.
       in_channels: bands of an image.
       drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
+      momentum: of the running statistics, see `BatchNorm`.
       dtype: dtype of the arithmetic (parameters and statistics stay float32).
       unroll: whether to write the blocks of a stage out instead of scanning over them; None: on GPUs, and single ones.
       remat: recompute each block whole in the backward pass, also what blocks keep otherwise.
       rngs: source of the initial parameters.
     """
 
-    def __init__(self, size, *, in_channels=3, drop_path_rate=0.1, dtype=jnp.float32, unroll=None, remat=False, rngs):
+    def __init__(
+        self,
+        size,
+        *,
+        in_channels=3,
+        drop_path_rate=0.1,
+        momentum=0.9,
+        dtype=jnp.float32,
+        unroll=None,
+        remat=False,
+        rngs,
+    ):
         self.channels = tuple(size.channels)
+        self.strides = tuple(4 * 2**stage for stage in range(len(size.channels)))
         self.dtype = dtype
         self.drop_path_rate = drop_path_rate
         self.depths = tuple(size.depths)
@@ -290,6 +307,7 @@ class HAKSNet(nnx.Module):
                     ratio,
                     size=kernel,
                     stride=stride,
+                    momentum=momentum,
                     dtype=dtype,
                     unroll=unroll,
                     remat=remat,

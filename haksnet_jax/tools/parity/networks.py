@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from haksnet_jax.geometry.anchors import inside_image, level_shapes
+from haksnet_jax.geometry.anchors import STRIDES, inside_image, level_shapes
 from haksnet_jax.geometry.box_coders import decode_delta_xywha
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
 from haksnet_jax.geometry.matching import Samples
@@ -19,8 +19,9 @@ from haksnet_jax.geometry.polygon_iou import rotated_iou_pairs
 from haksnet_jax.kernels.roi_align import roi_levels
 from haksnet_jax.models import detection_loss as losses
 from haksnet_jax.models import layers
+from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones import haksnet
-from haksnet_jax.models.oriented_rcnn import PIXEL_MEAN, PIXEL_STD, STRIDES, OrientedRCNN
+from haksnet_jax.models.oriented_rcnn import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.models.roi_head import select_detections
 from haksnet_jax.pipeline import transforms
 from haksnet_jax.structures import GroundTruth, Proposals
@@ -46,7 +47,7 @@ def model_of(state_dict, **options):
 def _filled(architecture, arrays, **options):
     size = haksnet.BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios")))
     model = nnx.eval_shape(
-        lambda: OrientedRCNN(
+        lambda: haksnet_detector(
             size,
             architecture["num_classes"],
             channels=architecture["fpn_channels"],
@@ -854,7 +855,7 @@ def init_rows(fixture, seed=0):
         shapes = {name: np.broadcast_to(np.float32(0), entry["shape"]) for name, entry in recorded.items()}
         architecture = read_architecture(shapes)
         size = haksnet.BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios")))
-        model = OrientedRCNN(
+        model = haksnet_detector(
             size,
             architecture["num_classes"],
             channels=architecture["fpn_channels"],
@@ -936,7 +937,7 @@ def checkpoint_rows(fixture):
         is_detector = architecture["fpn_channels"] is not None
         architecture = architecture if is_detector else architecture | heads
         state = nnx.eval_shape(
-            lambda architecture=architecture: OrientedRCNN(
+            lambda architecture=architecture: haksnet_detector(
                 haksnet.BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios"))),
                 architecture["num_classes"],
                 channels=architecture["fpn_channels"],

@@ -1,12 +1,16 @@
-"""Finds oriented objects in images of any size.
+"""Finds oriented objects in images of any size, the class of each of their pixels, or what has changed.
 
     haksnet predict --checkpoint=demo --images=demo --output=found
     haksnet predict --checkpoint=runs/folder --images scene.tif others/ --output=found --score=0.3
     haksnet predict --checkpoint=DIR --images='scenes/**/*.tif' --scales=0.5,1 --output=found
 
-The output folder gets detections.json, classes.txt (the model's classes in order), task1/ (DOTA's text files),
+    haksnet predict --checkpoint=SEGMENTER --images=scene.tif --output=found --polygons
+    haksnet predict --checkpoint=CHANGE_DETECTOR --before=2019.tif --after=2024.tif --output=found --polygons
+
+What is found depends on what the model was trained for. Of objects, the output folder gets detections.json, classes.txt (the model's classes in order), task1/ (DOTA's text files),
 drawings/, and geojson/ for images that are georeferenced. A command that was stopped goes on where it ended when it is
-given again.
+given again. Of pixels, it gets maps/ (GeoTIFF with the scene's place and a colour table, or PNG), overlays/, areas.json
+and with --polygons polygons/.
 """
 
 import argparse
@@ -20,9 +24,9 @@ def add_arguments(parser):
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a run's folder, one of its checkpoints, a converted model")
-    terminal.add_list(
-        parser, "--images", required=True, help="files, folders, or patterns in quotes ('scenes/**/*.tif')"
-    )
+    terminal.add_list(parser, "--images", help="files, folders, or patterns in quotes ('scenes/**/*.tif')")
+    add("--before", metavar="PATH", help="for change: the earlier image, or a folder of such")
+    add("--after", metavar="PATH", help="for change: the later image, or a folder of images of the same names")
     add("--output", required=True, metavar="DIR", help="folder to write to")
     add(
         "--score",
@@ -56,6 +60,14 @@ def add_arguments(parser):
         help="factors at which images are looked at and merged: 0.5,1; default: 1",
     )
     add("--flip", action="store_true", help="look at the mirror image too, and merge")
+    add("--turns", action="store_true", help="classes of pixels: look in all four directions, and average")
+    add("--polygons", action="store_true", help="classes of pixels: outlines as GeoJSON, with their areas")
+    add(
+        "--min-pixels",
+        type=terminal.number(1, whole=True),
+        default=10,
+        help="smallest area that becomes a polygon; default: %(default)s",
+    )
     add(
         "--iou",
         type=terminal.number(0, 1),
@@ -110,5 +122,13 @@ def run(arguments):
     arguments.scales = tuple(arguments.scales)
     arguments.images = [demo.or_path(image, demo.IMAGES) for image in arguments.images]
     from haksnet_jax.cli import prediction
+    from haksnet_jax.weights import model_folder
 
+    info_path = model_folder.resolve(arguments.checkpoint)[1]
+    if info_path.exists() and model_folder.read_model_info(info_path).get("task") in ("segmentation", "change"):
+        from haksnet_jax.cli import dense_prediction
+
+        return dense_prediction.predict(arguments)
+    if not arguments.images or arguments.before or arguments.after:
+        raise terminal.UsageError("a detector takes --images=PATH; --before and --after are for change detectors")
     return prediction.predict(arguments)

@@ -97,7 +97,7 @@ def feature_collection(detections, class_names, georeference, *, wgs84=False, im
         points = _to_wgs84(points, georeference.crs)
         digits = 9  # a tenth of a millimetre
     elif georeference.crs is not None:
-        collection["crs"] = {"type": "name", "properties": {"name": _crs_name(georeference.crs)}}
+        collection["crs"] = {"type": "name", "properties": {"name": crs_name(georeference.crs)}}
         if georeference.crs.is_geographic:
             digits = 9
     else:
@@ -145,7 +145,7 @@ def _to_wgs84(points, crs):
     return converted
 
 
-def _crs_name(crs):
+def crs_name(crs):
     """The name that GDAL writes: a URN of the registry's code, else the definition as text."""
     authority = crs.to_authority()
     if authority == ("EPSG", "4326"):

@@ -1,0 +1,157 @@
+"""A trained segmenter or change detector, ready to use on images of any size.
+
+predictor = dense_predictor.load("RUN")
+labels = predictor.labels(image)           # uint8 [H, W, C] -> uint8 [H, W]
+labels = predictor.labels(before, after)   # of a change detector
+"""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.errors import UserError
+from haksnet_jax.images import settings as image_settings
+from haksnet_jax.inference import dense
+from haksnet_jax.models import dense_architecture
+from haksnet_jax.results import dense_maps
+from haksnet_jax.weights import model_folder
+from haksnet_jax.weights.errors import CheckpointError
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_model(task, architecture, mean, std, dtype):
+    """(graph definition, parameters, statistics) of a model, by shapes alone."""
+
+    def build():
+        return dense_architecture.build(
+            task,
+            json.loads(architecture),
+            pixel_mean=mean,
+            pixel_std=std,
+            dtype=jnp.dtype(dtype),
+            auxiliary=False,
+            rngs=nnx.Rngs(0),
+        )
+
+    return nnx.split(nnx.eval_shape(build), nnx.Param, nnx.BatchStat)
+
+
+def load(directory, **options):
+    """Loads a model.
+
+    Args:
+      directory: a run's folder (its best evaluation), or one checkpoint of a run.
+      **options: of `DensePredictor`.
+
+    Returns:
+      DensePredictor.
+
+    Raises:
+      CheckpointError: nothing usable is there.
+    """
+    arrays, info = model_folder.load_model(directory)
+    try:
+        return DensePredictor(arrays, info, **options)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+
+
+class DensePredictor:
+    """Classes of the pixels of images of any size.
+
+    Args:
+      arrays: {"a.b.c": array} parameters and batch statistics.
+      model_info: dict, see `model.json`.
+      precision: "float32" with exact products, or "bfloat16".
+      batch_size: windows at a time on each device; None for 4, or 1 on CPUs.
+
+    Attributes:
+      task: "segmentation" or "change".
+      class_names, colours: of the classes, by label.
+      image_settings: ImageSettings by which images are read.
+      num_images: images that are looked at together: two of a change detector.
+      tile, overlap: of the windows that the model was evaluated with.
+    """
+
+    def __init__(self, arrays, model_info, *, precision="float32", batch_size=None):
+        if precision not in ("float32", "bfloat16"):
+            raise UserError(f"precision: expected float32 or bfloat16, got {precision!r}")
+        self.task = model_info.get("task")
+        if self.task not in dense_architecture.TASKS:
+            raise CheckpointError(f"its task is {self.task!r}, expected one of {', '.join(dense_architecture.TASKS)}")
+        try:
+            architecture = model_info["architecture"]
+            self.class_names = tuple(model_info["class_names"])
+            mean, std = tuple(model_info["pixel_mean"]), tuple(model_info["pixel_std"])
+            self.tile = int(model_info["input_size"][0])
+            self.overlap = int(model_info["overlap"])
+            colours = model_info.get("colours")
+            self.image_settings = image_settings.from_json(model_info.get("images", {}), "model.json: images")
+            if len(self.class_names) != architecture["num_classes"]:
+                raise CheckpointError(
+                    f"model.json names {len(self.class_names)} classes, the model has {architecture['num_classes']}"
+                )
+            graph, params, stats = _abstract_model(
+                self.task, json.dumps(architecture, sort_keys=True), mean, std, precision
+            )
+        except (KeyError, TypeError, IndexError) as error:
+            raise CheckpointError(f"model.json does not describe a model of {self.task}: {error!r}") from error
+        variables = {
+            "params": model_folder.fill(nnx.as_pure(params), arrays, what="the checkpoint"),
+            "batch_stats": model_folder.fill(nnx.as_pure(stats), arrays, what="the checkpoint"),
+        }
+        self.colours = dense_maps.colours_of(self.class_names, colours)
+        self.num_images = 2 if self.task == "change" else 1
+        self._precision = precision
+        mesh = devices.data_mesh(jax.local_devices())
+        batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 4)
+        self._session = dense.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
+        self._session.set_variables(variables)
+
+    def settings(self, *, tile=None, overlap=None, scales=(1.0,), flip=False, turns=False):
+        """dense.Settings, those of the model where they are None.
+
+        Raises:
+          UserError: a value that cannot be used.
+        """
+        tile = self.tile if tile is None else tile
+        overlap = (self.overlap if tile == self.tile else tile // 4) if overlap is None else overlap
+        if tile % 32 or tile < 64:
+            raise UserError(f"tile: expected a multiple of 32, 64 or more, got {tile}")
+        if not 0 <= overlap <= tile // 2:
+            raise UserError(f"overlap: expected 0 to {tile // 2} (half a window of {tile}), got {overlap}")
+        return dense.Settings(tile, overlap, tuple(scales), flip, turns)
+
+    def predict(self, jobs, settings, *, on_progress=None):
+        """`dense.predict` with this model. Yields: each Job when its sink has all rows."""
+        with dense.arithmetic(self._precision):
+            yield from dense.predict(self._session, jobs, settings, on_progress=on_progress)
+
+    def labels(self, *images, settings=None):
+        """The class of each pixel.
+
+        Args:
+          *images: one array [H, W, C] uint8, or two of the same size for a change detector.
+          settings: dense.Settings, or None for the model's own.
+
+        Returns:
+          [H, W] uint8.
+
+        Raises:
+          UserError: another number of images, or images of different sizes.
+        """
+        if len(images) != self.num_images or any(image.shape != images[0].shape for image in images):
+            raise UserError(
+                f"expected {self.num_images} image(s) of one size for {self.task}, got "
+                f"{', '.join(str(np.shape(image)) for image in images)}"
+            )
+        found, sink = dense.fill_array(*images[0].shape[:2])
+        job = dense.Job(tuple(map(dense.ArrayImage, images)), sink)
+        for _ in self.predict([job], settings or self.settings()):
+            pass
+        return found

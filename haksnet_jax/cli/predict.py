@@ -7,10 +7,10 @@
     haksnet predict --checkpoint=SEGMENTER --images=scene.tif --output=found --polygons
     haksnet predict --checkpoint=CHANGE_DETECTOR --before=2019.tif --after=2024.tif --output=found --polygons
 
-What is found depends on what the model was trained for. Of objects, the output folder gets detections.json, classes.txt (the model's classes in order), task1/ (DOTA's text files),
-drawings/, and geojson/ for images that are georeferenced. A command that was stopped goes on where it ended when it is
-given again. Of pixels, it gets maps/ (GeoTIFF with the scene's place and a colour table, or PNG), overlays/, areas.json
-and with --polygons polygons/.
+What is found depends on what the model was trained for. Of objects, the output folder gets detections.json, classes.txt
+(the model's classes in order), task1/ (DOTA's text files), drawings/, and geojson/ for images that are georeferenced. A
+command that was stopped goes on where it ended when it is given again. Of pixels, it gets maps/ (GeoTIFF with the
+scene's place and a colour table, or PNG), overlays/, areas.json and with --polygons polygons/.
 """
 
 import argparse

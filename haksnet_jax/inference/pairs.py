@@ -79,7 +79,7 @@ def _on_grid_of(first, before, after, scratch):
                 rasterio.shutil.copy(vrt, warped, driver="GTiff", tiled=True, compress="lzw", bigtiff="if_safer")
             told = (
                 f"{after.name} ({source.width} x {source.height} pixels, {source.crs}) was warped to the grid of "
-                f"{before.name} ({target.width} x {target.height} pixels, {target.crs}), of which it covers {overlap:.0%}"
+                f"{before.name} ({target.width} x {target.height} pixels, {target.crs}); it covers {overlap:.0%} of it"
             )
             return warped, told
     except rasterio.errors.RasterioError as error:

@@ -1,4 +1,4 @@
-"""Maps of classes as files: index GeoTIFF or PNG with colour table, written row by row; polygons; areas on the ground."""
+"""Maps of classes as files: index GeoTIFF or PNG with colour table, written row by row; polygons; areas in metres."""
 
 import contextlib
 import json

@@ -25,10 +25,10 @@ def get_config():
     config = segmentation_folder.get_config()
     with config.unlocked():
         config.name = "dubai"
-        config.num_steps = 5000
+        config.num_steps = 8000
         config.batch_size_per_device = 16
-        config.checkpoint_every = 2500
-        config.eval_every = 1000
+        config.checkpoint_every = 4000
+        config.eval_every = 2000
         config.log_every = 100
         config.ema_decay = 0.998
 

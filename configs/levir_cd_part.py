@@ -14,10 +14,10 @@ def get_config():
     config = change_folder.get_config()
     with config.unlocked():
         config.name = "levir_cd_part"
-        config.num_steps = 5000
+        config.num_steps = 8000
         config.batch_size_per_device = 32
-        config.checkpoint_every = 2500
-        config.eval_every = 1000
+        config.checkpoint_every = 4000
+        config.eval_every = 2000
         config.log_every = 100
         config.ema_decay = 0.998
 

@@ -248,4 +248,4 @@ def describe_unknown(unknown):
     names = [hexadecimal(value) if isinstance(value, tuple) else str(value) for value, _ in ranked[:_SHOWN]]
     more = f" and {len(ranked) - _SHOWN} more" if len(ranked) > _SHOWN else ""
     kind = "colours" if isinstance(ranked[0][0], tuple) else "values"
-    return f"{sum(unknown.values())} pixels of {len(ranked)} {kind} that are no class ({', '.join(names)}{more})"
+    return f"{sum(unknown.values())} pixels have {kind} that are no class: {', '.join(names)}{more}"

@@ -130,8 +130,8 @@ class _Folders:
             labelled += int((labels != masks.IGNORED).sum())
             if sum(unknown.values()) > 0.01 * labels.size:
                 raise UserError(
-                    f"{path}: {masks.describe_unknown(unknown)}; the {len(self.class_names)} classes "
-                    f"({', '.join(self.class_names[:8])}{', ...' if len(self.class_names) > 8 else ''}) are "
+                    f"{path}: {masks.describe_unknown(unknown)}; the classes "
+                    f"({', '.join(self.class_names[:8])}{', ...' if len(self.class_names) > 8 else ''}) have "
                     f"{self._described_legend()}"
                 )
         if not labelled:
@@ -282,5 +282,5 @@ class PairScenes(MaskScenes):
             "after": after,
             "mask": mask,
             "num_unknown": np.int32(0),
-            "image_id": f"pair_{self.seed}_{index:06d}",
+            "image_id": f"scene_{self.seed}_{index:06d}",
         }

@@ -10,6 +10,7 @@ import fcntl
 import os
 import pathlib
 import platform
+import re
 import shutil
 import tempfile
 
@@ -87,6 +88,16 @@ def whole(path, *, sync=True):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_LEFT_OVER = re.compile(r"\..+(\.\d+(\.[^.]*)?|\.tmp)")  # names that `whole` gives to what it writes
+
+
+def remove_left_overs(folder):
+    """Removes what killed processes left of files that they wrote by `whole`. Args: folder that this process holds."""
+    for path in pathlib.Path(folder).iterdir():
+        if _LEFT_OVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
     haksnet split --images=train/images --labels=train/labelTxt --output=tiles/train
     haksnet split --images=test/images --output=tiles/test --protocol=multi_scale
 
-The output folder gets images/, labelTxt/, and split_problems.txt: what was odd or left out, with file and line. A
-command that was stopped goes on where it ended when it is given again.
+The output folder gets images/, labelTxt/, classes.txt and split_problems.txt: what was odd or left out, with file and
+line. A command that was stopped goes on where it ended when it is given again.
 """
 
 import itertools
@@ -14,6 +14,8 @@ import time
 
 from haksnet_jax.cli import terminal
 
+_TILE_FORMATS = ("png", "jpg", "tif")
+
 
 def add_arguments(parser):
     """Adds the command's options. Args: parser, terminal.Parser."""
@@ -21,7 +23,7 @@ def add_arguments(parser):
 
     add = parser.add_argument
     terminal.add_list(parser, "--images", required=True, help="folders of images")
-    terminal.add_list(parser, "--labels", default=[], help="as many folders of label files; none: no labels")
+    terminal.add_list(parser, "--labels", default=[], help="as many folders of label files, or files; none: no labels")
     add("--output", required=True, metavar="DIR", help="folder to write to")
     add(
         "--protocol",
@@ -33,7 +35,12 @@ def add_arguments(parser):
     add("--overlap", type=terminal.number(0, whole=True), help="pixels that neighbours share; default: the protocol's")
     terminal.add_list(parser, "--rates", kind=float, help="0.5,1,1.5 for example; default: the protocol's")
     add("--resize", action="store_true", help="write every tile with side --tile, not as it was cut")
-    add("--format", choices=("png", "jpg", "tif"), default="png", help="default: %(default)s")
+    add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
+    add(
+        "--classes",
+        help="a published list's name, or a file with one class a line; default: that beside the labels or all found",
+    )
+    add("--tile-format", choices=_TILE_FORMATS, help="of the tiles; default: png")
     add("--skip-blank", action="store_true", help="leave out windows of one value without objects")
     image_settings.add_options(parser)
     add("--workers", type=terminal.number(0, whole=True), help="worker processes; default: one a core")
@@ -44,13 +51,15 @@ def run(arguments):
     from haksnet_jax.images import settings as image_settings
     from haksnet_jax.preparation import splitting
 
+    if arguments.format in _TILE_FORMATS:  # as it was called before labels had formats
+        arguments.format, arguments.tile_format = "dota", arguments.format
     overlap, rates = splitting.PROTOCOLS[arguments.protocol]
     parameters = splitting.Parameters(
         tile=arguments.tile,
         overlap=overlap if arguments.overlap is None else arguments.overlap,
         rates=tuple(arguments.rates or rates),
         resize=arguments.resize,
-        extension=f".{arguments.format}",
+        extension=f".{arguments.tile_format or 'png'}",
         skip_blank=arguments.skip_blank,
         images=image_settings.of_options(arguments),
     )
@@ -65,6 +74,8 @@ def run(arguments):
             arguments.labels,
             arguments.output,
             parameters,
+            format=arguments.format,
+            classes_from=arguments.classes,
             num_workers=arguments.workers,
             progress=None if arguments.quiet else _progress_line(time.perf_counter()),
         )

@@ -2,6 +2,7 @@
 
     haksnet validate --images=train/images --labels=train/labelTxt
     haksnet validate --images=train/images --labels=train/labelTxt --classes=classes.txt --sheet=sheet.png
+    haksnet validate --images=images/train --labels=labels/train --format=yolo-obb
 
 Exit status 1: something would be lost in training.
 """
@@ -17,7 +18,8 @@ def add_arguments(parser):
 
     add = parser.add_argument
     add("--images", required=True, metavar="DIR", help="folder of images")
-    add("--labels", metavar="DIR", help="folder of label files of the same names; none: the images alone are checked")
+    add("--labels", metavar="DIR", help="folder of label files of the same names, or one file; none: images alone")
+    add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
     add(
         "--classes",
         help="a published list's name such as dota10, or a file with one class a line; default: those found",
@@ -42,21 +44,23 @@ def add_arguments(parser):
 def run(arguments):
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     from haksnet_jax.images import settings as image_settings
-    from haksnet_jax.labels import dota as labels
-    from haksnet_jax.preparation import validation
+    from haksnet_jax.labels import classes
+    from haksnet_jax.labels.problems import unknown_classes
+    from haksnet_jax.preparation import validation, validation_report
 
-    class_names = labels.read_class_names(arguments.classes) if arguments.classes else None
+    class_names = classes.read_class_names(arguments.classes) if arguments.classes else None
     report = validation.validate(
         arguments.images,
         arguments.labels,
         class_names,
+        format=arguments.format,
         decode=not arguments.fast,
         min_side=arguments.min_side,
         settings=image_settings.of_options(arguments),
     )
-    print(validation.describe(report))
+    print(validation_report.describe(report))
     if arguments.sheet:
-        validation.write_sheet(report, arguments.sheet)
+        validation_report.write_sheet(report, arguments.sheet)
         print(f"\ndrawn samples: {arguments.sheet}")
     if not report.problems:
         print("\nno problems")
@@ -67,6 +71,9 @@ def run(arguments):
         shown[problem.reason] += 1
         if shown[problem.reason] <= arguments.show:
             print(problem)
+    unknown = unknown_classes(report.problems, sum(len(image.objects.labels) for image in report.images), allow=True)
+    if unknown:
+        print(f"\n{unknown}")
     num_problems = len(report.problems)
     print(f"\n{num_problems} problem{'' if num_problems == 1 else 's'}")
     lost = {problem.reason for problem in report.lost}

@@ -167,12 +167,13 @@ def _understand(columns, finder):
             if points % 2 == 0:
                 detail += f" ({4 + points // 2} points; five points often repeat the first)"
             return None, 0, [(Reason.TOO_MANY_NUMBERS, detail)]
-        name = shortened(classes.name_and_difficulty(words)[0])
+        subject = classes.name_and_difficulty(words)[0]
+        name = shortened(subject)
         more = ", ..." if len(class_names) > 4 else ""
         detail = f"class '{name}' is not among the {len(class_names)} given ones ({', '.join(class_names[:4])}{more})"
         if "\ufffd" in name:
             detail += "; its letters are not UTF-8: save the file as UTF-8"
-        return None, 0, [(Reason.UNKNOWN_CLASS, detail, name)]
+        return None, 0, [(Reason.UNKNOWN_CLASS, detail, subject)]
     oddities = []
     if found.respelled is not None:
         detail = f"class '{shortened(found.respelled)}' is read as '{class_names[found.label]}'"

@@ -1,13 +1,18 @@
 """Detections as GeoJSON: in the coordinate system of a georeferenced image, and in WGS84."""
 
 import json
+import pathlib
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from haksnet_jax import files
+from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.images.headers import ImageError, read_header
+
+PLACES = "georeference.json"  # beside tiles
 
 
 class Georeference(NamedTuple):
@@ -53,6 +58,40 @@ def read_georeference(path):
     except rasterio.errors.RasterioError as error:
         return None, f"its place cannot be read ({error})"
     return None, "it is not georeferenced"
+
+
+def read_places(folder):
+    """Where the images lie that the tiles of a folder were cut from, as `haksnet split` notes it beside the tiles.
+
+    Args:
+      folder: of tiles.
+
+    Returns:
+      Dict from the name of an image, without its ending, to Georeference; {} where nothing is noted.
+
+    Raises:
+      UserError: the file is damaged, or rasterio is not installed.
+    """
+    path = pathlib.Path(folder) / PLACES
+    if not path.is_file():
+        return {}
+    try:
+        import rasterio.crs
+    except ImportError:
+        raise UserError(f"{path}: places on the ground need rasterio: pip install rasterio") from None
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=dict[str, _Place])
+        return {
+            name: Georeference(place.transform, place.crs and rasterio.crs.CRS.from_user_input(place.crs))
+            for name, place in content.items()
+        }
+    except (msgspec.MsgspecError, rasterio.errors.RasterioError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({str(error)[:120]}): cut the tiles again or remove it") from None
+
+
+class _Place(msgspec.Struct):
+    transform: tuple[float, float, float, float, float, float]
+    crs: str | None
 
 
 def to_ground(corners, georeference):

@@ -20,7 +20,7 @@ from haksnet_jax.images import reader
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import Header, read_header
 from haksnet_jax.images.reader import ImageFile
-from haksnet_jax.preparation import splitting, validation
+from haksnet_jax.preparation import splitting, tiling, validation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = splitting.Parameters(tile=64, overlap=16)
@@ -84,7 +84,7 @@ def test_a_tile_is_the_window_of_the_image_padded_at_right_and_bottom(tmp_path):
     assert names == ["a__64__0___0.png", "a__64__0___36.png"]
     tile = cv2.imread(str(tmp_path / "out/images/a__64__0___36.png"))
     np.testing.assert_array_equal(tile[:, :50], scene[36:])
-    np.testing.assert_array_equal(tile[:, 50:], np.broadcast_to(splitting.PADDING[::-1], (64, 14, 3)))
+    np.testing.assert_array_equal(tile[:, 50:], np.broadcast_to(tiling.PADDING[::-1], (64, 14, 3)))
     assert (tmp_path / "out/labelTxt/a__64__0___0.txt").read_bytes() == b""
 
 
@@ -94,7 +94,7 @@ def test_inside_fractions_agree_with_shapely_one_by_one():
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
     polygons = centers + corners * sizes + rng.uniform(-1, 1, (40, 4, 2))
     windows = np.array([[0, 0, 100, 100], [50, 50, 150, 150], [180, 0, 280, 100]])
-    ours = splitting.inside_fractions(polygons, windows)
+    ours = tiling.inside_fractions(polygons, windows)
     for row, window in enumerate(windows.tolist()):
         for column, polygon in enumerate(polygons):
             shape = shapely.Polygon(polygon)
@@ -302,7 +302,7 @@ def test_windows_without_content_are_counted_and_left_out_by_choice(tmp_path):
 def test_a_second_start_does_only_what_is_missing(tmp_path, monkeypatch):
     for name in ("a", "b", "c"):
         write_scene(tmp_path, f"{name}.png", noise(64, 64), ["1 1 20 1 20 20 1 20 ship 0"])
-    cut = splitting.split_image
+    cut = splitting.cut_image
     started = []
 
     def interrupted(job, *args):
@@ -311,7 +311,7 @@ def test_a_second_start_does_only_what_is_missing(tmp_path, monkeypatch):
         started.append(job)
         return cut(job, *args)
 
-    monkeypatch.setattr(splitting, "split_image", interrupted)
+    monkeypatch.setattr(splitting, "cut_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         split(tmp_path, tmp_path / "out")
     with open(tmp_path / "out/split_done.jsonl", "a") as file:

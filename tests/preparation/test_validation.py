@@ -6,7 +6,7 @@ import pytest
 
 from haksnet_jax.cli import program
 from haksnet_jax.images.headers import EXTENSIONS_OF, ImageError, read_header
-from haksnet_jax.preparation import validation
+from haksnet_jax.preparation import validation, validation_report
 
 
 def make(folder, name="a.png", lines=(), rows=100, columns=120, channels=3, dtype=np.uint8):
@@ -136,7 +136,7 @@ def test_images_of_other_channels_are_named(tmp_path, channels):
     report, found = check(tmp_path)
     assert ("a.tif", 0, "first_bands") in found and not report.lost
     assert f"{channels} bands without declared colours" in str(report.problems[0])
-    assert validation.contact_sheet(report).ndim == 3
+    assert validation_report.contact_sheet(report).ndim == 3
 
 
 def test_problems_are_counted_per_reason_and_loss_gives_exit_status_1(tmp_path, capsys):

@@ -49,6 +49,20 @@ class Classifier(nnx.Module):
             # float32: a mean over thousands of positions would lose its digits in bfloat16
             return self.head(features.mean((1, 2), dtype=jnp.float32))
 
-    def classify(self, images):
-        """Class probabilities. Args: images [B, H, W, C], 0..255. Returns: [B, K] float32, each row of sum 1."""
-        return jax.nn.softmax(self.logits(self.normalize(images)))
+    def classify(self, images, *, num_views=1):
+        """Class probabilities.
+
+        Args:
+          images: [B, H, W, C], 0..255; square for eight views.
+          num_views: 1; 2, the image and its mirror image; or 8, both turned by 0, 90, 180 and 270 degrees, for images
+            from above. The probabilities are means over the views.
+
+        Returns:
+          [B, K] float32, each row of sum 1.
+        """
+        normalized = self.normalize(images)
+        views = [normalized] if num_views == 1 else [normalized, normalized[:, :, ::-1]]
+        if num_views == 8:
+            views = [jnp.rot90(view, turns, axes=(1, 2)) for view in views for turns in range(4)]
+        scores = [jax.nn.softmax(self.logits(view)) for view in views]
+        return sum(scores) / len(scores)

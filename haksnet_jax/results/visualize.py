@@ -349,19 +349,20 @@ def precision_recall_figure(result, *, iou_threshold=0.5):
     return figure
 
 
-def confusion_matrix_figure(matrix, class_names):
+def confusion_matrix_figure(matrix, class_names, *, with_background=True):
     """Confusion matrix, coloured by share of the true class, with counts.
 
     Args:
       matrix: [K + 1, K + 1] as from `ErrorAnalysis.confusion_matrix`. Classes that never occur are left out.
       class_names: K names.
+      with_background: whether the last row and column are of what is no object; without, the matrix is [K, K].
 
     Returns:
       A matplotlib figure.
     """
     matrix = np.asarray(matrix)
     occurs = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
-    occurs[-1] = True
+    occurs[-1] |= with_background
     shown = np.flatnonzero(occurs)
     matrix = matrix[np.ix_(shown, shown)]
     names = [(*class_names, "background")[i] for i in shown]
@@ -370,12 +371,14 @@ def confusion_matrix_figure(matrix, class_names):
     figure, axes = _figure(side + 0.6, side)
     axes.grid(visible=False)
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), [*names[:-1], "missed"], rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), [*names[:-1], "nothing there"])
+    last = (["missed"], ["nothing there"]) if with_background else ([], [])
+    known = names[:-1] if with_background else names
+    axes.set_xticks(range(len(names)), [*known, *last[0]], rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), [*known, *last[1]])
     for row, column in np.argwhere(matrix):
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=colour)
-    axes.set(xlabel="detected as", ylabel="labelled as")
+    axes.set(xlabel="detected as" if with_background else "taken for", ylabel="labelled as")
     axes.set_title("Confusion matrix", loc="left")
     figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.03, label="share of the row")
     return figure

@@ -1,0 +1,99 @@
+"""HAKSNet-T on ImageNet-1k: the weights that every other task starts from.
+
+Reproduces: the recipe of the siblings whose code upstream's checkpoint names point to (VAN, LSKNet: 8 GPUs x 128
+images, 300 epochs). Upstream states no accuracy; VAN-B0 of like size (4.1 M parameters) reaches 75.4 top-1. Ours: not
+measured.
+Cost: 300 epochs of 1,281,167 images are 384 million; docs/pretraining.md has speeds, hours and the plan for TPUs.
+
+Prepare `imagenet2012` with TFDS as ArrayRecord (docs/pretraining.md), then:
+
+    haksnet train --config=configs/imagenet_t.py --config.data.root=FOLDER_OF_TFDS
+"""
+
+import ml_collections
+
+
+def get_config():
+    """All values of the experiment."""
+    config = ml_collections.ConfigDict()
+    config.task = "classification"
+    config.name = "imagenet_t"
+    config.seed = 0
+    config.num_epochs = 300
+    config.num_steps = 0  # if not 0, the length of the run instead of num_epochs
+    config.batch_size_per_device = 128
+    config.accumulate_steps = 1  # micro-batches of that size whose gradients are averaged for one update
+    config.checkpoint_every = 5000  # steps
+    config.checkpoints_kept = 3
+    config.eval_every = 12500  # steps
+    config.log_every = 100  # steps
+    config.pretrained = ""  # folder of a backbone, of any task
+    config.init = ""  # folder of a whole classifier, converted or trained here
+    config.init_new_classes = False  # whether a linear layer of other classes may start anew with `init`
+    config.ema_decay = 0.9998
+    config.max_skipped_steps = 20  # steps in a row without finite gradients after which the run stops
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
+
+    config.model = ml_collections.ConfigDict()
+    config.model.channels = (32, 64, 160, 256)
+    config.model.depths = (3, 3, 5, 2)
+    config.model.mlp_ratios = (8, 8, 4, 4)
+    config.model.in_channels = 3  # bands of an image
+    config.model.drop_path_rate = 0.1
+    config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
+    config.model.pixel_std = (58.395, 57.12, 57.375)
+    config.model.dtype = "bfloat16"  # of the arithmetic; parameters and statistics are float32
+    config.model.remat = False  # recompute blocks in the backward pass instead of storing what is inside them
+
+    config.data = ml_collections.ConfigDict()
+    config.data.kind = "tfds"  # tfds, folder or scenes
+    config.data.class_names = ()  # empty: the data set's own
+    config.data.root = ""  # folder that the paths of train and val are in; empty: they stand for themselves
+    config.data.image_size = (224, 224)  # rows, columns of the network's input
+    config.data.cache_mib = 0  # decoded images that each process keeps in memory, of a small set of folders
+    config.data.num_workers = 16  # processes that decode and augment, on each host
+    config.data.stall_seconds = 60.0  # a batch that takes longer is told of each time; the 10th time is the end
+    config.data.train = ml_collections.ConfigDict({"directory": "imagenet2012/5.1.0", "split": "train"})
+    config.data.val = ml_collections.ConfigDict({"directory": "imagenet2012/5.1.0", "split": "validation"})
+
+    config.augment = ml_collections.ConfigDict()  # on the host
+    config.augment.crop_scale = (0.08, 1.0)  # area of a random part, as a share of the image's; (1, 1): the whole
+    config.augment.crop_ratio = (3 / 4, 4 / 3)  # its width over its height
+    config.augment.flip_probabilities = (0.5, 0.0)  # left and right, up and down
+    config.augment.quarter_turns = False  # for images from above
+    config.augment.rand_augment_magnitude = 9.0  # timm: rand-m9-mstd0.5-inc1
+    config.augment.colour_jitter = 0.0  # timm's recipe names 0.4, which its code leaves out where RandAugment is on
+
+    config.mixing = ml_collections.ConfigDict()  # on the device
+    config.mixing.mixup = 0.8  # alpha
+    config.mixing.cutmix = 1.0  # alpha; each batch has one of the two, half and half
+    config.mixing.probability = 1.0
+    config.mixing.erasing = 0.25  # probability of an image, with noise for pixels
+    config.mixing.label_smoothing = 0.1
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-3  # for reference_batch images a step
+    config.optimizer.reference_batch = 1024
+    config.optimizer.lr_scaling = "linear"  # linear, sqrt or none
+    config.optimizer.max_lr = 4e-3  # what scaling may reach at most
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.decay_kernels_alone = True  # none on biases, norms and layer scales
+    config.optimizer.betas = (0.9, 0.999)
+    config.optimizer.clip_norm = 1e6  # the recipe clips nothing
+    config.optimizer.schedule = "cosine"  # step or cosine
+    config.optimizer.drop_epochs = ()
+    config.optimizer.drop_factor = 0.1
+    config.optimizer.final_ratio = 1e-3  # to 1e-6
+    config.optimizer.warmup_steps = 6256  # 5 epochs of 1,024 images
+    config.optimizer.warmup_ratio = 1e-3  # from 1e-6
+    config.optimizer.max_warmup_fraction = 0.1  # of the run
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.protocol = "centre crop of 0.875, top-1 and top-5 on the validation set"
+    config.evaluation.batch_size_per_device = 128
+    config.evaluation.crop_share = 0.875  # of the shorter side, that the centre crop keeps
+    config.evaluation.num_views = 1  # 2: mirrored too; 8: quarter turns too, for images from above
+    config.evaluation.num_pictures = 16  # of the surest mistakes, on one sheet
+    return config.lock()

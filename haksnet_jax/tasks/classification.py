@@ -1,0 +1,192 @@
+"""Classification of whole images, and with it the pre-training of the backbone that every other task takes."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from haksnet_jax import files
+from haksnet_jax.errors import UserError
+from haksnet_jax.inference.classification import ClassificationEvaluator
+from haksnet_jax.models import classification_loss
+from haksnet_jax.models.backbones.haksnet import BackboneSize, HAKSNet
+from haksnet_jax.models.classifier import Classifier
+from haksnet_jax.pipeline import classification_sources as sources
+from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline.classification_transforms import EvaluationRow, TrainingRow
+
+BEST = "top1"
+CURVES = ("loss", "top")
+CLASSIFIER = ("head.",)
+KINDS = ("folder", "tfds", "scenes")
+
+
+def prepared(config):
+    """The configuration with its classes, checked.
+
+    Where `data.class_names` is empty, they are the names of the folders of training images, or the data set's own.
+
+    Raises:
+      UserError: a value that cannot be used, or no such data.
+    """
+    data, augment = config.data, config.augment
+    if data.kind not in KINDS:
+        raise UserError(f"data.kind: expected one of {', '.join(KINDS)}, got {data.kind!r}")
+    if min(data.image_size) < 32:
+        raise UserError(f"data.image_size: expected at least 32 pixels a side, got {tuple(data.image_size)}")
+    num_bands = config.model.in_channels
+    if len(config.model.pixel_mean) != num_bands or len(config.model.pixel_std) != num_bands:
+        raise UserError(
+            f"model.pixel_mean and model.pixel_std: expected {num_bands} numbers each (model.in_channels), got "
+            f"{len(config.model.pixel_mean)} and {len(config.model.pixel_std)}"
+        )
+    if num_bands != 3 and (augment.rand_augment_magnitude or augment.colour_jitter):
+        raise UserError(
+            "augment.rand_augment_magnitude and augment.colour_jitter are of red, green and blue: set both to 0 for "
+            f"images of {num_bands} bands"
+        )
+    if augment.quarter_turns and data.image_size[0] != data.image_size[1]:
+        raise UserError(f"augment.quarter_turns: expected a square data.image_size, got {tuple(data.image_size)}")
+    if config.evaluation.num_views not in (1, 2, 8):
+        raise UserError(f"evaluation.num_views: expected 1, 2 or 8, got {config.evaluation.num_views}")
+    least, largest = augment.crop_scale
+    if not 0 < least <= largest <= 1:
+        raise UserError(f"augment.crop_scale: expected (from, to) with 0 < from <= to <= 1, got {(least, largest)}")
+    if data.class_names:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.class_names = _open(config, "train").class_names
+    return config
+
+
+def open_source(config, split):
+    """The examples of a split. Args: config; split, "train" or "val". Returns: see `classification_sources`."""
+    return _open(config, split)
+
+
+def _open(config, split):
+    data = config.data
+    settings = dict(data[split])
+    for name in ("directory", "folder", "image_list"):
+        if settings.get(name) is not None and data.root:
+            settings[name] = files.join(data.root, settings[name])
+    class_names = tuple(data.class_names) or None
+    if data.kind == "folder":
+        names = class_names or sources.class_folders(settings["folder"])
+        return sources.ClassFolderSource(class_names=names, cache_mib=data.cache_mib, **settings)
+    if data.kind == "tfds":
+        return sources.TfdsClassificationSource(class_names=class_names, **settings)
+    return sources.SceneClassSource(class_names=class_names or sources.SCENE_CLASSES, **settings)
+
+
+def batch_arrays(config):
+    """The arrays of one example."""
+    return {
+        "image": ((*config.data.image_size, config.model.in_channels), np.uint8),
+        "label": ((), np.int32),
+    }
+
+
+def train_batches(config, source, *, batch_size, first_example, process_index, process_count):
+    """Augmented batches in random order without end, see `TrainingRow` and `loader.stream_batches`."""
+    augment = config.augment
+    row = TrainingRow(
+        size=tuple(config.data.image_size),
+        crop_scale=tuple(augment.crop_scale),
+        crop_ratio=tuple(augment.crop_ratio),
+        flip_probabilities=tuple(augment.flip_probabilities),
+        quarter_turns=augment.quarter_turns,
+        rand_augment_magnitude=augment.rand_augment_magnitude,
+        colour_jitter=augment.colour_jitter,
+    )
+    return loader.stream_batches(
+        source,
+        row,
+        batch_size=batch_size,
+        seed=config.seed,
+        first_example=first_example,
+        num_workers=config.data.num_workers,
+        stall_seconds=config.data.stall_seconds,
+        process_index=process_index,
+        process_count=process_count,
+        accumulate_steps=config.accumulate_steps,
+    )
+
+
+def build_model(config, *, rngs):
+    """The classifier of a configuration. Args: config; rngs. Returns: Classifier."""
+    model = config.model
+    backbone = HAKSNet(
+        BackboneSize(tuple(model.channels), tuple(model.depths), tuple(model.mlp_ratios)),
+        in_channels=model.in_channels,
+        drop_path_rate=model.drop_path_rate,
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
+        rngs=rngs,
+    )
+    return Classifier(
+        backbone,
+        len(config.data.class_names),
+        pixel_mean=tuple(model.pixel_mean),
+        pixel_std=tuple(model.pixel_std),
+        rngs=rngs,
+    )
+
+
+def model_info(config):
+    """What `model.json` says of the run's model."""
+    model = config.model
+    return {
+        "task": "classification",
+        "architecture": {
+            "channels": list(model.channels),
+            "depths": list(model.depths),
+            "mlp_ratios": list(model.mlp_ratios),
+            "in_channels": model.in_channels,
+            "num_classes": len(config.data.class_names),
+        },
+        "class_names": list(config.data.class_names),
+        "pixel_mean": list(model.pixel_mean),
+        "pixel_std": list(model.pixel_std),
+        "input_size": list(config.data.image_size),
+        "crop_share": config.evaluation.crop_share,
+        "num_views": config.evaluation.num_views,
+    }
+
+
+def loss(config):
+    """The function of (model, batch, key) that gives the loss and its parts, see `classification_loss`."""
+    mixing = classification_loss.Mixing(**dict(config.mixing))
+
+    def loss_of(model, batch, key):
+        return classification_loss.classification_loss(model, batch["image"], batch["label"], key, mixing=mixing)
+
+    return loss_of
+
+
+def make_evaluator(config, graph, source, mesh):
+    """Top-1, top-5 and confusion on a split. Returns: ClassificationEvaluator."""
+    settings = config.evaluation
+    return ClassificationEvaluator(
+        graph,
+        source,
+        mesh,
+        row=EvaluationRow(
+            size=tuple(config.data.image_size), share=settings.crop_share, num_bands=config.model.in_channels
+        ),
+        batch_size=settings.batch_size_per_device,
+        num_workers=config.data.num_workers,
+        stall_seconds=config.data.stall_seconds,
+        num_views=settings.num_views,
+        num_pictures=settings.num_pictures,
+    )
+
+
+def kept_at_random(config):
+    """Prefixes of the names of parameters that a pre-trained backbone does not fill."""
+    del config
+    return ("head.",)
+
+
+def log_line(means):
+    """The loss. Args: means, {name: float}."""
+    return f"loss {means['loss']:.4f}  top-1 {means['top1']:.3f} (of mixed images)"

@@ -33,7 +33,7 @@ def get_config():
         config.data.class_names = SCENE_CLASSES
         config.data.image_size = (64, 64)
         config.data.num_workers = 0  # scenes are drawn in threads of this process
-        config.data.train = ml_collections.ConfigDict({"num_scenes": 4000, "size": 64, "seed": 1})
+        config.data.train = ml_collections.ConfigDict({"num_scenes": 1000, "size": 64, "seed": 1})
         config.data.val = ml_collections.ConfigDict({"num_scenes": 200, "size": 64, "seed": 2})  # other scenes
 
         config.augment.crop_scale = (0.6, 1.0)

@@ -51,6 +51,7 @@ def get_config():
     config.data.kind = "tfds"  # tfds, folder or scenes
     config.data.class_names = ()  # empty: the data set's own
     config.data.root = ""  # folder that the paths of train and val are in; empty: they stand for themselves
+    config.data.bands = ()  # numbers from 1, or names, as many as model.in_channels; empty: red, green and blue
     config.data.image_size = (224, 224)  # rows, columns of the network's input
     config.data.cache_mib = 0  # decoded images that each process keeps in memory, of a small set of folders
     config.data.num_workers = 16  # processes that decode and augment, on each host

@@ -15,11 +15,13 @@ import cv2
 import numpy as np
 
 from haksnet_jax.errors import UserError
-from haksnet_jax.images import reader
+from haksnet_jax.images import headers, reader, scaling
 from haksnet_jax.images.files import EXTENSIONS, is_image
+from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.pipeline import prepared, scenes
 from haksnet_jax.pipeline.sources import SCENE_CLASSES
 
+_MAX_MEASURED = 1000  # images of more than 8 bits whose values are looked at for the limits
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 
@@ -29,18 +31,23 @@ class StoredImage:
     Args:
       data: bytes of the file, or None.
       pixels: [H, W, C] uint8, where it is decoded.
-      name: what to call it in an error.
-
-    Attributes:
-      height, width: of the whole image.
+      name: path of the file, or what else to call it in an error.
+      settings: ImageSettings, by which it is decoded.
     """
 
-    def __init__(self, data=None, *, pixels=None, name):
-        self._data, self._pixels, self._name = data, pixels, name
+    def __init__(self, data=None, *, pixels=None, name, settings=DEFAULT):
+        self._data, self._pixels, self._name, self._settings = data, pixels, name, settings
+        self._header = None
 
     @property
     def size(self):
-        """(rows, columns) of the whole image."""
+        """(rows, columns) of the whole image; of a JPEG, from its header alone.
+
+        Raises:
+          ImageError: the image cannot be used.
+        """
+        if self._pixels is None and self._is_colour_jpeg():
+            return self._header.height, self._header.width
         return self.pixels().shape[:2]
 
     def pixels(self, reduction=1):
@@ -51,18 +58,29 @@ class StoredImage:
             smooths like a mean over the pixels that become one.
 
         Raises:
-          UserError: the image cannot be decoded.
+          ImageError: the image cannot be used.
         """
-        if self._pixels is None and reduction > 1 and self._is_jpeg():
+        if self._pixels is None and reduction > 1 and self._is_colour_jpeg():
             decoded = cv2.imdecode(np.frombuffer(self._data, np.uint8), _REDUCED[reduction])
             if decoded is not None:
                 return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
         if self._pixels is None:
-            self._pixels = reader.decode(self._data, self._name)
+            self._pixels = reader.decode(self._data, self._name, self._settings)
         return self._pixels
 
-    def _is_jpeg(self):
-        return self._data.startswith(b"\xff\xd8\xff")
+    def _is_colour_jpeg(self):
+        if self._settings.bands is not None or not self._data.startswith(b"\xff\xd8\xff"):
+            return False
+        if self._header is None:
+            try:
+                self._header = headers.read_header(self._data)
+            except headers.ImageError as error:
+                raise headers.ImageError(error.reason, error.sentence, self._name) from error
+        return self._header.channels == 3
+
+
+def _is_jpeg(name):
+    return name.lower().endswith((".jpg", ".jpeg"))
 
 
 def class_folders(folder):
@@ -88,9 +106,12 @@ class ClassFolderSource:
       image_ids: `CLASS/IMAGE.jpg` of each example.
       labels: [len] int32.
       num_ignored: files that are no images, by their endings.
+      image_settings: ImageSettings by which all images are read.
     """
 
-    def __init__(self, folder, class_names, *, image_list=None, share=(0.0, 1.0), seed=0, cache_mib=0):
+    def __init__(
+        self, folder, class_names, *, image_list=None, share=(0.0, 1.0), seed=0, cache_mib=0, settings=DEFAULT
+    ):
         """Lists the files; images are read when asked for.
 
         Args:
@@ -102,6 +123,8 @@ class ClassFolderSource:
             sources with (0, 0.8) and (0.8, 1) share no image and miss none.
           seed: of that shuffling.
           cache_mib: decoded images that are kept in the memory of each process, at most.
+          settings: ImageSettings that are given; what they leave open is what is kept beside the images, or what their
+            values say.
 
         Raises:
           UserError: a folder is missing or unknown, a class has no image, or an image of the list is not there.
@@ -142,6 +165,11 @@ class ClassFolderSource:
                 f"{image_list}: {len(wanted)} of its images are not in {folder}, the first is {next(iter(wanted))!r}"
             )
         self.labels = np.array(labels, np.int32)
+        # A JPEG has 8 bits: one of each folder tells what is kept beside it, and a million headers stay unread.
+        first = {name.split("/")[0]: name for name in reversed(self.image_ids)}.values()
+        looked_at = dict.fromkeys([*first, *(name for name in self.image_ids if not _is_jpeg(name))])
+        paths = [self._folder / name for name in looked_at]
+        self.image_settings = scaling.for_images(paths, settings, max_measured=_MAX_MEASURED)
         self._cache_bytes = cache_mib * 2**20
         self._cache = {}
 
@@ -171,7 +199,7 @@ class ClassFolderSource:
         if index in self._cache:
             return example | {"image": self._cache[index]}
         path = self._folder / self.image_ids[index]
-        image = StoredImage(path.read_bytes(), name=str(path))
+        image = StoredImage(path.read_bytes(), name=str(path), settings=self.image_settings)
         if self._cache_bytes > 0:
             image = StoredImage(pixels=image.pixels(), name=str(path))
             self._cache_bytes -= image.pixels().nbytes
@@ -256,7 +284,7 @@ class SceneClassSource:
     """Generated aerial scenes with objects of one class each, which is their label."""
 
     def __init__(self, num_scenes, size=64, seed=0, class_names=SCENE_CLASSES):
-        """Sets the scenes up; each is drawn when asked for.
+        """Sets the scenes up; each is drawn when asked for, and kept.
 
         Args:
           num_scenes: how many; classes take turns.
@@ -277,6 +305,10 @@ class SceneClassSource:
             raise UserError(f"expected num_scenes >= 1 and a size of at least 64 pixels, got {num_scenes} and {size}")
         self.class_names = tuple(class_names)
         self.num_scenes, self.size, self.seed = num_scenes, size, seed
+        self._drawn = {}
+
+    def __getstate__(self):
+        return dict(self.__dict__) | {"_drawn": {}}
 
     def __len__(self):
         return self.num_scenes
@@ -294,13 +326,18 @@ class SceneClassSource:
     def __getitem__(self, index):
         index = range(len(self))[index]
         label = index % len(self.class_names)
+        image_id = f"scene_{self.seed}_{index:06d}"
+        if index not in self._drawn:  # (kept: drawing takes longer than the step of a small network)
+            self._drawn[index] = StoredImage(pixels=self._draw(index, label), name=image_id)
+        return {"image": self._drawn[index], "label": label, "image_id": image_id}
+
+    def _draw(self, index, label):
         rng = np.random.default_rng([self.seed, index])
+        look = scenes.LOOKS[self.class_names[label]]
         boxes = ()
         while not len(boxes):  # where the ground for an object is taken, a scene may have none
-            look = scenes.LOOKS[self.class_names[label]]
             image, boxes, _ = scenes.draw_scene(rng, (self.size, self.size), [look], (2, 4))
-        image_id = f"scene_{self.seed}_{index:06d}"
-        return {"image": StoredImage(pixels=image, name=image_id), "label": label, "image_id": image_id}
+        return image
 
     def summary(self):
         """Text: how many scenes of which size."""

@@ -24,24 +24,28 @@ def code_version():
         return "unknown"
 
 
+_COUNTS = {"num_gts": "objects", "num_detections": "detections", "num_images": "images", "num_pixels": "pixels"}
+
+
+def _cell(value):
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def as_markdown(card):
     """A result card as a readable page.
 
     Args:
-      card: dict with "facts" ({name: value}), and where the run was evaluated "mean" and "classes" as
-        `MeanAveragePrecision.to_json` gives them.
+      card: dict with "facts" ({name: value}), and where the run was evaluated "mean" ({measure: value}) and "classes"
+        ({class: {measure or count: value}}), as a task's result gives them.
     """
     lines = [f"# {card['facts']['config']}", "", "| | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in card["facts"].items() if name != "config"]
     if "mean" in card:
-        measures = list(card["mean"])
-        lines += ["", "| class | " + " | ".join(measures) + " | objects | detections |"]
-        lines += ["|---|" + "---|" * (len(measures) + 2)]
-        rows = [("**mean**", card["mean"], "", "")]
-        rows += [(name, row, row["num_gts"], row["num_detections"]) for name, row in card["classes"].items()]
-        for name, row, num_gts, num_detections in rows:
-            figures = ["" if row[measure] is None else f"{row[measure]:.4f}" for measure in measures]
-            lines.append(f"| {name} | " + " | ".join(figures) + f" | {num_gts} | {num_detections} |")
+        rows = {"**mean**": card["mean"], **card["classes"]}
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        lines += ["", "| class | " + " | ".join(_COUNTS.get(name, name) for name in columns) + " |"]
+        lines += ["|---|" + "---|" * len(columns)]
+        lines += [f"| {name} | " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for name, row in rows.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -37,6 +37,7 @@ TASKS = {
     "detection": "haksnet_jax.tasks.detection",
     "segmentation": "haksnet_jax.tasks.segmentation",
     "change": "haksnet_jax.tasks.change",
+    "classification": "haksnet_jax.tasks.classification",
 }
 
 

@@ -5,6 +5,7 @@ import numpy as np
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
+from haksnet_jax.images import settings as image_settings
 from haksnet_jax.inference.classification import ClassificationEvaluator
 from haksnet_jax.models import classification_loss
 from haksnet_jax.models.backbones.haksnet import BackboneSize, HAKSNet
@@ -33,6 +34,11 @@ def prepared(config):
     if min(data.image_size) < 32:
         raise UserError(f"data.image_size: expected at least 32 pixels a side, got {tuple(data.image_size)}")
     num_bands = config.model.in_channels
+    if num_bands != (len(data.bands) or 3):
+        raise UserError(
+            f"model.in_channels is {num_bands} and data.bands names {len(data.bands)} bands: set both alike (no bands: "
+            "red, green and blue, 3 channels)"
+        )
     if len(config.model.pixel_mean) != num_bands or len(config.model.pixel_std) != num_bands:
         raise UserError(
             f"model.pixel_mean and model.pixel_std: expected {num_bands} numbers each (model.in_channels), got "
@@ -70,7 +76,12 @@ def _open(config, split):
         if settings.get(name) is not None and data.root:
             settings[name] = files.join(data.root, settings[name])
     class_names = tuple(data.class_names) or None
+    if data.bands and data.kind != "folder":
+        raise UserError(f"data.bands: expected none for data.kind={data.kind!r}, whose images have three bands")
     if data.kind == "folder":
+        settings["settings"] = image_settings.checked(
+            image_settings.DEFAULT._replace(bands=data.bands or None), "data."
+        )
         names = class_names or sources.class_folders(settings["folder"])
         return sources.ClassFolderSource(class_names=names, cache_mib=data.cache_mib, **settings)
     if data.kind == "tfds":
@@ -147,6 +158,7 @@ def model_info(config):
         "class_names": list(config.data.class_names),
         "pixel_mean": list(model.pixel_mean),
         "pixel_std": list(model.pixel_std),
+        "bands": list(config.data.bands),
         "input_size": list(config.data.image_size),
         "crop_share": config.evaluation.crop_share,
         "num_views": config.evaluation.num_views,

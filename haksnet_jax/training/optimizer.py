@@ -116,14 +116,34 @@ def clip_by_global_norm(max_norm):
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(*, weight_decay=0.05, betas=(0.9, 0.999), epsilon=1e-8, clip_norm=35.0):
-    """Gradient clipping, then AdamW with decoupled weight decay on every parameter, norms and biases included.
+def is_kernel(params):
+    """Which parameters are kernels of convolutions and products, and not biases, norms or layer scales.
+
+    By their names, since blocks are stacked: a bias of all blocks of a stage has two axes, as a kernel may have.
+
+    Args:
+      params: nnx.State or nested dicts.
+
+    Returns:
+      A pytree of bool like it.
+    """
+
+    def named_kernel(path, _):
+        names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
+        return next((name == "kernel" for name in reversed(names) if name != "value"), False)
+
+    return jax.tree_util.tree_map_with_path(named_kernel, params)
+
+
+def make_optimizer(*, weight_decay=0.05, betas=(0.9, 0.999), epsilon=1e-8, clip_norm=35.0, decay_kernels_alone=False):
+    """Gradient clipping, then AdamW with decoupled weight decay.
 
     Args:
       weight_decay: share of a parameter that goes each step, times the learning rate.
       betas: decay of the two moments.
       epsilon: added to the root of the second moment.
       clip_norm: largest L2 norm over all gradients.
+      decay_kernels_alone: weight decay on kernels only; False: on every parameter, as upstream's detection has it.
 
     Returns:
       optax.GradientTransformation. Its updates are to be taken off the parameters times the learning rate, which is
@@ -132,7 +152,7 @@ def make_optimizer(*, weight_decay=0.05, betas=(0.9, 0.999), epsilon=1e-8, clip_
     return optax.chain(
         clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=epsilon),
-        optax.add_decayed_weights(weight_decay),
+        optax.add_decayed_weights(weight_decay, mask=is_kernel if decay_kernels_alone else None),
     )
 
 
@@ -191,4 +211,9 @@ def describe_schedule(config, length):
 def of_config(config):
     """The optax.GradientTransformation of an experiment."""
     settings = config.optimizer
-    return make_optimizer(weight_decay=settings.weight_decay, betas=tuple(settings.betas), clip_norm=settings.clip_norm)
+    return make_optimizer(
+        weight_decay=settings.weight_decay,
+        betas=tuple(settings.betas),
+        clip_norm=settings.clip_norm,
+        decay_kernels_alone=settings.get("decay_kernels_alone", False),
+    )

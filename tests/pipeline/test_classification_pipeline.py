@@ -5,22 +5,13 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from class_folders import write_classes
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.images.settings import ImageSettings
 from haksnet_jax.pipeline import classification_sources as sources
 from haksnet_jax.pipeline import classification_transforms as transforms
 from haksnet_jax.pipeline import loader
-
-
-def write_classes(folder, counts, *, size=(20, 24), ending="jpg", seed=0):
-    """`counts` {class: images}, each class in its own colour. Returns: folder."""
-    rng = np.random.default_rng(seed)
-    for label, (name, count) in enumerate(counts.items()):
-        (folder / name).mkdir(parents=True)
-        for index in range(count):
-            image = np.full((*size, 3), 40 + 60 * label, np.uint8) + rng.integers(0, 20, (*size, 3)).astype(np.uint8)
-            assert cv2.imwrite(str(folder / name / f"{index:03d}.{ending}"), image)
-    return folder
 
 
 def test_labels_follow_the_folders_and_the_order_of_the_classes(tmp_path):
@@ -170,3 +161,19 @@ def test_batches_of_the_stream_hold_images_and_labels(tmp_path):
     make = transforms.EvaluationRow(size=(16, 16), share=0.875)
     (first, last) = loader.ordered_batches(source, make, make.filler, batch_size=5)
     assert last["image_index"].tolist() == [5, 6, 7, -1, -1] and first["label"].tolist() == [0, 0, 0, 0, 0]
+
+
+def test_chosen_bands_of_geotiffs_are_read(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    (tmp_path / "a").mkdir()
+    samples = np.arange(4 * 40 * 50, dtype=np.uint16).reshape(4, 40, 50)
+    with rasterio.open(tmp_path / "a" / "x.tif", "w", "GTiff", 50, 40, 4, dtype="uint16") as file:
+        file.write(samples)
+    source = sources.ClassFolderSource(tmp_path, ("a",), settings=ImageSettings(bands=(4, 2, 1, 3)))
+    pixels = source[0]["image"].pixels()
+    assert pixels.shape == (40, 50, 4) and source.image_settings.limits == (0.0, 8191.0)  # 7999 needs 13 bits
+    np.testing.assert_array_equal(pixels[..., 0], np.rint(samples[3] * (255 / 8191)))
+    row = transforms.TrainingRow(size=(32, 32))(source[0], np.random.default_rng(0))
+    assert row["image"].shape == (32, 32, 4)
+    with pytest.raises(UserError, match="band"):
+        sources.ClassFolderSource(tmp_path, ("a",), settings=ImageSettings(bands=(5,)))[0]["image"].pixels()

@@ -1,0 +1,171 @@
+"""Classification through the loop: it learns, is measured, and its backbone serves other tasks."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from class_folders import write_classes
+from flax import nnx
+from tiny_config import tiny_config
+
+from configs import classification_folder
+from haksnet_jax import tasks
+from haksnet_jax.errors import UserError
+from haksnet_jax.results.top_k import classification_result
+from haksnet_jax.tasks import classification
+from haksnet_jax.training import checkpoint, loop
+
+CONFIGS = ("imagenet_t", "imagenet_s", "classification_folder", "eurosat", "resisc45", "demo_classification")
+
+
+def tiny(root, **changes):
+    """The configuration for folders, narrowed until a step takes milliseconds."""
+    config = classification_folder.get_config()
+    with config.unlocked():
+        config.num_steps = 30
+        config.batch_size_per_device = 4  # four devices in the tests
+        config.checkpoint_every = config.eval_every = 0
+        config.log_every = 10
+        config.ema_decay = 0.0
+        config.model.channels = (4, 4, 8, 8)
+        config.model.depths = (1, 1, 1, 1)
+        config.model.mlp_ratios = (2, 2, 2, 2)
+        config.model.dtype = "float32"
+        config.data.root = str(root)
+        config.data.image_size = (32, 32)
+        config.data.num_workers = 0
+        config.optimizer.learning_rate = 2e-2
+        config.optimizer.max_lr = 2e-2
+        config.optimizer.lr_scaling = "none"
+        config.evaluation.batch_size_per_device = 2
+        for name, value in changes.items():
+            config[name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("classes")
+    for seed, split in enumerate(("train", "val")):
+        write_classes(root / split, {"forest": 20 - 9 * seed, "lake": 20, "town": 20}, size=(32, 32), seed=seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(folders, tmp_path_factory):
+    """A run of 30 steps on classes of different brightness. Returns: (its folder, its card)."""
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, loop.run(tiny(folders, eval_every=30), workdir)
+
+
+def test_a_run_learns_brightness_and_says_so_in_its_card(finished):
+    workdir, card = finished
+    # Three classes, 60 grey levels apart: a third would be guessed.
+    assert card["mean"]["top1"] > 0.9 and card["mean"]["top5"] == 1.0
+    assert card["classes"]["forest"]["num_images"] == 11
+    assert sum(map(sum, card["confusion"])) == 51
+    text = (workdir / "result.md").read_text()
+    assert "| lake |" in text and "num_images" not in text and "| images |" in text
+    assert (workdir / "pictures" / "confusion.png").exists()
+    info = json.loads((workdir / "best" / "model.json").read_text())
+    assert info["task"] == "classification" and info["class_names"] == ["forest", "lake", "town"]
+    assert info["top1"] == card["mean"]["top1"]
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[0]["loss"] > metrics[-2]["loss"]
+
+
+def test_its_backbone_starts_a_detector_and_its_head_does_not(finished, tmp_path):
+    workdir, _ = finished
+    config = tiny_config(pretrained=str(workdir), num_steps=1, checkpoint_every=0)
+    with config.unlocked():
+        config.model.mlp_ratios = (2, 2, 2, 2)
+        config.optimizer.learning_rate = 0.0
+    loop.run(config, tmp_path / "detector")
+    theirs, _ = checkpoint.load_model(workdir)
+    ours, _ = checkpoint.load_model(tmp_path / "detector")
+    taken = [name for name in theirs if name.startswith("backbone.") and name.split(".")[-1] not in ("mean", "var")]
+    assert len(taken) > 50
+    for name in taken:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert not any(name.startswith("head.") for name in ours)
+
+
+def test_classes_are_the_folders_and_wrong_settings_are_named(folders):
+    config = classification.prepared(tiny(folders))
+    assert config.data.class_names == ("forest", "lake", "town")
+    assert len(classification.open_source(config, "val")) == 51
+
+    def changed(section, key, value):
+        config = tiny(folders)
+        with config.unlocked():
+            config[section][key] = value
+        return config
+
+    for section, key, value, said in (
+        ("data", "kind", "records", "data.kind"),
+        ("data", "image_size", (16, 16), "at least 32"),
+        ("data", "bands", (1, 2), "model.in_channels is 3 and data.bands names 2"),
+        ("model", "pixel_mean", (0.0,), "model.pixel_mean"),
+        ("augment", "crop_scale", (0.0, 1.0), "augment.crop_scale"),
+        ("evaluation", "num_views", 4, "evaluation.num_views"),
+    ):
+        with pytest.raises(UserError, match=said):
+            classification.prepared(changed(section, key, value))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_builds_and_has_no_key_that_nobody_knows(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    assert config.name == name and config.is_locked and tasks.of(config) is classification
+    assert f"configs/{name}.py" in module.__doc__
+    with config.unlocked():
+        config.data.class_names = config.data.class_names or ("a", "b")
+    config = classification.prepared(config)
+    model = nnx.eval_shape(lambda: classification.build_model(config, rngs=nnx.Rngs(0)))
+    assert model.head.kernel.shape == (config.model.channels[-1], len(config.data.class_names))
+    arrays = classification.batch_arrays(config)
+    assert arrays["image"][0] == (*config.data.image_size, 3)
+    classification.loss(config)
+
+
+def test_counts_are_those_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, 300)
+    scores = rng.random((300, 7))
+    best = np.argsort(-scores, axis=1)[:, :5]
+    result = classification_result(labels, best, [f"c{i}" for i in range(7)])
+    np.testing.assert_array_equal(result.matrix, metrics.confusion_matrix(labels, best[:, 0]))
+    figures = result.figures()
+    assert figures["top1"] == pytest.approx(metrics.accuracy_score(labels, best[:, 0]))
+    assert figures["top5"] == pytest.approx(metrics.top_k_accuracy_score(labels, scores, k=5))
+    assert figures["mean_recall"] == pytest.approx(metrics.balanced_accuracy_score(labels, best[:, 0]))
+
+
+def test_a_class_without_images_has_no_share_and_does_not_enter_the_mean():
+    result = classification_result([0, 0, 2], [[0, 1, 2], [2, 0, 1], [2, 1, 0]], ["a", "b", "c"])
+    assert result.figures() == {"top1": pytest.approx(2 / 3), "top5": 1.0, "mean_recall": 0.75}
+    assert result.to_json()["classes"]["b"] == {"recall": None, "precision": None, "num_images": 0}
+    assert "most often taken for c (1)" in result.table()
+
+
+def test_views_of_a_symmetric_network_are_means_of_probabilities():
+    config = tiny("nowhere")
+    with config.unlocked():
+        config.data.class_names = ("a", "b", "c")
+    model = classification.build_model(config, rngs=nnx.Rngs(0))
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    graph, *state = nnx.split(model, nnx.Param, nnx.BatchStat)
+    state = [nnx.as_pure(part) for part in state]
+
+    def classify(images, num_views):
+        return nnx.merge(graph, *state).classify(images, num_views=num_views)
+
+    one, two, eight = (jax.jit(classify, static_argnums=1) for _ in range(3))
+    each = [np.asarray(one(view, 1)) for view in (images, images[:, :, ::-1])]
+    np.testing.assert_allclose(two(images, 2), np.mean(each, axis=0), atol=1e-6)
+    # Eight views of a turned image are the same views in another order.
+    np.testing.assert_allclose(eight(images, 8), eight(np.rot90(images, 1, (1, 2)).copy(), 8), atol=1e-6)

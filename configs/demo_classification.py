@@ -23,6 +23,7 @@ def get_config():
         config.log_every = 20
         config.ema_decay = 0.99
 
+        config.model.backbone = "haksnet"
         config.model.channels = (16, 24, 32, 32)
         config.model.depths = (1, 1, 1, 1)
         config.model.mlp_ratios = (2, 2, 2, 2)

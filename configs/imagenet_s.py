@@ -11,6 +11,5 @@ def get_config():
     config = imagenet_t.get_config()
     with config.unlocked():
         config.name = "imagenet_s"
-        config.model.channels = (64, 128, 320, 512)
-        config.model.depths = (2, 2, 4, 2)
+        config.model.backbone = "haksnet_s"
     return config

@@ -37,11 +37,13 @@ def get_config():
     config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
 
     config.model = ml_collections.ConfigDict()
-    config.model.channels = (32, 64, 160, 256)
-    config.model.depths = (3, 3, 5, 2)
-    config.model.mlp_ratios = (8, 8, 4, 4)
+    config.model.backbone = "haksnet_t"
+    config.model.channels = ()  # empty: those of the named size; upstream: embed_dims
+    config.model.depths = ()  # (the same)
+    config.model.mlp_ratios = ()  # (the same)
     config.model.in_channels = 3  # bands of an image
     config.model.drop_path_rate = 0.1
+    config.model.batch_norm_momentum = 0.9  # share of the running statistics that stays (PyTorch's momentum is 0.1)
     config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     config.model.pixel_std = (58.395, 57.12, 57.375)
     config.model.dtype = "bfloat16"  # of the arithmetic; parameters and statistics are float32

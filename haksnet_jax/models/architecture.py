@@ -29,6 +29,7 @@ BACKBONES = {
 # Each has build(backbone, architecture, *, pixel_mean, pixel_std, dtype, rngs, **options).
 MODELS = {
     "detection": "haksnet_jax.models.oriented_rcnn",
+    "classification": "haksnet_jax.models.classifier",
 }
 
 

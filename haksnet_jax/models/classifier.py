@@ -66,3 +66,9 @@ class Classifier(nnx.Module):
             views = [jnp.rot90(view, turns, axes=(1, 2)) for view in views for turns in range(4)]
         scores = [jax.nn.softmax(self.logits(view)) for view in views]
         return sum(scores) / len(scores)
+
+
+def build(backbone, architecture, *, pixel_mean, pixel_std, dtype=jnp.float32, rngs):
+    """The classifier of an architecture, see `models.architecture`. Its head is float32 whatever the dtype."""
+    del dtype
+    return Classifier(backbone, architecture["num_classes"], pixel_mean=pixel_mean, pixel_std=pixel_std, rngs=rngs)

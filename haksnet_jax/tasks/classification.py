@@ -7,9 +7,7 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.inference.classification import ClassificationEvaluator
-from haksnet_jax.models import classification_loss
-from haksnet_jax.models.backbones.haksnet import BackboneSize, HAKSNet
-from haksnet_jax.models.classifier import Classifier
+from haksnet_jax.models import architecture, classification_loss
 from haksnet_jax.pipeline import classification_sources as sources
 from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.classification_transforms import EvaluationRow, TrainingRow
@@ -125,21 +123,11 @@ def train_batches(config, source, *, batch_size, first_example, process_index, p
 
 def build_model(config, *, rngs):
     """The classifier of a configuration. Args: config; rngs. Returns: Classifier."""
-    model = config.model
-    backbone = HAKSNet(
-        BackboneSize(tuple(model.channels), tuple(model.depths), tuple(model.mlp_ratios)),
-        in_channels=model.in_channels,
-        drop_path_rate=model.drop_path_rate,
-        dtype=jnp.dtype(model.dtype),
-        remat=model.remat,
+    return architecture.build(
+        model_info(config),
+        dtype=jnp.dtype(config.model.dtype),
         rngs=rngs,
-    )
-    return Classifier(
-        backbone,
-        len(config.data.class_names),
-        pixel_mean=tuple(model.pixel_mean),
-        pixel_std=tuple(model.pixel_std),
-        rngs=rngs,
+        backbone_options=architecture.backbone_options(config.model),
     )
 
 
@@ -148,13 +136,7 @@ def model_info(config):
     model = config.model
     return {
         "task": "classification",
-        "architecture": {
-            "channels": list(model.channels),
-            "depths": list(model.depths),
-            "mlp_ratios": list(model.mlp_ratios),
-            "in_channels": model.in_channels,
-            "num_classes": len(config.data.class_names),
-        },
+        "architecture": architecture.describe_backbone(model) | {"num_classes": len(config.data.class_names)},
         "class_names": list(config.data.class_names),
         "pixel_mean": list(model.pixel_mean),
         "pixel_std": list(model.pixel_std),

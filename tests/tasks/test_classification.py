@@ -125,12 +125,14 @@ def test_a_configuration_builds_and_has_no_key_that_nobody_knows(name):
     with config.unlocked():
         config.data.class_names = config.data.class_names or ("a", "b")
     config = classification.prepared(config)
-    model = nnx.eval_shape(lambda: classification.build_model(config, rngs=nnx.Rngs(0)))
-    widths = {"haksnet_t": 256, "haksnet_s": 512, "haksnet": 32}  # of the published sizes, and the demonstration's
-    assert model.head.kernel.shape == (widths[config.model.backbone], len(config.data.class_names))
     arrays = classification.batch_arrays(config)
     assert arrays["image"][0] == (*config.data.image_size, 3)
     classification.loss(config)
+    if name not in ("imagenet_s", "demo_classification"):  # (seconds each; the others change nothing of the model)
+        return
+    model = nnx.eval_shape(lambda: classification.build_model(config, rngs=nnx.Rngs(0)))
+    widths = {"haksnet_s": 512, "haksnet": 32}  # of the published sizes, and the demonstration's
+    assert model.head.kernel.shape == (widths[config.model.backbone], len(config.data.class_names))
 
 
 def test_counts_are_those_of_scikit_learn():

@@ -33,6 +33,8 @@ COMMANDS = {
     "plan": "memory and speed of a run on devices that are not here",
     "benchmark": "time the parts of a model on this machine",
     "parity": "compare with recorded outputs of the PyTorch code",
+    "doctor": "what works on this machine, and what to do about what does not",
+    "info": "what a checkpoint, a weight file, an image or a data set is",
     "version": "versions of the package and what it runs on",
 }
 

@@ -72,7 +72,7 @@ def _of_file(path):
     if name.endswith(_LABEL_ENDINGS):
         return _labels(path)
     raise UserError(
-        f"{path}: expected an image, weights (.pth, .safetensors) or labels (.txt, .xml, .json), or a checkpoint's folder"
+        f"{path}: expected an image, weights (.pth, .safetensors) or labels (.txt, .xml, .json); a model is a folder"
     )
 
 

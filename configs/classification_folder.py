@@ -43,6 +43,7 @@ def get_config():
         config.optimizer.learning_rate = 5e-4
         config.optimizer.reference_batch = 64
         config.optimizer.max_lr = 2e-3
+        config.optimizer.clip_norm = 5.0  # from random weights, squares of features make rare steps large
         config.optimizer.warmup_steps = 300
 
         config.evaluation.protocol = "whole images of val"

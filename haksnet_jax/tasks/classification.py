@@ -168,7 +168,8 @@ def make_evaluator(config, graph, source, mesh):
             size=tuple(config.data.image_size), share=settings.crop_share, num_bands=config.model.in_channels
         ),
         batch_size=settings.batch_size_per_device,
-        num_workers=config.data.num_workers,
+        # Threads decode a few thousand images sooner than processes for it start.
+        num_workers=config.data.num_workers if len(source) > 5000 else 0,
         stall_seconds=config.data.stall_seconds,
         num_views=settings.num_views,
         num_pictures=settings.num_pictures,

@@ -17,11 +17,17 @@ def add_arguments(parser):
     add = parser.add_argument
     add("--checkpoint", metavar="DIR", help="a converted model, a run's folder, or one of its checkpoints")
     add("--predictions", metavar="PATH", help="folder of Task1_<class>.txt files, or a detections.json")
-    add("--labels", metavar="DIR", help="folder of label files in DOTA's format")
+    add("--labels", metavar="DIR", help="folder of label files, or one file of labels")
+    add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
     add("--images", metavar="DIR", help="folder of images; beside --predictions only for drawing the worst ones")
     add("--dataset", metavar="DIR", help="data set prepared by `haksnet build`")
     add("--split", default="val", help="of --dataset, or of the run's own data; default: %(default)s")
     add("--classes", help="of --predictions: a published list's name, or a text file with one class a line, in order")
+    add(
+        "--allow-unknown-classes",
+        action="store_true",
+        help="score although more than half of the labels are of classes that are not in the list",
+    )
     add("--ignore-truncated", action="store_true", help="ignore objects of difficulty 2, truncated by tiling")
     add("--json", metavar="FILE", help="file for the numbers")
     add("--output", metavar="DIR", help="folder for curves, confusion matrix, worst images, a checkpoint's detections")

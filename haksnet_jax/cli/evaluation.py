@@ -19,7 +19,9 @@ from haksnet_jax.inference import evaluator, views
 from haksnet_jax.inference import session as sessions
 from haksnet_jax.inference.predictor import load, merge
 from haksnet_jax.inference.views import Settings
-from haksnet_jax.labels.dota import CLASSES, LEFT_OUT, read_class_names, read_labels
+from haksnet_jax.labels.classes import CLASSES, read_class_names
+from haksnet_jax.labels.label_set import NEEDS_IMAGES, LabelSet
+from haksnet_jax.labels.problems import require_read, unknown_classes
 from haksnet_jax.pipeline import sources
 from haksnet_jax.results import dota, mean_ap, visualize
 from haksnet_jax.results.mean_ap import mean_average_precision
@@ -33,12 +35,14 @@ class EvaluationError(UserError):
     """An evaluation that is not possible, told in one sentence."""
 
 
-def read_label_folder(folder, class_names):
-    """Reads all label files of a folder.
+def read_label_folder(folder, class_names, *, format="dota", images=None):
+    """Reads all labels of a folder.
 
     Args:
-      folder: holds one text file for each image, in DOTA's format.
+      folder: holds one label file for each image, or is one file for all of them.
       class_names: the classes, in the order of their labels.
+      format: of the labels, see labels.label_set.FORMATS.
+      images: folder of the images, which some formats need for their sizes; or None.
 
     Returns:
       (dict from image name to {"polygons", "labels", "difficulty"}, list of Problem).
@@ -46,19 +50,25 @@ def read_label_folder(folder, class_names):
     Raises:
       EvaluationError: no such folder, or no label file in it.
     """
-    folder = pathlib.Path(folder)
-    paths = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
-    if not paths:
-        raise EvaluationError(f"{folder} holds no label file; expected one text file for each image")
-    by_image, problems = {}, []
-    for path in paths:
-        objects, found = read_labels(path, class_names)
+    label_set = LabelSet(folder, format)
+    if not label_set.files:
+        raise EvaluationError(f"{folder} holds no label file; expected one for each image")
+    needed = label_set.format in NEEDS_IMAGES
+    if needed and images is None:
+        raise EvaluationError(
+            f"labels in the format {label_set.format} need the images: name their folder with --images"
+        )
+    paths = {} if not needed else {path.stem: path for path in image_files.list_images(images)}
+    by_image, problems = {}, list(label_set.problems)
+    for stem in label_set.files:
+        objects, found = label_set.read(stem, tuple(class_names), paths.get(stem))
         problems += found
-        by_image[path.stem] = {
+        by_image[stem] = {
             "polygons": objects.polygons,
             "labels": objects.labels,
             "difficulty": objects.difficulty,
         }
+    require_read(problems)
     return by_image, problems
 
 
@@ -103,14 +113,16 @@ def class_names_of(predictions):
     )
 
 
-def evaluate_files(predictions, labels_folder, class_names):
+def evaluate_files(predictions, labels_folder, class_names, *, format="dota", images=None):
     """Predictions and labels in files, image by image.
 
     Args:
       predictions: folder of Task-1 files, a detections.json, or the folder it lies in. Predictions for tiles are merged
         where the labels are for whole images.
-      labels_folder: folder of label files.
+      labels_folder: folder of label files, or a file of labels.
       class_names: the classes, in the order of their labels.
+      format: of the labels, see labels.label_set.FORMATS.
+      images: folder of the images, which some formats need for their sizes; or None.
 
     Returns:
       (detections by image, labels by image, list of Problem in the labels).
@@ -120,7 +132,7 @@ def evaluate_files(predictions, labels_folder, class_names):
     """
     from haksnet_jax.cli import submission
 
-    labels_by_image, problems = read_label_folder(labels_folder, class_names)
+    labels_by_image, problems = read_label_folder(labels_folder, class_names, format=format, images=images)
     detections, wrong = submission.read_predictions(predictions, class_names)
     for problem in wrong:
         if problem.reason != "missing_file":
@@ -339,8 +351,11 @@ def run(arguments):
                 raise EvaluationError(f"cannot write {target}: {error.strerror}") from error
     if arguments.predictions:
         names = read_class_names(arguments.classes) if arguments.classes else class_names_of(arguments.predictions)
-        detections, labels_by_image, problems = evaluate_files(arguments.predictions, arguments.labels, names)
-        _report_problems(problems)
+        detections, labels_by_image, problems = evaluate_files(
+            arguments.predictions, arguments.labels, names, format=arguments.format, images=arguments.images
+        )
+        num_known = sum(len(one["labels"]) for one in labels_by_image.values())
+        _report_problems(problems, num_known, arguments.allow_unknown_classes)
         picture = _pictures_of(arguments.images)
     else:
         detections, labels_by_image, names, picture = evaluate_checkpoint(arguments)
@@ -402,12 +417,20 @@ def write_predictions(folder, detections, class_names):
     write_detections_json(folder / "detections.json", entries, class_names)
 
 
-def _report_problems(problems):
-    """Names problems in label files: all kinds with their counts, the first of each one by one."""
+def _report_problems(problems, num_known, allow_unknown):
+    """Names problems in label files: all kinds with their counts, the first of each one by one.
+
+    Raises:
+      UserError: too many labels are of classes that are not in the list, and that is not allowed.
+    """
     counts = collections.Counter(problem.reason for problem in problems)
     for reason, count in counts.most_common():
-        lost = "; these objects do not count" if reason in LEFT_OUT else ""
-        print(f"labels: {count} {reason}{lost}", file=sys.stderr)
-        if lost:
-            for problem in [problem for problem in problems if problem.reason == reason][:_SHOWN]:
-                print(f"  {problem}", file=sys.stderr)
+        these = [problem for problem in problems if problem.reason == reason]
+        lost = these[0].loses
+        print(f"labels: {count} {reason}{'; these objects do not count' if lost else ''}", file=sys.stderr)
+        for problem in these[:_SHOWN] if lost else ():
+            print(f"  {problem}", file=sys.stderr)
+    remedy = "name the predictions' classes with --classes, or allow it with --allow-unknown-classes"
+    sentence = unknown_classes(problems, num_known, allow=allow_unknown, remedy=remedy)
+    if sentence:
+        print(f"warning: {sentence}", file=sys.stderr)

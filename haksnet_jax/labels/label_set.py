@@ -22,6 +22,7 @@ _EACH = {  # formats of a file an image, by the endings of their files
     "geojson": (".geojson", ".json"),
 }
 _WHOLE = {"coco": ".json", "cvat": ".xml", "label-studio": ".json"}
+NEEDS_IMAGES = ("yolo-obb", "geojson")  # shares of the image, and places on the ground
 FORMATS = ("auto", *_EACH, *_WHOLE)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from haksnet_jax.errors import UserError
 
-MAX_UNKNOWN_SHARE = 0.1  # of all labels, of classes that are not in the list: above it the list is the wrong one
+MAX_UNKNOWN_SHARE = 0.5  # of all labels, of classes that are not in the list: above it the list is the wrong one
 
 
 class Reason(enum.StrEnum):
@@ -68,6 +68,18 @@ class Reason(enum.StrEnum):
     FIRST_BANDS = "first_bands", False, "bands without declared colours: the first three are read, or the first as grey"
 
 
+# A file of labels that is not read, so that its image would seem to have no objects.
+UNREAD = frozenset(
+    {
+        Reason.OTHER_FORMAT,
+        Reason.BAD_ENCODING,
+        Reason.BAD_XML,
+        Reason.BAD_JSON,
+        Reason.TOO_LARGE,
+        Reason.UNREADABLE_LABELS,
+    }
+)
+
 _BY_KEY = {reason.value: reason for reason in Reason}
 
 
@@ -103,6 +115,21 @@ def of_image(path, error):
     """The problem of an image that cannot be used. Args: path; error, an images' ImageError or an OSError."""
     reason, detail = getattr(error, "reason", Reason.UNREADABLE_IMAGE), getattr(error, "sentence", str(error))
     return Problem(str(path), 0, reason, detail)
+
+
+def require_read(problems):
+    """Refuses labels of which whole files are not read: their images would seem to have no objects.
+
+    Args:
+      problems: list of Problem.
+
+    Raises:
+      UserError: it names the first such file, and how many there are.
+    """
+    unread = [problem for problem in problems if problem.reason in UNREAD]
+    if unread:
+        more = f"; {len(unread)} such problems, `haksnet validate` lists them" if len(unread) > 1 else ""
+        raise UserError(f"{unread[0]}{more}")
 
 
 def losses(problems):

@@ -49,6 +49,7 @@ def get_config():
     config.model.hidden = 1024  # upstream: fc_out_channels
     config.model.drop_path_rate = 0.1
     config.model.batch_norm_momentum = 0.9  # share of the running statistics that stays (PyTorch's momentum is 0.1)
+    config.model.in_channels = 3  # set by data.bands
     config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     config.model.pixel_std = (58.395, 57.12, 57.375)
     config.model.dtype = "bfloat16"  # of the arithmetic; parameters, statistics and boxes are float32
@@ -58,6 +59,10 @@ def get_config():
     config.data.kind = "tfds"  # tfds, folder or scenes
     config.data.class_names = CLASSES["dota10"]
     config.data.root = ""  # folder that the paths of train and val are in; empty: they stand for themselves
+    config.data.bands = ()  # which bands of the images, by number from 1 or by name; empty: red, green and blue
+    config.data.limits = ()  # values that become 0 and 255 in images of more than 8 bits; empty: as their bits need
+    config.data.nodata = ml_collections.config_dict.placeholder(float)  # value of no data; None: what the files say
+    config.data.bad_images = "refuse"  # training images that cannot be read; "replace" takes others, counted
     config.data.image_size = (1024, 1024)  # rows, columns of the network's input
     config.data.max_boxes = 1000  # objects of a tile at most; what is cut is counted and logged
     config.data.min_side = 2.0  # pixels: labelled boxes with a shorter side are left out, as upstream's reader; counted

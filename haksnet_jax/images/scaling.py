@@ -6,12 +6,13 @@ import pathlib
 
 import numpy as np
 
+from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.images.reader import ImageFile
 
 
-def for_images(paths, given=image_settings.DEFAULT, *, max_measured=None, num_threads=None):
+def for_images(paths, given=image_settings.DEFAULT, *, max_measured=256, num_threads=None):
     """The settings by which several images are read alike.
 
     What is given comes first; then what is kept beside the images of a folder (`image_settings.json`). Where that
@@ -36,9 +37,9 @@ def for_images(paths, given=image_settings.DEFAULT, *, max_measured=None, num_th
     settings = {image_settings.merged(given, one): folder for one, folder in kept.items()}
     if len(settings) > 1:
         (first, one), (second, other) = list(settings.items())[:2]
-        raise image_settings.UserError(
-            f"{one} and {other} are to be read differently ({_told(first)}; {_told(second)}): state bands, limits and "
-            "nodata, or read them one after the other"
+        raise UserError(
+            f"{one} and {other} are to be read differently ({image_settings.told(first)}; "
+            f"{image_settings.told(second)}): state bands, limits and nodata, or read them one after the other"
         )
     settings = next(iter(settings), given)
     if settings.limits is not None:
@@ -51,10 +52,6 @@ def for_images(paths, given=image_settings.DEFAULT, *, max_measured=None, num_th
             deep = [deep[index] for index in np.linspace(0, len(deep) - 1, max_measured, dtype=int)]
         bits = max(pool.map(lambda path: _bits(path, settings), deep))
     return settings._replace(limits=(0.0, float(2**bits - 1)))
-
-
-def _told(settings):
-    return ", ".join(f"{name} {value}" for name, value in image_settings.to_json(settings).items()) or "by default"
 
 
 def _is_deep(path):

@@ -131,6 +131,12 @@ def to_json(settings):
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def told(settings):
+    """Text: `bands (4, 3, 2), limits (0.0, 2047.0)`, or that nothing is stated."""
+    values = {name: value for name, value in settings._asdict().items() if value is not None}
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "bands as declared and 8 bits"
+
+
 def from_json(values, where):
     """ImageSettings of a dict as `to_json` makes it. Args: where, the file, for messages. Raises: UserError."""
     if not isinstance(values, dict) or not values.keys() <= set(ImageSettings._fields):

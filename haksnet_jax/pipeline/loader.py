@@ -7,7 +7,7 @@ stream at random depends on the seed and g alone. So neither the number of worke
 trained on, and a position is one number: how many examples of the stream were given out.
 
 A batch is a dict of numpy arrays:
-  image        [B, H, W, 3] uint8, RGB, padded at the right and bottom with `transforms.PADDING`
+  image        [B, H, W, C] uint8, RGB or the bands chosen, padded at the right and bottom (`transforms.pad`)
   boxes        [B, M, 5] float32 le90, in pixels of the resized image
   labels       [B, M] int32
   valid        [B, M] bool
@@ -20,6 +20,7 @@ Evaluation adds
   original_size  [B, 2] int32 rows and columns of the original
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -31,11 +32,13 @@ import cv2
 import numpy as np
 from absl import flags, logging
 
+from haksnet_jax.images.headers import ImageError
 from haksnet_jax.labels.dota import polygons_to_boxes
 from haksnet_jax.pipeline import transforms
 
 # Periods of waiting for one batch after which it is not waited for any more.
 MAX_STALLED_PERIODS = 10
+_MAX_REPLACEMENTS = 20  # examples that are tried in the place of one that cannot be read
 
 
 class PipelineError(RuntimeError):
@@ -87,9 +90,10 @@ class _StreamRows:
       first: position in the stream of the first row of process 0.
       length: rows in all.
       block: rows that this process takes of each piece of the stream.
+      replace_bad: whether another example stands for one whose image cannot be read; else that is an error.
     """
 
-    def __init__(self, source, make, *, seed, first, length, block, process_index, process_count):
+    def __init__(self, source, make, *, seed, first, length, block, process_index, process_count, replace_bad=False):
         self.source = source
         self.make = make
         self.block = block
@@ -97,6 +101,7 @@ class _StreamRows:
         self.first = first
         self.length = length
         self.process_index, self.process_count = process_index, process_count
+        self.replace_bad = replace_bad
         self._order = functools.lru_cache(maxsize=2)(self._draw_order)
 
     def __getstate__(self):
@@ -119,9 +124,27 @@ class _StreamRows:
         position = self.first + (piece * self.process_count + self.process_index) * self.block + row
         epoch, place = divmod(position, len(self.source))
         index = int(self._order(epoch)[place])
-        example = self.source[index]
-        rng = np.random.default_rng([self.seed, 1, position])
-        return self.make(example, rng) | {"image_index": np.int32(index)}
+        row, index, num_replaced = self._row(index, position)
+        return row | {"image_index": np.int32(index), "num_replaced": np.int32(num_replaced)}
+
+    def _row(self, index, position):
+        """(row, index of its example, 1 where that stands for one whose image cannot be read, else 0)."""
+        try:
+            return self._made(index, position), index, 0
+        except ImageError as error:
+            if not self.replace_bad:
+                raise
+            logging.warning("%s; another image is taken in its place", error)
+            first = error
+        # Which one depends on the position alone, like everything that happens to an example.
+        others = np.random.default_rng([self.seed, 2, position]).integers(len(self.source), size=_MAX_REPLACEMENTS)
+        for other in others.tolist():
+            with contextlib.suppress(ImageError):
+                return self._made(other, position), other, 1
+        raise first
+
+    def _made(self, index, position):
+        return self.make(self.source[index], np.random.default_rng([self.seed, 1, position]))
 
 
 class _RowsInOrder:
@@ -130,7 +153,7 @@ class _RowsInOrder:
     Args:
       source: random-access examples.
       make: example -> dict of arrays of one row.
-      filler: () -> such a dict for rows beyond the end.
+      filler: () -> such a dict for rows beyond the end, and for images that cannot be read.
     """
 
     def __init__(self, source, make, filler, *, first_batch, batch_size, process_index, process_count):
@@ -149,7 +172,12 @@ class _RowsInOrder:
         index = ((self.first_batch + batch) * self.process_count + self.process_index) * self.batch_size + row
         if index >= len(self.source):
             return self.filler() | {"image_index": np.int32(-1)}
-        return self.make(self.source[index]) | {"image_index": np.int32(index)}
+        try:
+            row = self.make(self.source[index])
+        except ImageError as error:
+            logging.warning("%s; nothing is found in it", error)
+            row = self.filler()
+        return row | {"image_index": np.int32(index)}
 
 
 class _AugmentedDetections:
@@ -196,15 +224,17 @@ class _AugmentedDetections:
 class _FittedDetections:
     """example -> the row of evaluation; `filler` gives one without content."""
 
-    def __init__(self, *, image_size, max_boxes, resize):
+    def __init__(self, *, image_size, channels, max_boxes, resize):
         self.image_size = image_size
+        self.channels = channels
         self.max_boxes = max_boxes
         self.resize = resize
 
     def filler(self):
         # The shape of an image, so that nothing downstream divides by zero; image_index says what it is.
+        shape = (*self.image_size, self.channels)
         row = {
-            "image": np.broadcast_to(np.array(transforms.PADDING, np.uint8), (*self.image_size, 3)),
+            "image": np.broadcast_to(np.uint8(transforms.padding_values(self.channels)), shape),
             "image_size": np.array(self.image_size, np.int32),
             "scale": np.ones(2, np.float32),
             "original_size": np.array(self.image_size, np.int32),
@@ -417,6 +447,7 @@ def stream_batches(
     process_count=1,
     accumulate_steps=1,
     stall_seconds=None,
+    replace_bad=False,
 ):
     """Batches of the endless stream in random order, whatever an example is.
 
@@ -438,9 +469,11 @@ def stream_batches(
         then the same for any number of processes.
       stall_seconds: after that long a warning says that a batch is waited for, and again after each such period; after
         MAX_STALLED_PERIODS of them, or where a worker is dead, it is an error. None waits for ever.
+      replace_bad: whether another example stands for one whose image cannot be read; else that is an error.
 
     Returns:
-      Batches of the stacked rows and `image_index`, an iterator with get_state, set_state and close.
+      Batches of the stacked rows, `image_index` and `num_replaced` (1 for a row that stands for another), an iterator
+      with get_state, set_state and close.
 
     Raises:
       ValueError: an argument out of range. While iterating: what `source` and `make` raise.
@@ -467,6 +500,7 @@ def stream_batches(
             block=batch_size // accumulate_steps,
             process_index=process_index,
             process_count=process_count,
+            replace_bad=replace_bad,
         )
         return _batches(rows, batch_size, num_workers, num_threads, prefetch)
 
@@ -562,6 +596,7 @@ def train_batches(
     process_count=1,
     accumulate_steps=1,
     stall_seconds=None,
+    replace_bad=False,
 ):
     """Augmented batches in random order. An image that is left without boxes stays, as one of background.
 
@@ -592,6 +627,7 @@ def train_batches(
         then the same for any number of processes.
       stall_seconds: after that long a warning says that a batch is waited for, and again after each such period; after
         MAX_STALLED_PERIODS of them, or where a worker is dead, it is an error. None waits for ever.
+      replace_bad: see `stream_batches`.
 
     Returns:
       Batches, an iterator with get_state, set_state and close.
@@ -646,6 +682,7 @@ def train_batches(
         process_count=process_count,
         accumulate_steps=accumulate_steps,
         stall_seconds=stall_seconds,
+        replace_bad=replace_bad,
     )
 
 
@@ -700,7 +737,8 @@ def evaluation_batches(
     """
     image_size = tuple(image_size)
     _check_detections(image_size, max_boxes, resize)
-    fitted = _FittedDetections(image_size=image_size, max_boxes=max_boxes, resize=resize)
+    channels = getattr(source, "num_channels", 3)
+    fitted = _FittedDetections(image_size=image_size, channels=channels, max_boxes=max_boxes, resize=resize)
     return ordered_batches(
         source,
         fitted,

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from haksnet_jax import files
+from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
 from haksnet_jax.images.headers import ImageError, read_header
@@ -31,9 +32,10 @@ from haksnet_jax.labels.dota import (
     polygons_to_boxes,
     read_labels,
 )
+from haksnet_jax.labels.problems import Reason
 from haksnet_jax.pipeline import prepared, scenes
 
-_MAX_MEASURED = 256  # images of more than 8 bits whose values are looked at for the limits of a folder
+_MAX_TOLD = 20  # images that are named in one message
 SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
 
 
@@ -111,7 +113,7 @@ class FolderSource:
             polygons.append(np.zeros((0, 4, 2)) if objects is None else objects.polygons)
             labels.append(np.zeros(0, np.int32) if objects is None else objects.labels)
             difficulties.append(np.zeros(0, np.int32) if objects is None else objects.difficulty)
-        self.image_settings = scaling.for_images(self._paths, image_settings, max_measured=_MAX_MEASURED)
+        self.image_settings = scaling.for_images(self._paths, image_settings)
         self.num_objects = np.array([len(part) for part in labels], np.int32)
         # Flat arrays: a source travels to every worker process, and 20,000 small arrays pickle slowly.
         self._offsets = np.concatenate([[0], np.cumsum(self.num_objects)])
@@ -195,13 +197,23 @@ class FolderSource:
             raise ImageError("unreadable_image", f"the image cannot be read ({error.strerror})", path) from error
         return {"image": image, **labels, "image_id": self.image_ids[index]}
 
-    def check_images(self, *, decode=False, num_threads=8):
+    @property
+    def num_channels(self):
+        """C of the images."""
+        return self.image_settings.num_channels
+
+    def check_images(self, *, decode=False, num_threads=8, bad_images="keep"):
         """Looks at every image file before training, for damage and for boxes outside the image.
 
         Args:
           decode: decodes each image; else files are judged by their headers and ends, which takes no time to speak
             of, but finds no damage in the middle.
           num_threads: files at a time.
+          bad_images: what becomes of those that cannot be read: "keep" (an error when it is their turn), "refuse", or
+            "leave_out".
+
+        Raises:
+          UserError: images cannot be read and are refused, or none is left.
 
         Returns:
           The problems found, which are added to `problems` too: `unreadable_image`, `partly_outside` (kept in
@@ -210,7 +222,33 @@ class FolderSource:
         with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
             found = [p for part in pool.map(lambda i: self._check_image(i, decode), range(len(self))) for p in part]
         self.problems.extend(found)
+        bad = {problem.path for problem in found if problem.reason == Reason.UNREADABLE_IMAGE}
+        if bad and bad_images == "refuse":
+            told = [str(problem) for problem in found if problem.path in bad]
+            if len(told) > _MAX_TOLD:
+                told[_MAX_TOLD:] = [f"and {len(told) - _MAX_TOLD} more"]
+            raise UserError(
+                f"{len(bad)} of {len(self)} images cannot be read: repair or remove them, or set data.bad_images to "
+                f"'replace'\n  " + "\n  ".join(told)
+            )
+        if bad and bad_images == "leave_out":
+            if len(bad) == len(self):
+                raise UserError(f"none of {len(self)} images can be read, the first: {found[0]}")
+            self._leave_out(bad)
         return found
+
+    def _leave_out(self, bad):
+        """Forgets the images of some paths, with their labels."""
+        stay = np.array([path not in bad for path in self._paths])
+        rows = np.repeat(stay, self.num_objects)
+        self._polygons, self._labels, self._difficulty = (
+            part[rows] for part in (self._polygons, self._labels, self._difficulty)
+        )
+        self._paths, self.image_ids = (
+            [one for one, stays in zip(part, stay, strict=True) if stays] for part in (self._paths, self.image_ids)
+        )
+        self.num_objects = self.num_objects[stay]
+        self._offsets = np.concatenate([[0], np.cumsum(self.num_objects)])
 
     def _check_image(self, index, decode):
         path = self._paths[index]
@@ -220,9 +258,11 @@ class FolderSource:
             else:
                 header = read_header(path)
                 height, width = header.height, header.width
+                if header.format == "TIFF":  # whether it has the bands, and limits where it needs them
+                    reader.ImageFile(path, self.image_settings, whole_up_to=0).close()
         except (OSError, ImageError) as error:
             detail = getattr(error, "sentence", str(error))
-            return [Problem(path, 0, "unreadable_image", detail)]
+            return [Problem(path, 0, Reason.UNREADABLE_IMAGE, detail)]
         polygons, labels, _ = self.labels(index).values()
         problems = []
         for row, fraction in enumerate(outside_fraction(polygons, width, height)):
@@ -367,6 +407,8 @@ class TfdsSource:
 
 class SceneSource:
     """Generated aerial scenes: example `index` depends on (seed, index) and the arguments alone."""
+
+    num_channels = 3
 
     def __init__(self, num_scenes, size=256, seed=0, class_names=SCENE_CLASSES, *, objects_per_scene=(3, 12)):
         """Sets the scenes up; each is drawn when asked for (about 10 ms at 256 pixels).

@@ -171,7 +171,7 @@ class _writing:
 def settings_for(folder, paths, given):
     """The settings for all images of this run and those before, kept beside the tiles where they say something."""
     before, _ = image_settings.read_folder(folder)
-    settings = scaling.for_images(paths, given) if paths else image_settings.merged(given, before)
+    settings = scaling.for_images(paths, given, max_measured=None) if paths else image_settings.merged(given, before)
     if given.limits is None and settings.limits and before.limits:
         settings = settings._replace(limits=max(settings.limits, before.limits))
     elif settings.limits is None:

@@ -12,13 +12,18 @@ from haksnet_jax.inference import evaluator
 from haksnet_jax.labels.dota import read_class_names
 from haksnet_jax.models import architecture, detection_loss
 from haksnet_jax.models.oriented_rcnn import BoxSettings, box_settings
-from haksnet_jax.pipeline import loader, sources
+from haksnet_jax.pipeline import bands, loader, sources
 from haksnet_jax.structures import GroundTruth
 
 BEST = "AP50_voc12"
 CURVES = ("loss", "AP")
 CLASSIFIER = ("roi_head.logits.",)
-COUNTERS = {"num_cut": "boxes_cut_by_caps", "num_dropped": "boxes_dropped_by_augmentation"}
+COUNTERS = {
+    "num_cut": "boxes_cut_by_caps",
+    "num_dropped": "boxes_dropped_by_augmentation",
+    "num_replaced": "images_replaced_by_others",
+}
+BAD_IMAGES = ("refuse", "replace")
 
 
 def prepared(config):
@@ -35,16 +40,31 @@ def prepared(config):
     unknown = set(config.augment.quarter_turn_classes) - set(config.data.class_names)
     if unknown:
         raise UserError(f"augment.quarter_turn_classes: {', '.join(sorted(unknown))} not among data.class_names")
-    for name in ("pixel_mean", "pixel_std"):
-        bands = config.model.get("in_channels", None) or 3
-        if len(config.model[name]) != bands:
-            raise UserError(f"model.{name}: expected {bands} numbers, one a band, got {tuple(config.model[name])}")
     for name, known in (("boxes", BoxSettings._fields), ("loss", detection_loss.LossSettings._fields)):
         unknown = set(config.get(name, None) or ()) - set(known)
         if unknown:
             raise UserError(f"{name}.{min(unknown)}: expected one of {', '.join(known)}")
     architecture.describe_backbone(config.model)  # (that there is such a backbone)
-    return config
+    if config.data.get("bad_images", "refuse") not in BAD_IMAGES:
+        raise UserError(f"data.bad_images: expected one of {', '.join(BAD_IMAGES)}, got {config.data.bad_images!r}")
+    return _with_bands(config)
+
+
+def _with_bands(config):
+    """The configuration with what its training data say of bands, see `bands.completed`; they need not be there."""
+    folder = _places(config, "train").get({"folder": "images_dir", "tfds": "directory"}.get(config.data.kind))
+    if folder is None or not os.path.isdir(folder):
+        return bands.completed(config)
+    return bands.completed(config, records=folder) if config.data.kind == "tfds" else bands.completed(config, (folder,))
+
+
+def _places(config, split):
+    """The settings of a split's source, with paths in `data.root`."""
+    settings = dict(config.data[split])
+    for name in ("directory", "images_dir", "labels_dir"):
+        if settings.get(name) and config.data.root:
+            settings[name] = files.join(config.data.root, settings[name])
+    return settings
 
 
 def _with_class_names(config):
@@ -67,17 +87,18 @@ def _with_class_names(config):
 def open_source(config, split):
     """The examples of a split. Args: config; split, "train" or "val". Returns: a source, see `pipeline.sources`."""
     data = config.data
-    settings = dict(data[split])
-    for name in ("directory", "images_dir", "labels_dir"):
-        if settings.get(name) and data.root:
-            settings[name] = files.join(data.root, settings[name])
+    settings = _places(config, split)
+    if data.kind == "folder":
+        settings["image_settings"] = bands.settings_of(config)
     if data.kind != "scenes":  # which have no small objects to leave out, and none that are empty
         settings["min_side"] = data.min_side
     if split == "train":
         settings["filter_empty"] = data.filter_empty
     source = sources.open_source(data.kind, tuple(data.class_names), **settings)
     if data.kind == "folder":
-        source.check_images()
+        replace = data.get("bad_images", "refuse") == "replace"
+        # A validation image that cannot be read is named and passed over: what is seen of the others stays comparable.
+        source.check_images(bad_images="leave_out" if split == "val" else "keep" if replace else "refuse")
     return source
 
 
@@ -114,6 +135,7 @@ def train_batches(config, source, *, batch_size, first_example, process_index, p
         scale_range=tuple(augment.scale_range),
         gain_range=tuple(augment.gain_range),
         min_side=augment.min_side,
+        replace_bad=data.get("bad_images", "refuse") == "replace",
     )
 
 
@@ -148,6 +170,7 @@ def model_info(config):
         "padding_divisor": 32,
         "proposals": evaluator.detection_settings(config)["proposal_caps"],
         "detections": {name: config.detection[name] for name in ("iou_threshold", "max_detections")},
+        **bands.model_info(config),
     }
 
 

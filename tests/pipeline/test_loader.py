@@ -72,6 +72,7 @@ def test_a_training_batch_has_the_agreed_arrays():
         "image_index": ((2,), "int32"),
         "num_cut": ((2,), "int32"),
         "num_dropped": ((2,), "int32"),
+        "num_replaced": ((2,), "int32"),
     }
     # 20 x 30 grows to fit 24 x 32 by 16/15: 21.3 rows
     assert batch["image_size"].tolist() == [[21, 32]] * 2

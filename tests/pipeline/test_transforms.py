@@ -46,7 +46,10 @@ def test_flips_equal_the_reference(recorded, direction):
 def test_rotation_and_the_boxes_left_equal_the_reference(recorded, case):
     degrees = recorded.manifest["cases"][case]["angle_degrees"]
     image, boxes = transforms.rotate(recorded["image"], recorded["boxes"], degrees)
-    np.testing.assert_array_equal(image, recorded[f"{case}/image"])
+    # The reference's OpenCV placed samples on 1/32 of a pixel, later releases place them exactly: by a slope of 255 a
+    # pixel (this image is noise) that makes at most 255 / 32 / 2 + 255 / 32 / 2 = 8 grey levels, and far fewer mostly.
+    difference = np.abs(image.astype(int) - recorded[f"{case}/image"])
+    assert difference.max() <= 8 and difference.mean() < 0.5, (difference.max(), difference.mean())
     # One recorded box has a side of exactly the limit, 5 pixels; rounding in the reference decides about it.
     tie = np.abs(boxes[:, 3] - 5) < 1e-4
     assert tie.sum() == 1
@@ -88,6 +91,27 @@ def test_a_quarter_turn_of_a_square_image_equals_its_warped_form():
         turned, _ = transforms.rotate(image, boxes, degrees)
         matrix = cv2.getRotationMatrix2D((16, 16), degrees, 1.0)
         np.testing.assert_array_equal(turned, cv2.warpAffine(image, matrix, (33, 33)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 13, 16])
+def test_every_band_turns_flips_and_is_resized_as_if_it_were_alone(channels):
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, channels), np.uint8)
+    boxes = np.array([[10, 12, 8, 6, 0.3]], np.float32)
+    ways = (
+        lambda a: transforms.rotate(a, boxes, 33.0)[0],
+        lambda a: transforms.rotate(a, boxes, -90.0)[0],
+        lambda a: transforms.flip(a, boxes, "diagonal")[0],
+        lambda a: transforms.resize_keep_ratio(a, boxes, (60, 60))[0],
+        lambda a: transforms.random_gain(a, np.random.default_rng(1), (0.5, 2)),
+    )
+    for way in ways:
+        changed = way(image)
+        assert changed.shape[-1] == channels
+        for band in range(channels):
+            np.testing.assert_array_equal(changed[..., band], way(image[..., band : band + 1])[..., 0])
+    padded = transforms.pad(image, (50, 60))
+    assert padded.shape == (50, 60, channels)
+    assert padded[45, 50].tolist() == list(transforms.PADDING if channels == 3 else (115,) * channels)
 
 
 @pytest.mark.parametrize("degrees", [30.0, 90.0, -135.0])

@@ -119,6 +119,13 @@ def backbone_options(model):
     return {option: model[name] for name, option in names.items() if model.get(name, None) is not None}
 
 
+def _model(info):
+    task = info.get("task", "detection")
+    if task not in MODELS:
+        raise UserError(f"task: expected one of {', '.join(MODELS)}, got {task!r}")
+    return importlib.import_module(MODELS[task])
+
+
 def build(info, *, dtype=jnp.float32, rngs, backbone_options=None, **options):
     """The model of a description.
 
@@ -136,11 +143,9 @@ def build(info, *, dtype=jnp.float32, rngs, backbone_options=None, **options):
       UserError: no such task or backbone.
       KeyError, TypeError: the description lacks something.
     """
-    task = info.get("task", "detection")
-    if task not in MODELS:
-        raise UserError(f"task: expected one of {', '.join(MODELS)}, got {task!r}")
+    module = _model(info)
     backbone = build_backbone(info["architecture"], dtype=dtype, rngs=rngs, **(backbone_options or {}))
-    return importlib.import_module(MODELS[task]).build(
+    return module.build(
         backbone,
         info["architecture"],
         pixel_mean=tuple(info["pixel_mean"]),
@@ -175,6 +180,8 @@ def abstract(info, *, dtype=jnp.float32):
     Returns:
       (graph definition, parameters, batch statistics), the last two nnx.State of jax.ShapeDtypeStruct.
     """
+    _model(info)  # what is not there is named before tracing
+    _family(info["architecture"].get("backbone", "haksnet"))
     needed = {name: info[name] for name in ("task", "architecture", "pixel_mean", "pixel_std") if name in info}
     return _abstract(_frozen(needed), jnp.dtype(dtype))
 

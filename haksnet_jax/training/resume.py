@@ -290,6 +290,11 @@ def load_initial_weights(task, config, state, mesh):
     """
     if config.pretrained and config.init:
         raise UserError("pretrained and init: expected at most one of them, got both")
+    if not (config.pretrained or config.init) and config.model.get("frozen_stages", 0):
+        raise UserError(
+            f"model.frozen_stages is {config.model.frozen_stages} and neither `pretrained` nor `init` is set: random "
+            "weights would stay as they are; name weights, or set model.frozen_stages=0"
+        )
     if not (config.pretrained or config.init):
         logging.warning(
             "Neither `pretrained` nor `init` is set: training starts from random weights, and published accuracy, "

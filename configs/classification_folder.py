@@ -27,6 +27,7 @@ def get_config():
         config.ema_decay = 0.999
 
         config.data.kind = "folder"
+        config.data.class_names = ()
         config.data.root = "mydata"
         config.data.cache_mib = 256
         config.data.num_workers = 8

@@ -11,6 +11,9 @@ Prepare `imagenet2012` with TFDS as ArrayRecord (docs/pretraining.md), then:
 """
 
 import ml_collections
+from ml_collections import config_dict
+
+from haksnet_jax.labels.imagenet import CLASSES
 
 
 def get_config():
@@ -41,7 +44,7 @@ def get_config():
     config.model.channels = ()  # empty: those of the named size; upstream: embed_dims
     config.model.depths = ()  # (the same)
     config.model.mlp_ratios = ()  # (the same)
-    config.model.in_channels = 3  # bands of an image
+    config.model.in_channels = 3  # set by data.bands
     config.model.drop_path_rate = 0.1
     config.model.batch_norm_momentum = 0.9  # share of the running statistics that stays (PyTorch's momentum is 0.1)
     config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
@@ -51,9 +54,11 @@ def get_config():
 
     config.data = ml_collections.ConfigDict()
     config.data.kind = "tfds"  # tfds, folder or scenes
-    config.data.class_names = ()  # empty: the data set's own
+    config.data.class_names = CLASSES  # empty: the names of the folders, or the data set's own
     config.data.root = ""  # folder that the paths of train and val are in; empty: they stand for themselves
-    config.data.bands = ()  # numbers from 1, or names, as many as model.in_channels; empty: red, green and blue
+    config.data.bands = ()  # which bands of the images, by number from 1 or by name; empty: red, green and blue
+    config.data.limits = ()  # values that become 0 and 255 where samples have more than 8 bits; empty: by the images
+    config.data.nodata = config_dict.placeholder(float)  # value of pixels without data; none: what each image says
     config.data.image_size = (224, 224)  # rows, columns of the network's input
     config.data.cache_mib = 0  # decoded images that each process keeps in memory, of a small set of folders
     config.data.num_workers = 16  # processes that decode and augment, on each host

@@ -31,17 +31,8 @@ def prepared(config):
         raise UserError(f"data.kind: expected one of {', '.join(KINDS)}, got {data.kind!r}")
     if min(data.image_size) < 32:
         raise UserError(f"data.image_size: expected at least 32 pixels a side, got {tuple(data.image_size)}")
+    config = _with_images(config)
     num_bands = config.model.in_channels
-    if num_bands != (len(data.bands) or 3):
-        raise UserError(
-            f"model.in_channels is {num_bands} and data.bands names {len(data.bands)} bands: set both alike (no bands: "
-            "red, green and blue, 3 channels)"
-        )
-    if len(config.model.pixel_mean) != num_bands or len(config.model.pixel_std) != num_bands:
-        raise UserError(
-            f"model.pixel_mean and model.pixel_std: expected {num_bands} numbers each (model.in_channels), got "
-            f"{len(config.model.pixel_mean)} and {len(config.model.pixel_std)}"
-        )
     if num_bands != 3 and (augment.rand_augment_magnitude or augment.colour_jitter):
         raise UserError(
             "augment.rand_augment_magnitude and augment.colour_jitter are of red, green and blue: set both to 0 for "
@@ -54,12 +45,53 @@ def prepared(config):
     least, largest = augment.crop_scale
     if not 0 < least <= largest <= 1:
         raise UserError(f"augment.crop_scale: expected (from, to) with 0 < from <= to <= 1, got {(least, largest)}")
-    if data.class_names:
+    if data.kind != "folder" and data.class_names:
         return config
+    source = _open(config, "train")
+    with config.unlocked():
+        config.data.class_names = source.class_names
+        if data.kind == "folder":  # the same limits for both splits
+            config.data.limits = source.image_settings.limits or ()
+    return config
+
+
+def _images_of(config):
+    """(ImageSettings of a configuration and of its training folder, what else is kept there)."""
+    data, more = config.data, {}
+    given = image_settings.checked(
+        image_settings.ImageSettings(tuple(data.bands) or None, tuple(data.limits) or None, data.nodata), "data."
+    )
+    if data.kind == "folder":
+        kept, more = image_settings.read_folder(_path(data, data.train.folder))
+        given = image_settings.merged(given, kept)
+    elif given != image_settings.DEFAULT:
+        raise UserError(f"data.bands, data.limits, data.nodata: expected none for data.kind={data.kind!r}")
+    return given, more
+
+
+def _with_images(config):
+    """A copy of the configuration with what is kept beside the training images: bands, limits, means, deviations."""
+    given, more = _images_of(config)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.class_names = _open(config, "train").class_names
+        config.model.in_channels = channels = given.num_channels
+        config.data.bands = () if given.bands is None else tuple(given.bands)
+        config.data.limits = () if given.limits is None else tuple(given.limits)
+        config.data.nodata = given.nodata
+        for name in ("mean", "std"):
+            key, kept = f"pixel_{name}", more.get(name)
+            if len(config.model[key]) != channels and isinstance(kept, list) and len(kept) == channels:
+                config.model[key] = tuple(float(value) for value in kept)
+            if len(config.model[key]) != channels:
+                raise UserError(
+                    f"model.{key}: expected a number for each of the {channels} bands, got {len(config.model[key])}: "
+                    "`haksnet validate` measures them and keeps them beside the images, or state them"
+                )
     return config
+
+
+def _path(data, path):
+    return files.join(data.root, path) if data.root else path
 
 
 def open_source(config, split):
@@ -71,15 +103,11 @@ def _open(config, split):
     data = config.data
     settings = dict(data[split])
     for name in ("directory", "folder", "image_list"):
-        if settings.get(name) is not None and data.root:
-            settings[name] = files.join(data.root, settings[name])
+        if settings.get(name) is not None:
+            settings[name] = _path(data, settings[name])
     class_names = tuple(data.class_names) or None
-    if data.bands and data.kind != "folder":
-        raise UserError(f"data.bands: expected none for data.kind={data.kind!r}, whose images have three bands")
     if data.kind == "folder":
-        settings["settings"] = image_settings.checked(
-            image_settings.DEFAULT._replace(bands=data.bands or None), "data."
-        )
+        settings["settings"] = _images_of(config)[0]
         names = class_names or sources.class_folders(settings["folder"])
         return sources.ClassFolderSource(class_names=names, cache_mib=data.cache_mib, **settings)
     if data.kind == "tfds":
@@ -140,7 +168,7 @@ def model_info(config):
         "class_names": list(config.data.class_names),
         "pixel_mean": list(model.pixel_mean),
         "pixel_std": list(model.pixel_std),
-        "bands": list(config.data.bands),
+        "images": image_settings.to_json(_images_of(config)[0]),
         "input_size": list(config.data.image_size),
         "crop_share": config.evaluation.crop_share,
         "num_views": config.evaluation.num_views,

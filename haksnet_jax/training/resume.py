@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import logging
 
 from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import bands
 
 CONFIG_FILE = "config.json"  # as the run began
 RUN_FILE = "run.json"  # the data that it began with
@@ -318,6 +320,7 @@ def load_initial_weights(task, config, state, mesh):
         logging.warning("%s has no value for %s: random start", directory, ", ".join(without_value))
         kept |= set(without_value)
     arrays = {name: value for name, value in arrays.items() if name in start and name not in kept}
+    _carry_bands(directory, arrays, info, task.model_info(config))
     logging.info("%s: %d arrays loaded, %d keep their random start", directory, len(arrays), len(kept))
     arrays |= devices.gather(mesh, {name: start[name] for name in kept})
 
@@ -328,6 +331,19 @@ def load_initial_weights(task, config, state, mesh):
     params, stats = fill(state.params), fill(state.batch_stats)
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if state.ema else {}
     return state._replace(params=params, batch_stats=stats, ema=ema)
+
+
+def _carry_bands(directory, arrays, info, ours):
+    """Fits the first convolution among the arrays to the run's bands, in place."""
+    theirs, wanted = bands.bands_of(info), bands.bands_of(ours)
+    for name in set(bands.FIRST_CONVOLUTIONS) & arrays.keys() if theirs != wanted else ():
+        if np.ndim(arrays[name]) == 4 and np.shape(arrays[name])[2] == len(theirs):  # (else `fill` names it)
+            arrays[name], copied = bands.carried_over(arrays[name], theirs, wanted)
+            logging.warning(
+                "%s has weights for the bands %s, this run takes %s: copied for %s, the mean for the others",
+                directory, ", ".join(map(str, theirs)), ", ".join(map(str, wanted)),
+                ", ".join(map(str, copied)) or "none",
+            )  # fmt: skip
 
 
 def _compare_normalization(directory, info, ours):

@@ -107,8 +107,8 @@ def test_classes_are_the_folders_and_wrong_settings_are_named(folders):
     for section, key, value, said in (
         ("data", "kind", "records", "data.kind"),
         ("data", "image_size", (16, 16), "at least 32"),
-        ("data", "bands", (1, 2), "model.in_channels is 3 and data.bands names 2"),
-        ("model", "pixel_mean", (0.0,), "model.pixel_mean"),
+        ("data", "bands", (1, 2), "model.pixel_mean: expected a number for each of the 2 bands"),
+        ("model", "pixel_std", (1.0,), "model.pixel_std"),
         ("augment", "crop_scale", (0.0, 1.0), "augment.crop_scale"),
         ("evaluation", "num_views", 4, "evaluation.num_views"),
     ):
@@ -117,13 +117,14 @@ def test_classes_are_the_folders_and_wrong_settings_are_named(folders):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_builds_and_has_no_key_that_nobody_knows(name):
+def test_a_configuration_builds_and_has_no_key_that_nobody_knows(name, folders):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
     assert config.name == name and config.is_locked and tasks.of(config) is classification
     assert f"configs/{name}.py" in module.__doc__
     with config.unlocked():
-        config.data.class_names = config.data.class_names or ("a", "b")
+        if config.data.kind == "folder":
+            config.data.root = str(folders / "train") if config.data.train.folder == "." else str(folders)
     config = classification.prepared(config)
     arrays = classification.batch_arrays(config)
     assert arrays["image"][0] == (*config.data.image_size, 3)

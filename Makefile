@@ -38,6 +38,8 @@ test-slow: venv $(VENV)/installed-plan
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: venv
 	$(BIN)/ruff check --fix .
@@ -45,7 +47,7 @@ format: venv
 
 demo: venv
 	JAX_PLATFORMS=cpu $(BIN)/haksnet train --config=demo --workdir=runs/demo
-	$(BIN)/python -m haksnet_jax.tools.demo_files --scenes=runs/demo_scenes
+	$(BIN)/python -m haksnet_jax.cli.demo_files --scenes=runs/demo_scenes
 	@echo; echo 'Next, with the environment: . $(BIN)/activate'
 	@echo '  haksnet predict --checkpoint=runs/demo --images=runs/demo_scenes/images --output=runs/found'
 	@echo '  haksnet evaluate --predictions=runs/found --labels=runs/demo_scenes/labelTxt'

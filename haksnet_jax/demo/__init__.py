@@ -4,7 +4,7 @@
     haksnet evaluate --checkpoint=demo --images=demo --labels=demo
 
 The detector is that of `make demo`: narrow, trained on generated scenes of 192 pixels. It shows how the program works,
-not what HAKSNet can do. `haksnet_jax.tools.demo_files` made the files here, and writes more scenes.
+not what HAKSNet can do. `haksnet_jax.cli.demo_files` made the files here, and writes more scenes.
 """
 
 import pathlib

@@ -17,11 +17,11 @@ import time
 import jax
 import numpy as np
 
-import haksnet_jax
 from haksnet_jax import files
 from haksnet_jax.distributed import meeting, watch
 from haksnet_jax.distributed.membership import HostsError, Membership, find_membership
 from haksnet_jax.results.card import code_version
+from haksnet_jax.version import __version__
 
 __all__ = ["HostsError", "Membership", "find_membership"]  # (beside what is defined here)
 
@@ -72,7 +72,7 @@ def facts_of(config, workdir):
 
     return {
         "code": code_version(),
-        "haksnet_jax": haksnet_jax.__version__,
+        "haksnet_jax": __version__,
         "jax": jax.__version__,
         "--workdir": str(workdir),
         **dict(flat(config, "config")),

@@ -42,7 +42,7 @@ def find_images(sources: Iterable[str]) -> tuple[list[pathlib.Path], int]:
             raise UserError(f"{source} is neither a file, nor a folder, nor a pattern with *")
         paths += found
     paths = list({os.path.abspath(path): path for path in paths}.values())
-    by_stem = {}
+    by_stem: dict[str, pathlib.Path] = {}
     for path in paths:
         other = by_stem.setdefault(image_stem(path.name), path)
         if other is not path:

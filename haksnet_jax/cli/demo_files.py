@@ -1,7 +1,7 @@
 """Writes generated scenes to try the program on, and makes the files that come with the package (`haksnet_jax.demo`).
 
-python -m haksnet_jax.tools.demo_files --scenes=runs/demo_scenes           20 scenes that training never sees
-make demo && python -m haksnet_jax.tools.demo_files --ship=runs/demo       in a checkout: replaces the package's files
+python -m haksnet_jax.cli.demo_files --scenes=runs/demo_scenes           20 scenes that training never sees
+make demo && python -m haksnet_jax.cli.demo_files --ship=runs/demo       in a checkout: replaces the package's files
 """
 
 import argparse

@@ -20,19 +20,16 @@ import numpy as np
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
+from haksnet_jax.geometry.polygons import boxes_to_polygons, outside_fraction, polygons_to_boxes
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.images.settings import DEFAULT
-from haksnet_jax.labels.dota import (
-    Problem,
-    boxes_to_polygons,
-    format_label_line,
-    outside_fraction,
-    polygons_to_boxes,
-    read_labels,
-)
-from haksnet_jax.labels.problems import Reason
+from haksnet_jax.labels import folders
+from haksnet_jax.labels.dota import format_label_line
+from haksnet_jax.labels.label_set import LabelSet
+from haksnet_jax.labels.objects import select
+from haksnet_jax.labels.problems import Problem, Reason, require_read, unknown_classes
 from haksnet_jax.pipeline import prepared, scenes
 
 _MAX_TOLD = 20  # images that are named in one message
@@ -40,7 +37,7 @@ SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
 
 
 class FolderSource:
-    """Images of a folder with label files of the same names in DOTA's text format.
+    """Images of a folder with their labels, in DOTA's text format or another one.
 
     All label files are read at once; images when asked for. What stops a run is raised here, in one sentence; all
     else is in `problems`, and counted in `summary()`.
@@ -66,44 +63,51 @@ class FolderSource:
         class_aliases=None,
         image_ids=None,
         image_settings=DEFAULT,
+        format="dota",
+        allow_unknown_classes=False,
     ):
         """Scans the folders.
 
         Args:
           images_dir: folder of JPEG, PNG, TIFF or BMP files; folders in it are not searched.
-          labels_dir: folder of `<image name>.txt`, or None where there are no labels.
+          labels_dir: folder of `<image name>.txt` (or a file of labels in some formats), or None without labels.
           class_names: the classes, in the order of their labels.
           filter_empty: leaves out images without an object.
           min_side: leaves out objects whose box has a side below it, in pixels (the reference: 2).
           class_aliases: dict from another spelling in the files to one of class_names.
           image_ids: only these images, or None for all.
+          format: of the labels, see labels.label_set.FORMATS.
+          allow_unknown_classes: True goes on where more than half of the labels are of classes that are not in the list.
           image_settings: bands, limits and nodata that are given; what they leave open is what is kept beside the
             images, and what the images' largest values say (`scaling.for_images`).
 
         Raises:
           FileNotFoundError: a folder, or an image of image_ids, is missing.
-          ValueError: no image, no label file that belongs to an image, or no object at all.
+          UserError: no image, no label file that belongs to an image, no object at all, most of them of unknown classes,
+            label files that cannot be read, or tiles that are not complete.
         """
         self.class_names = tuple(class_names)
         self.has_labels = labels_dir is not None
         self.problems = []
         images_dir = pathlib.Path(images_dir)
         paths = self._find_images(images_dir, image_ids)
-        label_paths = {}
+        folders.require_finished(images_dir)
+        label_set, label_paths = None, {}
         if self.has_labels:
-            labels_dir = pathlib.Path(labels_dir)
-            label_paths = self._find_labels(labels_dir, paths, images_dir, everything=image_ids is None)
+            label_set = self._find_labels(labels_dir, format, paths, images_dir, everything=image_ids is None)
+            label_paths = label_set.files
         polygons, labels, difficulties, self.image_ids, self._paths = [], [], [], [], []
         self.num_filtered = 0
         for image_id, path in paths.items():
             objects = None
             if image_id in label_paths:
-                objects, problems = read_labels(label_paths[image_id], class_names, class_aliases=class_aliases)
+                objects, problems = label_set.read(image_id, self.class_names, path, class_aliases)
                 self.problems.extend(problems)
                 if min_side > 0:
                     objects = self._leave_out_small(objects, min_side, label_paths[image_id])
             elif self.has_labels:
-                self._report(path, "no_label_file", f"the image has no label file {labels_dir / (image_id + '.txt')}")
+                detail = f"there are no labels of this name in {labels_dir}: taken as without objects"
+                self._report(path, Reason.IMAGE_WITHOUT_LABELS, detail)
             count = 0 if objects is None else len(objects.labels)
             if filter_empty and count == 0:
                 self.num_filtered += 1
@@ -120,8 +124,11 @@ class FolderSource:
         self._polygons = np.concatenate([*polygons, np.zeros((0, 4, 2))]).astype(np.float32)
         self._labels = np.concatenate([*labels, np.zeros(0, np.int32)])
         self._difficulty = np.concatenate([*difficulties, np.zeros(0, np.int32)])
+        require_read(self.problems)
+        remedy = "name their classes in data.class_names, or set data.allow_unknown_classes"
+        self._unknown = unknown_classes(self.problems, len(self._labels), allow=allow_unknown_classes, remedy=remedy)
         if self.has_labels and not len(self._labels):
-            raise ValueError(
+            raise UserError(
                 f"{labels_dir}: no object of the classes ({', '.join(self.class_names[:5])}"
                 f"{', ...' if len(self.class_names) > 5 else ''}) in {len(label_paths)} label files. {self.summary()}"
             )
@@ -138,7 +145,7 @@ class FolderSource:
             if wanted is not None and path.stem not in wanted:
                 continue
             if path.stem in paths:
-                self._report(path, "same_name", f"left out: {paths[path.stem].name} has the same name")
+                self._report(path, Reason.SAME_NAME, f"left out: {paths[path.stem].name} has the same name")
                 continue
             paths[path.stem] = path
         if wanted is not None and wanted - paths.keys():
@@ -148,32 +155,29 @@ class FolderSource:
             )
         return paths
 
-    def _find_labels(self, labels_dir, paths, images_dir, everything):
-        if not labels_dir.is_dir():
+    def _find_labels(self, labels_dir, format, paths, images_dir, everything):
+        if not os.path.exists(labels_dir):
             raise FileNotFoundError(f"the folder of labels {labels_dir} does not exist")
-        found = {}
-        for name in sorted(entry.name for entry in os.scandir(labels_dir) if not entry.name.startswith(".")):
-            stem, extension = os.path.splitext(name)
-            if extension.lower() != ".txt":
-                continue
-            if stem in paths:
-                found[stem] = labels_dir / name
-            elif everything:
-                self._report(labels_dir / name, "no_image", f"the label file has no image in {images_dir}")
-        if not found:
+        label_set = LabelSet(labels_dir, format)
+        self.problems += label_set.problems
+        for stem in sorted(label_set.files.keys() - paths.keys()) if everything else ():
+            detail = f"there is no image named {stem} in {images_dir}"
+            self._report(label_set.files[stem], Reason.LABELS_WITHOUT_IMAGE, detail)
+        if not label_set.files.keys() & paths.keys():
+            require_read(self.problems)
             first = next(iter(paths))
-            raise ValueError(
-                f"{labels_dir} holds no label file for any of the {len(paths)} images of {images_dir}; "
+            raise UserError(
+                f"{labels_dir} holds no labels for any of the {len(paths)} images of {images_dir}; "
                 f"expected for example {first}.txt"
             )
-        return found
+        return label_set
 
     def _leave_out_small(self, objects, min_side, path):
         _, large_enough = polygons_to_boxes(objects.polygons, min_side)
         for line in objects.lines[~large_enough].tolist():
             detail = f"left out: a side of the object's box is below {min_side:g} pixels"
-            self.problems.append(Problem(str(path), line, "too_small", detail))
-        return type(objects)(*(part[large_enough] for part in objects))
+            self.problems.append(Problem(str(path), line, Reason.TOO_SMALL, detail))
+        return select(objects, large_enough)
 
     def __len__(self):
         return len(self.image_ids)
@@ -287,6 +291,8 @@ class FolderSource:
         for reason, count in counts.most_common():
             first = next(problem for problem in self.problems if problem.reason == reason)
             lines.append(f"  {reason}: {count}, the first is {first}")
+        if self._unknown:
+            lines.append(f"  warning: {self._unknown}")
         return "\n".join(lines)
 
 

@@ -62,6 +62,8 @@ def get_config():
     config.data.bands = ()  # which bands of the images, by number from 1 or by name; empty: red, green and blue
     config.data.limits = ()  # values that become 0 and 255 in images of more than 8 bits; empty: as their bits need
     config.data.nodata = ml_collections.config_dict.placeholder(float)  # value of no data; None: what the files say
+    config.data.format = "dota"  # of labels in folders; also auto, yolo-obb, coco, ... (docs/formats.md)
+    config.data.allow_unknown_classes = False  # True trains though most labels are of classes that are not named
     config.data.bad_images = "refuse"  # training images that cannot be read; "replace" takes others, counted
     config.data.image_size = (1024, 1024)  # rows, columns of the network's input
     config.data.max_boxes = 1000  # objects of a tile at most; what is cut is counted and logged

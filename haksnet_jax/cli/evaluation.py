@@ -190,7 +190,13 @@ def open_split(arguments, class_names, settings):
                 "expected both --images and --labels; images without labels are for `haksnet predict` "
                 "and `haksnet submit`"
             )
-        return sources.FolderSource(arguments.images, arguments.labels, class_names)
+        return sources.FolderSource(
+            arguments.images,
+            arguments.labels,
+            class_names,
+            format=arguments.format,
+            allow_unknown_classes=arguments.allow_unknown_classes,
+        )
     if arguments.dataset:
         return sources.TfdsSource(arguments.dataset, arguments.split, class_names)
     if settings is None:

@@ -77,21 +77,21 @@ class FolderSource:
           class_aliases: dict from another spelling in the files to one of class_names.
           image_ids: only these images, or None for all.
           format: of the labels, see labels.label_set.FORMATS.
-          allow_unknown_classes: True goes on where more than half of the labels are of classes that are not in the list.
+          allow_unknown_classes: True goes on where most labels are of classes that are not in the list.
           image_settings: bands, limits and nodata that are given; what they leave open is what is kept beside the
             images, and what the images' largest values say (`scaling.for_images`).
 
         Raises:
           FileNotFoundError: a folder, or an image of image_ids, is missing.
-          UserError: no image, no label file that belongs to an image, no object at all, most of them of unknown classes,
+          UserError: no image, no label file that belongs to an image, no object at all, most labels of unknown classes,
             label files that cannot be read, or tiles that are not complete.
         """
         self.class_names = tuple(class_names)
         self.has_labels = labels_dir is not None
         self.problems = []
         images_dir = pathlib.Path(images_dir)
-        paths = self._find_images(images_dir, image_ids)
         folders.require_finished(images_dir)
+        paths = self._find_images(images_dir, image_ids)
         label_set, label_paths = None, {}
         if self.has_labels:
             label_set = self._find_labels(labels_dir, format, paths, images_dir, everything=image_ids is None)
@@ -125,13 +125,14 @@ class FolderSource:
         self._labels = np.concatenate([*labels, np.zeros(0, np.int32)])
         self._difficulty = np.concatenate([*difficulties, np.zeros(0, np.int32)])
         require_read(self.problems)
-        remedy = "name their classes in data.class_names, or set data.allow_unknown_classes"
-        self._unknown = unknown_classes(self.problems, len(self._labels), allow=allow_unknown_classes, remedy=remedy)
+        self._unknown = unknown_classes(self.problems, len(self._labels), allow=True)
         if self.has_labels and not len(self._labels):
             raise UserError(
                 f"{labels_dir}: no object of the classes ({', '.join(self.class_names[:5])}"
                 f"{', ...' if len(self.class_names) > 5 else ''}) in {len(label_paths)} label files. {self.summary()}"
             )
+        remedy = "name their classes, or allow it (data.allow_unknown_classes, --allow-unknown-classes)"
+        unknown_classes(self.problems, len(self._labels), allow=allow_unknown_classes, remedy=remedy)
 
     def _report(self, path, reason, detail):
         self.problems.append(Problem(str(path), 0, reason, detail))

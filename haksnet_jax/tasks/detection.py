@@ -9,7 +9,8 @@ from etils import epath
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference import evaluator
-from haksnet_jax.labels.dota import read_class_names
+from haksnet_jax.labels.classes import read_class_names
+from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.models import architecture, detection_loss
 from haksnet_jax.models.oriented_rcnn import BoxSettings, box_settings
 from haksnet_jax.pipeline import bands, loader, sources
@@ -73,15 +74,24 @@ def _with_class_names(config):
     beside_images = os.path.dirname(config.data.train.get("images_dir", ""))
     places = [files.join(config.data.root, *folder, "classes.txt") for folder in ((), (beside_images,))]
     found = next((place for place in places if epath.Path(place).exists()), None)
-    if found is None:
+    names = _names_in_labels(config) if found is None else read_class_names(found)
+    if names is None:
         raise UserError(
             f"data.class_names is empty, and there is no {places[0]} and no {places[1]}: write the names of the "
             "classes into one of them, one a line, or set --config.data.class_names"
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.class_names = read_class_names(found)
+        config.data.class_names = names
     return config
+
+
+def _names_in_labels(config):
+    """The classes that the training labels list themselves (YOLO's data.yaml, COCO's categories), or None."""
+    format, labels = config.data.get("format", "dota"), _places(config, "train").get("labels_dir")
+    if config.data.kind != "folder" or format == "dota" or not labels:
+        return None
+    return LabelSet(labels, format).class_names
 
 
 def open_source(config, split):
@@ -90,6 +100,8 @@ def open_source(config, split):
     settings = _places(config, split)
     if data.kind == "folder":
         settings["image_settings"] = bands.settings_of(config)
+        settings["format"] = data.get("format", "dota")
+        settings["allow_unknown_classes"] = data.get("allow_unknown_classes", False)
     if data.kind != "scenes":  # which have no small objects to leave out, and none that are empty
         settings["min_side"] = data.min_side
     if split == "train":

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from haksnet_jax.errors import UserError
 from haksnet_jax.images import reader
 from haksnet_jax.labels.dota import CLASSES, outside_fraction, polygons_to_boxes
 from haksnet_jax.pipeline import scenes
@@ -95,7 +96,8 @@ def test_problems_are_collected_and_counted_by_reason(folder):
     cv2.imwrite(str(folder / "images" / "P0.bmp"), np.zeros((4, 4, 3), np.uint8))
     source = folder_source(folder, min_side=2.0)
     reasons = sorted(problem.reason for problem in source.problems)
-    assert reasons == ["no_image", "no_label_file", "same_name", "too_few_numbers", "too_small", "unknown_class"]
+    expected = ["image_without_labels", "labels_without_image", "same_name", "too_few_numbers", "too_small"]
+    assert reasons == [*expected, "unknown_class"]
     summary = source.summary()
     assert "P0.txt:2" in summary and "P0.txt:4" in summary and "unknown_class: 1" in summary
 
@@ -317,3 +319,27 @@ def test_worker_processes_need_neither_jax_nor_tensorflow():
     code = "import sys, haksnet_jax.pipeline.sources; print({'jax', 'flax', 'tensorflow'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"set\(\)\s*", result.stdout), result.stdout
+
+
+def test_most_labels_of_unknown_classes_are_an_error_unless_allowed(folder):
+    (folder / "labelTxt" / "P0.txt").write_text("".join(f"{SQUARE} {name} 0\n" for name in ("ship", "tank", "car")))
+    with pytest.raises(UserError, match=r"of \d+ labels \(.* %\) are left out.*tank \(1\).*allow_unknown_classes"):
+        FolderSource(folder / "images", folder / "labelTxt", ("ship",))
+    source = FolderSource(folder / "images", folder / "labelTxt", ("ship",), allow_unknown_classes=True)
+    assert "warning: " in source.summary() and "tank (1)" in source.summary()
+
+
+def test_a_label_file_that_cannot_be_read_is_refused(folder):
+    (folder / "labelTxt" / "P0.txt").write_bytes(f"{SQUARE} ship 0".encode("utf-16"))
+    with pytest.raises(UserError, match=r"P0\.txt: .*UTF-16"):
+        folder_source(folder)
+
+
+def test_labels_in_other_formats_are_read_as_they_are(folder):
+    for path in (folder / "labelTxt").iterdir():
+        path.write_text("1 0.25 0.25 0.75 0.25 0.75 0.5 0.25 0.5\n")
+    (folder / "data.yaml").write_text("names: [plane, ship]\n")
+    source = FolderSource(folder / "images", folder / "labelTxt", ("ship", "plane"), format="yolo-obb")
+    height, width = source[0]["image"].shape[:2]
+    np.testing.assert_allclose(source[0]["polygons"][0][2], [0.75 * width, 0.5 * height])
+    assert source[0]["labels"].tolist() == [0]  # "ship", whose index in data.yaml is another one

@@ -52,6 +52,11 @@ demo: venv
 	@echo '  haksnet predict --checkpoint=runs/demo --images=runs/demo_scenes/images --output=runs/found'
 	@echo '  haksnet evaluate --predictions=runs/found --labels=runs/demo_scenes/labelTxt'
 
+docs: venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'mkdocs-material>=9.6'
+	$(BIN)/python -m haksnet_jax.cli.reference
+	$(BIN)/mkdocs build --quiet
+
 wheel: venv
 	$(BIN)/python -m build --wheel
 

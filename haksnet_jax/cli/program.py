@@ -97,14 +97,21 @@ def _dispatch(argv, prog):
     name = argv[0] if argv else ""
     if name not in COMMANDS:
         return _without_command(argv, prog)
-    module = importlib.import_module(f"haksnet_jax.cli.{name}")
-    parser = terminal.Parser(f"{prog} {name}", module.__doc__)
-    module.add_arguments(parser)
-    parser.add_common()
+    parser = parser_of(name, prog)
     arguments = parser.parse_args(argv[1:])
+    module = importlib.import_module(f"haksnet_jax.cli.{name}")
     _set_up_log(arguments)
     _leave_out_absent_tpus()
     return guarded(module.run, arguments, verbose=arguments.verbose, prog=parser.prog)
+
+
+def parser_of(command, prog="haksnet"):
+    """The parser of a command's options. Args: command, a key of COMMANDS; prog. Returns: terminal.Parser."""
+    module = importlib.import_module(f"haksnet_jax.cli.{command}")
+    parser = terminal.Parser(f"{prog} {command}", module.__doc__)
+    module.add_arguments(parser)
+    parser.add_common()
+    return parser
 
 
 def guarded(function, *arguments, verbose=False, prog="haksnet"):

@@ -4,6 +4,7 @@
     haksnet evaluate --checkpoint=DIR --images=DIR --labels=DIR
     haksnet evaluate --checkpoint=DIR --dataset=PREPARED_DIR --split=val
     haksnet evaluate --predictions=found/detections.json --labels=DIR
+    haksnet evaluate --checkpoint=CLASSIFIER --images=DIR            with one folder of images a class
 
 --json stores the numbers; --output adds curves, confusion matrix, errors by size and the worst images.
 """
@@ -88,6 +89,14 @@ def run(arguments):
         arguments.images = demo.or_path(arguments.images, demo.IMAGES)
     if arguments.labels:
         arguments.labels = demo.or_path(arguments.labels, demo.LABELS)
+    if arguments.checkpoint:
+        from haksnet_jax.weights import model_folder
+
+        info_path = model_folder.resolve(arguments.checkpoint)[1]
+        if info_path.exists() and model_folder.read_model_info(info_path).get("task") == "classification":
+            from haksnet_jax.cli import classification
+
+            return classification.evaluate(arguments)
     from haksnet_jax.cli import evaluation
 
     return evaluation.run(arguments)

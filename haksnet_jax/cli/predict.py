@@ -125,7 +125,12 @@ def run(arguments):
     from haksnet_jax.weights import model_folder
 
     info_path = model_folder.resolve(arguments.checkpoint)[1]
-    if info_path.exists() and model_folder.read_model_info(info_path).get("task") in ("segmentation", "change"):
+    task = model_folder.read_model_info(info_path).get("task") if info_path.exists() else None
+    if task == "classification":
+        from haksnet_jax.cli import classification
+
+        return classification.predict(arguments)
+    if task in ("segmentation", "change"):
         from haksnet_jax.cli import dense_prediction
 
         return dense_prediction.predict(arguments)

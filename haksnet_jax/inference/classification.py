@@ -33,7 +33,7 @@ def make_classify_step(graph, mesh, num_best, *, num_views=1):
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
         return jax.lax.top_k(model.classify(images, num_views=num_views), num_best)
 
-    return jax.jit(classify, out_shardings=devices.replicated(mesh), compiler_options=devices.detection_options())
+    return jax.jit(classify, out_shardings=devices.replicated(mesh), compiler_options=devices.detection_options(mesh))
 
 
 class ClassificationEvaluator:

@@ -16,6 +16,7 @@ import numpy as np
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import headers, reader, scaling
+from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.files import EXTENSIONS, is_image
 from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.pipeline import prepared, scenes
@@ -215,6 +216,11 @@ class ClassFolderSource:
             f"{self.class_names[fewest]}) to {high} ({self.class_names[most]}) a class"
         )
         return text + (f"; {self.num_ignored} files that are no images" if self.num_ignored else "")
+
+
+def image_settings_of(model_info):
+    """ImageSettings that a model keeps. Args: model_info, dict of its model.json. Raises: UserError, damaged."""
+    return image_settings.from_json(model_info.get("images", {}), "model.json, images")
 
 
 class TfdsClassificationSource:

@@ -120,7 +120,7 @@ def run(arguments):
     # What GDAL keeps of decoded blocks: by default a twentieth of the machine's memory.
     os.environ.setdefault("GDAL_CACHEMAX", "256")
     arguments.scales = tuple(arguments.scales)
-    arguments.images = [demo.or_path(image, demo.IMAGES) for image in arguments.images]
+    arguments.images = [demo.or_path(image, demo.IMAGES) for image in arguments.images or ()]
     from haksnet_jax.cli import prediction
     from haksnet_jax.weights import model_folder
 

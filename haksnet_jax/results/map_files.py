@@ -177,12 +177,13 @@ def write_polygons(path, map_path, class_names, *, ground=None, labels=None, min
         rasterio.open(map_path) as dataset,
     ):
         file.write(f'{json.dumps(head, ensure_ascii=False)[:-1]}, "features": [')
-        # GDAL reads the band a few rows at a time. In pixels: areas are then exact counts.
-        identity = rasterio.Affine.identity()
-        for shape, value in rasterio.features.shapes(rasterio.band(dataset, 1), connectivity=4, transform=identity):
+        # GDAL reads the band a few rows at a time. Back to pixels, so that areas are exact counts; of a band of a file
+        # the corners come in its coordinate system, whatever transform is asked for.
+        ga, gb, gc, gd, ge, gf = tuple(~dataset.transform)[:6]
+        for shape, value in rasterio.features.shapes(rasterio.band(dataset, 1), connectivity=4):
             if int(value) not in wanted:
                 continue
-            rings = [np.array(ring) for ring in shape["coordinates"]]
+            rings = [np.rint(np.array(ring) @ [[ga, gd], [gb, ge]] + [gc, gf]) for ring in shape["coordinates"]]
             signed = [_area(ring) for ring in rings]
             pixels = round(abs(signed[0]) - sum(map(abs, signed[1:])))
             if pixels < min_pixels:

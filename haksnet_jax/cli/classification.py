@@ -26,7 +26,7 @@ _SHEET = 40  # images on the drawn sheet
 def predict(arguments):
     """Writes the likeliest classes of images. Args: arguments, of `cli.predict`. Returns: exit status."""
     started = time.monotonic()
-    from haksnet_jax.cli.prediction import find_images
+    from haksnet_jax.inference.images import find_images
 
     if not arguments.images or arguments.before or arguments.after:
         raise UserError(f"{arguments.checkpoint} classifies images: name them with --images=PATH")

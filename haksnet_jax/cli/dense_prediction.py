@@ -88,8 +88,8 @@ def predict(arguments):
       UserError: nothing was done.
     """
     started = time.monotonic()
-    from haksnet_jax.cli.prediction import find_images
     from haksnet_jax.distributed import mesh as devices
+    from haksnet_jax.inference.images import find_images
 
     folder = pathlib.Path(arguments.output)
     if files.is_bucket(arguments.output):

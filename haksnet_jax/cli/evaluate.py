@@ -61,6 +61,9 @@ def add_arguments(parser):
         type=terminal.number(0, whole=True),
         help="pixels that neighbouring windows share; default: 200, or a quarter of small ones",
     )
+    from haksnet_jax.images import settings as image_settings
+
+    image_settings.add_options(parser)
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
     add(
         "--batch-size",

@@ -14,6 +14,7 @@ from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
+from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.inference import evaluator, views
 from haksnet_jax.inference import session as sessions
@@ -172,13 +173,14 @@ def run_caps(settings):
     return {name: settings["rpn"][name] for name in names}, detection, score
 
 
-def open_split(arguments, class_names, settings):
+def open_split(arguments, class_names, settings, read_by):
     """The source that the command's arguments name.
 
     Args:
       arguments: of the command.
       class_names: of the model.
       settings: configuration of the run, or None.
+      read_by: ImageSettings of the model.
 
     Raises:
       EvaluationError: no data is named.
@@ -196,6 +198,7 @@ def open_split(arguments, class_names, settings):
             class_names,
             format=arguments.format,
             allow_unknown_classes=arguments.allow_unknown_classes,
+            image_settings=read_by,
         )
     if arguments.dataset:
         return sources.TfdsSource(arguments.dataset, arguments.split, class_names)
@@ -207,6 +210,8 @@ def open_split(arguments, class_names, settings):
     if arguments.split not in ("train", "val"):
         raise EvaluationError(f"--split: a run has the splits train and val, got {arguments.split!r}")
     options = dict(data[arguments.split])
+    if data["kind"] == "folder":
+        options["image_settings"] = read_by
     if data["kind"] != "scenes":
         options["min_side"] = data.get("min_side", 0.0)
     for name in ("directory", "images_dir", "labels_dir"):
@@ -234,7 +239,8 @@ def evaluate_checkpoint(arguments):
       arguments: of the command.
 
     Returns:
-      (detections by image, labels by image, class names, function from an image's name to its pixels).
+      (detections by image, labels by image, class names, function from an image's name to its pixels, number of images
+      that cannot be read and are left out).
 
     Raises:
       ValueError, OSError: with one sentence.
@@ -245,7 +251,9 @@ def evaluate_checkpoint(arguments):
     if settings is not None:  # so that a run's figures come out again
         caps["proposal_caps"], caps["detection_caps"], score = run_caps(settings)
     detector = load(arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size, **caps)
-    source = open_split(arguments, detector.class_names, settings)
+    detector.image_settings = image_settings.merged(image_settings.of_options(arguments), detector.image_settings)
+    source = open_split(arguments, detector.class_names, settings, detector.image_settings)
+    bad = _pass_over_bad_images(source)
     print(source.summary(), file=sys.stderr)
     names = list(source.image_ids)
     labels_by_image = {name: source.labels(index) for index, name in enumerate(names)}
@@ -287,7 +295,20 @@ def evaluate_checkpoint(arguments):
         print(f"{num_cut} detections beyond the model's caps were left out", file=sys.stderr)
     position = {name: index for index, name in enumerate(names)}
     detections = dict(zip(names, found, strict=True))
-    return detections, labels_by_image, detector.class_names, lambda name: source[position[name]]["image"]
+    return detections, labels_by_image, detector.class_names, lambda name: source[position[name]]["image"], bad
+
+
+def _pass_over_bad_images(source):
+    """Leaves images that cannot be read out of a folder's source, and names them. Returns: how many."""
+    if not isinstance(source, sources.FolderSource):
+        return 0
+    # Decoded, since what is damaged in its middle would end the evaluation when it is half done.
+    bad = [one for one in source.check_images(decode=True, bad_images="leave_out") if one.reason == "unreadable_image"]
+    for problem in bad:
+        print(f"error: {problem}", file=sys.stderr)
+    if bad:
+        print(f"{len(bad)} images that cannot be read are left out of the score", file=sys.stderr)
+    return len(bad)
 
 
 def _pictures_of(folder):
@@ -355,6 +376,7 @@ def run(arguments):
                 files.absolute(target).parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise EvaluationError(f"cannot write {target}: {error.strerror}") from error
+    num_bad = 0
     if arguments.predictions:
         names = read_class_names(arguments.classes) if arguments.classes else class_names_of(arguments.predictions)
         detections, labels_by_image, problems = evaluate_files(
@@ -364,7 +386,7 @@ def run(arguments):
         _report_problems(problems, num_known, arguments.allow_unknown_classes)
         picture = _pictures_of(arguments.images)
     else:
-        detections, labels_by_image, names, picture = evaluate_checkpoint(arguments)
+        detections, labels_by_image, names, picture, num_bad = evaluate_checkpoint(arguments)
     if not _has_objects(labels_by_image):
         if not arguments.checkpoint:
             raise EvaluationError(
@@ -377,7 +399,7 @@ def run(arguments):
             f"  haksnet submit --predictions={arguments.output} --classes={arguments.output}/classes.txt "
             "--output=submission.zip"
         )
-        return 0
+        return 1 if num_bad else 0
     result = mean_average_precision(detections, labels_by_image, names, ignore_truncated=arguments.ignore_truncated)
     print(result.table())
     if arguments.json:
@@ -404,7 +426,7 @@ def run(arguments):
         if arguments.checkpoint:
             write_predictions(arguments.output, detections, names)
         print(arguments.output)
-    return 0
+    return 1 if num_bad else 0
 
 
 def _has_objects(labels_by_image):

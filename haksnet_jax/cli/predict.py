@@ -92,6 +92,9 @@ def add_arguments(parser):
         type=terminal.number(1, whole=True),
         help="windows at a time on each device; default: 8, on CPUs 1",
     )
+    from haksnet_jax.images import settings as image_settings
+
+    image_settings.add_options(parser)
     add("--drawings", action=argparse.BooleanOptionalAction, default=True, help="draw what was found")
     add(
         "--drawing-score",

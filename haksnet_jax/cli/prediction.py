@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import glob
 import hashlib
 import json
 import os
@@ -17,57 +16,17 @@ from etils import epath
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.images.files import EXTENSIONS
+from haksnet_jax.images import scaling
+from haksnet_jax.images import settings as image_settings
+from haksnet_jax.inference.images import find_images
 from haksnet_jax.results import dota, geojson, visualize
 
 UNFINISHED = ".unfinished"  # folder in the output: what a run has so far
 _DRAWING_SIDE = 4096  # pixels: larger images are drawn reduced to this
-_WILDCARDS = set("*?[")
 
 
 class PredictError(UserError):
     """What stops the command before anything is found, in one sentence."""
-
-
-def find_images(sources):
-    """The image files that are meant.
-
-    Args:
-      sources: files, folders (the images in them, not in folders below) and patterns (** for any folders).
-
-    Returns:
-      (paths, number of files in folders that do not end like an image).
-
-    Raises:
-      PredictError: a source names no image, or two images have the same name.
-    """
-    paths, num_others = [], 0
-    for source in sources:
-        path = pathlib.Path(source)
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-            found = [file for file in files if file.suffix.lower() in EXTENSIONS]
-            num_others += len(files) - len(found)
-            if not found:
-                raise PredictError(f"{source} holds no image; expected files ending in {', '.join(EXTENSIONS)}")
-        elif path.is_file():
-            found = [path]
-        elif _WILDCARDS & set(source):
-            found = [pathlib.Path(file) for file in sorted(glob.glob(source, recursive=True)) if os.path.isfile(file)]
-            if not found:
-                raise PredictError(f"no file matches {source}")
-        else:
-            raise PredictError(f"{source} is neither a file, nor a folder, nor a pattern with *")
-        paths += found
-    paths = list({os.path.abspath(path): path for path in paths}.values())
-    by_stem = {}
-    for path in paths:
-        other = by_stem.setdefault(dota.image_stem(path.name), path)
-        if other is not path:
-            raise PredictError(
-                f"{other} and {path} have the same name, which the results go by: predict them into two folders"
-            )
-    return paths, num_others
 
 
 def detection_lines(detections, class_names):
@@ -250,6 +209,26 @@ def _prepare_output(folder):
         raise PredictError(f"cannot write to --output={folder}: {error.strerror}") from error
 
 
+def _image_settings(arguments, paths, of_model):
+    """ImageSettings by which all images are read: the options', then the model's, then what the images need."""
+    given = image_settings.merged(image_settings.of_options(arguments), of_model)
+    if given.num_channels != of_model.num_channels:
+        raise PredictError(
+            f"--bands names {given.num_channels} bands and the model was trained on {of_model.num_channels} "
+            f"({image_settings.told(of_model)})"
+        )
+    settings = scaling.for_images(paths, given)
+    if settings.limits != given.limits:
+        low, high = settings.limits
+        print(
+            f"values from {low:g} to {high:g} of images of more than 8 bits become 0 to 255 (--limits states others)",
+            file=sys.stderr,
+        )
+    for remark in scaling.remarks(paths):
+        print(remark, file=sys.stderr)
+    return settings
+
+
 def predict(arguments):
     """Runs the command. Args: arguments, parsed. Returns: exit status.
 
@@ -282,6 +261,7 @@ def predict(arguments):
         iou_threshold=arguments.iou,
     )
     views.check(settings, detector.input_size)
+    detector.image_settings = _image_settings(arguments, paths, detector.image_settings)
     wanted = _wanted_labels(arguments.classes, detector.class_names)
     results = _Results(
         folder,
@@ -293,6 +273,7 @@ def predict(arguments):
     )
     ignored = ("images", "output", "task1", "batch_size")  # they change nothing in the results of an image
     options = {name: value for name, value in vars(arguments).items() if name not in ignored}
+    options["image_settings"] = image_settings.to_json(detector.image_settings)
     results.resume(json.dumps({"version": __version__, "weights": _digest(detector), **options}, indent=1) + "\n")
     remaining = [path for path in paths if not results.has(path)]
     if len(remaining) < len(paths):

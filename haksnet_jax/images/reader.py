@@ -72,7 +72,7 @@ class ImageFile:
         self._bands = self._samples = self._empty = None
         try:
             self._open(data, whole_up_to)
-            self.chosen = self._choose()
+            self.chosen = self._choose(settings.bands)
             self._require_scalable()
         except ImageError as error:
             self.close()
@@ -120,16 +120,16 @@ class ImageFile:
         """Other names of the bands, as the file calls them; "" for a band without."""
         return self._descriptions if self._bands is None else self._bands.descriptions
 
-    def _choose(self):
-        """Indexes of the bands that the settings name."""
+    def _choose(self, wanted):
+        """Indexes of the bands of these numbers and names, see `ImageSettings`; None for those of a picture."""
         names, descriptions = self.band_names, self.descriptions
-        if self.settings.bands is None:
+        if wanted is None:
             if {"red", "green", "blue"} <= set(names):
                 return tuple(names.index(colour) for colour in ("red", "green", "blue"))
             bands = [index for index, name in enumerate(names) if name != "alpha"] or [0]
             return tuple(bands[:3]) if len(bands) >= 3 else (bands[0],) * 3
         chosen = []
-        for band in self.settings.bands:
+        for band in wanted:
             if isinstance(band, str):
                 word = {"gray": "grey"}.get(band.lower(), band.lower())
                 places = [index for index, name in enumerate(names) if name == word]
@@ -221,9 +221,14 @@ class ImageFile:
             empty = same if empty is None else empty | same
         return empty if empty is not None and empty.any() else None
 
-    def read(self, x1, y1, x2, y2):
-        """[y2 - y1, x2 - x1, C] uint8 pixels of a window inside the image, RGB unless other bands are chosen."""
-        samples, empty = self.samples(x1, y1, x2, y2)
+    def read(self, x1, y1, x2, y2, indexes=None):
+        """[y2 - y1, x2 - x1, C] uint8 pixels of a window inside the image, RGB unless other bands are chosen.
+
+        Args:
+          x1, y1, x2, y2: pixels, the ends exclusive.
+          indexes: bands from 0; None: the chosen ones.
+        """
+        samples, empty = self.samples(x1, y1, x2, y2, indexes)
         limits = self._limits
         if samples.dtype == np.uint8:
             if limits is None or limits[1] > 255:
@@ -247,19 +252,22 @@ class ImageFile:
         return largest.bit_length()
 
     def thumbnail(self, longest_side):
-        """(image, factor): the whole image, reduced so that no side is longer than `longest_side` pixels."""
+        """(image [h, w, 3], factor): the whole image as a picture, no side longer than `longest_side` pixels.
+
+        Where the chosen bands are not three, those that are colours without a choice are shown.
+        """
+        indexes = self.chosen if len(self.chosen) == 3 else self._choose(None)
         factor = min(1.0, longest_side / max(self.width, self.height))
         if factor == 1.0:
-            return self.read(0, 0, self.width, self.height), factor
+            return self.read(0, 0, self.width, self.height, indexes), factor
         rows, columns = (max(1, int(side * factor + 0.5)) for side in (self.height, self.width))
         parts, step = [], max(1, _PIECE // self.width)
         for first in range(0, self.height, step):
             last = min(first + step, self.height)
             top, bottom = round(first * rows / self.height), round(last * rows / self.height)
             if bottom > top:
-                band = self.read(0, first, self.width, last)
-                part = cv2.resize(band, (columns, bottom - top), interpolation=cv2.INTER_AREA)
-                parts.append(part if part.ndim == 3 else part[..., None])
+                band = self.read(0, first, self.width, last, indexes)
+                parts.append(cv2.resize(band, (columns, bottom - top), interpolation=cv2.INTER_AREA))
         return np.concatenate(parts), factor
 
     def close(self):

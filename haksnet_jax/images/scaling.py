@@ -1,6 +1,7 @@
 """One choice of limits for the images of a data set, and the means and deviations of its bands."""
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 
@@ -52,6 +53,19 @@ def for_images(paths, given=image_settings.DEFAULT, *, max_measured=256, num_thr
             deep = [deep[index] for index in np.linspace(0, len(deep) - 1, max_measured, dtype=int)]
         bits = max(pool.map(lambda path: _bits(path, settings), deep))
     return settings._replace(limits=(0.0, float(2**bits - 1)))
+
+
+def remarks(paths):
+    """Sentences about what is not read of some images, for the log of a command. Args: paths."""
+    several = []
+    for path in paths:
+        with contextlib.suppress(ImageError, OSError):  # named when it is its turn
+            if (header := read_header(path)).pages > 1:
+                several.append(f"{path} ({header.pages})")
+    if not several:
+        return []
+    shown = ", ".join(several[:3]) + (f" and {len(several) - 3} more" if len(several) > 3 else "")
+    return [f"of files that hold several images the first is read: {shown}"]
 
 
 def _is_deep(path):

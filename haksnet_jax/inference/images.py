@@ -56,25 +56,27 @@ class ImageArray:
     """An image in memory with the interface of `images.reader.ImageFile`.
 
     Args:
-      pixels: [H, W, 3] or [H, W], uint8, RGB.
+      pixels: [H, W, C] uint8, RGB or the model's bands; or [H, W], which is repeated to three channels.
+      channels: C that the model takes.
 
     Raises:
       UserError: another type or shape.
     """
 
-    def __init__(self, pixels):
+    def __init__(self, pixels, channels=3):
         pixels = np.asarray(pixels)
-        if pixels.ndim == 2:
+        if pixels.ndim == 2 and channels == 3:
             pixels = np.repeat(pixels[..., None], 3, axis=-1)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != channels or 0 in pixels.shape:
+            order = " in the order R, G, B" if channels == 3 else ""
             raise UserError(
-                f"expected an image [H, W, 3] of uint8 in the order R, G, B, got {pixels.dtype} {list(pixels.shape)}"
+                f"expected an image [H, W, {channels}] of uint8{order}, got {pixels.dtype} {list(pixels.shape)}"
             )
         self._pixels = pixels
         self.height, self.width = pixels.shape[:2]
 
     def read(self, x1, y1, x2, y2):
-        """[y2 - y1, x2 - x1, 3] uint8 RGB of a window inside the image."""
+        """[y2 - y1, x2 - x1, C] uint8 of a window inside the image."""
         return self._pixels[y1:y2, x1:x2]
 
     def thumbnail(self, longest_side):

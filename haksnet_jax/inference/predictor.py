@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.images import scaling
+from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.inference import stream, views
 from haksnet_jax.inference.images import ImageArray, find_images
@@ -82,6 +84,7 @@ class Detector:
       class_names: names of the classes, by label.
       input_size: (rows, columns) of the network's input.
       model_info: as given.
+      image_settings: ImageSettings by which files are read: those of the model, unless others are set.
     """
 
     def __init__(self, arrays, model_info, *, batch_size: int | None = None, **options):
@@ -89,6 +92,7 @@ class Detector:
         self.model_info = model_info
         self.class_names = self.session.class_names
         self.input_size = self.session.input.size
+        self.image_settings = image_settings.from_json(model_info.get("images", {}), "model.json: images")
         if batch_size is None:
             batch_size = 1 if self.session.platform == "cpu" else 8
         if batch_size < 1:
@@ -104,8 +108,8 @@ class Detector:
         """Finds objects.
 
         Args:
-          images: one image: a file, or pixels [H, W, 3] uint8, RGB. Or several: a folder (the images in it), a pattern
-            such as "scenes/**/*.tif", or an iterable of files and arrays.
+          images: one image: a file, or pixels [H, W, C] uint8, RGB or the model's bands. Or several: a folder (the
+            images in it), a pattern such as "scenes/**/*.tif", or an iterable of files and arrays.
           classes: names of the classes that are wanted; None for all.
           **settings: of `views.Settings`: score (lowest, 0..1), resize ("auto", "fit", "tile"), scales (factors), flip,
             tile and overlap (pixels), pad, iou_threshold (0..1).
@@ -126,6 +130,8 @@ class Detector:
             return detections
         if isinstance(images, (str, os.PathLike)):
             images = find_images([os.fspath(images)])[0]
+            # Neighbours are read alike, also where their values have more than 8 bits and nothing says how many.
+            settings["image_settings"] = scaling.for_images(images, self.image_settings)
         found = []
         for detections in self.stream(images, classes=classes, **settings):
             if detections.error is not None:
@@ -147,6 +153,7 @@ class Detector:
         Raises:
           UserError: a setting cannot be used.
         """
+        read_by = settings.pop("image_settings", self.image_settings)
         settings = views.settings_of(settings)
         views.check(settings, self.input_size)
         labels = None if classes is None else labels_of(classes, self.class_names)
@@ -157,11 +164,11 @@ class Detector:
                 sources.append(source)
                 yield source
 
-        for found in self.look(noted(), settings):
-            detections = self._result(found, sources.pop(0), settings)
+        for found in self.look(noted(), settings, image_settings=read_by):
+            detections = self._result(found, sources.pop(0), settings, read_by)
             yield detections if labels is None else detections[np.isin(detections.labels, labels)]
 
-    def _result(self, found, source, settings):
+    def _result(self, found, source, settings, read_by):
         path = pathlib.Path(source) if isinstance(source, (str, os.PathLike)) else None
         name = None if path is None else path.name
         if found.error is not None:
@@ -172,7 +179,7 @@ class Detector:
         def thumbnail(longest_side):
             if path is None:
                 return image.thumbnail(longest_side)
-            with ImageFile(path) as again:
+            with ImageFile(path, read_by) as again:
                 return again.thumbnail(longest_side)
 
         return Detections(
@@ -185,7 +192,9 @@ class Detector:
             num_cut=found.num_cut,
         )
 
-    def look(self, images: Iterable[Any], settings: Settings | None = None, *, on_progress=None) -> Iterator[Found]:
+    def look(
+        self, images: Iterable[Any], settings: Settings | None = None, *, on_progress=None, image_settings=None
+    ) -> Iterator[Found]:
         """Looks at many images, without merging what is found in the views of one.
 
         Args:
@@ -193,6 +202,7 @@ class Detector:
           settings: Settings.
           on_progress: function of (views done or skipped so far, views of the images opened so far), called for each
             batch.
+          image_settings: ImageSettings by which files are read; None for the detector's own.
 
         Yields:
           Found, one for each image, in the order of the images. Its image is open: close it.
@@ -205,7 +215,7 @@ class Detector:
         side = views.tile_side(settings, self.input_size)
         seen = stream.look(
             images,
-            open_image=open_image,
+            open_image=lambda source: open_image(source, image_settings or self.image_settings),
             views_of=lambda index, image: views.views_of(index, image, settings, self.session.input),
             count=lambda image: views.count(image, settings, self.input_size),
             canvas=(side, side),
@@ -231,9 +241,11 @@ class Detector:
         return parts
 
 
-def open_image(source):
-    """ImageFile of a path, ImageArray of an array."""
-    return ImageFile(source) if isinstance(source, (str, os.PathLike)) else ImageArray(source)
+def open_image(source, settings):
+    """ImageFile of a path, ImageArray of an array. Args: source; settings, ImageSettings."""
+    if isinstance(source, (str, os.PathLike)):
+        return ImageFile(source, settings)
+    return ImageArray(source, settings.num_channels)
 
 
 def _concatenate(parts):

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """Views that go through the network together.
 
     Attributes:
-      images: [B, H, W, 3] uint8, padded with zeros.
+      images: [B, H, W, C] uint8, padded with zeros.
       image_size: [B, 2] int32 rows and columns of content.
       scale: [B, 2] float32 factors of x and y by which the content was resized.
       views: list of View, at most B; rows beyond them show nothing.
@@ -243,7 +243,7 @@ class _Reader:
             self._waiting = []
 
     def _batch(self, entries, canvas, batch_size, *, spread):
-        pixels = np.zeros((batch_size, *canvas, 3), np.uint8)
+        pixels = np.zeros((batch_size, *canvas, entries[0][0].shape[-1]), np.uint8)
         image_size = np.tile(np.array(canvas, np.int32), (batch_size, 1))
         scale = np.ones((batch_size, 2), np.float32)
         for row, (content, view) in enumerate(entries):

@@ -71,5 +71,5 @@ def _statistics(config, kept, paths, settings):
 
 
 def model_info(config):
-    """What model.json says of how images are read, as the member `image_settings`. Args: config, completed."""
-    return {"image_settings": image_settings.to_json(settings_of(config))}
+    """What model.json says of how images are read, as the member `images`. Args: config, completed."""
+    return {"images": image_settings.to_json(settings_of(config))}

@@ -238,7 +238,7 @@ def test_mistakes_end_with_a_sentence(command, images, monkeypatch, capsys, imag
 def test_a_folder_without_images_and_an_output_that_is_a_file_are_refused(command, tmp_path, images, capsys):
     (tmp_path / "empty").mkdir()
     assert command(tmp_path / "empty")[0] == 1
-    assert "holds no image" in capsys.readouterr().err
+    assert "Found no images in" in capsys.readouterr().err
     command.output.rmdir() if command.output.exists() else None
     command.output.write_text("in the way")
     assert program.main(["predict", "--checkpoint=x", f"--images={images}", f"--output={command.output}"]) == 1

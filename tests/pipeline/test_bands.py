@@ -47,7 +47,7 @@ def test_means_of_chosen_bands_are_measured_or_those_kept_beside_the_images(fold
     assert config.model.in_channels == 2
     assert config.model.pixel_mean == (55.0, 15.0)
     assert config.model.pixel_std == (5.0, 5.0)
-    assert bands.model_info(config) == {"image_settings": {"bands": [5, 1]}}
+    assert bands.model_info(config) == {"images": {"bands": [5, 1]}}
     image_settings.write_folder(folder, ImageSettings(bands=(5, 1)), {"mean": [1.0, 2.0], "std": [3.0, 4.0]})
     kept = bands.completed(configuration(), (folder,))
     assert (kept.data.bands, kept.model.pixel_mean, kept.model.pixel_std) == ((5, 1), (1.0, 2.0), (3.0, 4.0))

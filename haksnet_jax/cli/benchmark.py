@@ -14,8 +14,16 @@ def add_arguments(parser):
     add = parser.add_argument
     terminal.add_list(parser, "--only", default=["*"], help="parts to measure: patterns as of file names")
     add("--list", action="store_true", help="name the parts and stop")
-    add("--image", type=terminal.number(64, whole=True), help="side in pixels; default: 1024, on CPUs 128")
-    add("--batch", type=terminal.number(1, whole=True), help="images of the large batches; default: 8, on CPUs 2")
+    add(
+        "--image",
+        type=terminal.number(64, whole=True),
+        help="side in pixels; default: 1024, of pre-training 224; on CPUs less",
+    )
+    add(
+        "--batch",
+        type=terminal.number(1, whole=True),
+        help="images of the large batches; default: 8, of pre-training 512; on CPUs 2",
+    )
     add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, on CPUs float32")
     add(
         "--workers",

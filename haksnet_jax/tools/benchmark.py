@@ -29,6 +29,7 @@ import numpy as np
 from flax import nnx
 
 from haksnet_jax import files
+from haksnet_jax.configs import imagenet_t
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import matching, nms, rotated_iou
@@ -46,8 +47,9 @@ from haksnet_jax.pipeline.loader import train_batches
 from haksnet_jax.pipeline.sources import FolderSource, SceneSource, write_dota_folder
 from haksnet_jax.results.card import code_version
 from haksnet_jax.structures import GroundTruth
+from haksnet_jax.tasks import classification
 from haksnet_jax.training import optimizer
-from haksnet_jax.training.state import TrainState
+from haksnet_jax.training.state import TrainState, create_state
 from haksnet_jax.training.step import make_train_step
 
 NUM_CLASSES = 15
@@ -356,6 +358,26 @@ def training(name, image, batch, dtype, *, mesh=None):
     return Part(f"train_{name}/{batch}", step, (state, arrays, np.float32(1e-4)), batch, work, state=True)
 
 
+def pretraining(name, image, batch, dtype):
+    """Part: a whole step of ImageNet's recipe: augmentation on the device, the network, the optimiser, the averages."""
+    config = imagenet_t.get_config()
+    with config.unlocked():
+        config.model.backbone = f"haksnet_{name}"
+        config.model.dtype = dtype.name
+        config.data.image_size = (image, image)
+    mesh, tx = _mesh(), optimizer.of_config(config)
+    graph, state = create_state(
+        lambda rngs: classification.build_model(config, rngs=rngs), tx, mesh, seed=0, ema=bool(config.ema_decay)
+    )
+    labels = np.random.default_rng(0).integers(0, len(config.data.class_names), batch).astype(np.int32)
+    arrays = devices.place_batch(mesh, {"image": np.asarray(random_images(batch, image)), "label": labels})
+    step = make_train_step(graph, tx, mesh, classification.loss(config), ema_decay=config.ema_decay)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    # Parameter, two moments and the average are read and written, the gradient is read.
+    work = backbone_work(SIZES[name], image, batch).times(3) + Work(9 * 4 * num_parameters)
+    return Part(f"pretrain_{name}/{batch}", step, (state, arrays, np.float32(1e-4)), batch, work, state=True)
+
+
 def depthwise_cascade(image, batch, dtype, *, gradient=False):
     """Part: the depthwise convolutions 3, 5, 7 and 9 of a block of the first stage of T, one after another."""
     x = jax.random.normal(jax.random.key(0), (batch, image // 4, image // 4, 32), dtype)
@@ -448,10 +470,13 @@ def proposal_selection(image, batch):
     return Part(f"proposals/{batch}", function, (logits, deltas), batch, Work(logits.nbytes, 0, 15 * pairs))
 
 
-def device_parts(image, batch, dtype):
+def device_parts(image, batch, dtype, *, pretraining_image=224, pretraining_batch=512):
     """All parts that run on the device. Returns: {name: function that makes the Part}."""
     makers = {}
     for name in SIZES:
+        makers[f"pretrain_{name}/{pretraining_batch}"] = functools.partial(
+            pretraining, name, pretraining_image, pretraining_batch, dtype
+        )
         for count in sorted({1, batch}):
             makers[f"backbone_{name}/{count}"] = functools.partial(backbone, name, image, count, dtype)
         makers[f"backbone_gradient_{name}/{batch}"] = functools.partial(
@@ -640,7 +665,13 @@ def run(options):
         devices.enable_compilation_cache()
 
     end_to_end = f"end_to_end_train_t/{batch}"
-    makers = device_parts(image, batch, dtype)
+    makers = device_parts(
+        image,
+        batch,
+        dtype,
+        pretraining_image=options.image or (64 if small else 224),
+        pretraining_batch=options.batch or (2 if small else 512),
+    )
     names = [*makers, "input_pipeline/core", end_to_end]
     # In the order of the patterns: a run that is cut off has measured first what was named first.
     chosen = list(dict.fromkeys(name for pattern in options.only for name in fnmatch.filter(names, pattern)))

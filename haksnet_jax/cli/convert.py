@@ -24,7 +24,9 @@ def add_arguments(parser):
     )
     add("--output", metavar="DIR", help="folder to write a checkpoint of this format to")
     add("--to", metavar="FILE", help="FILE.safetensors or FILE.pth to write with upstream's names")
-    add("--ema", action="store_true", help="take the averaged weights (state_dict_ema)")
+    add("--ema", action="store_true", help="take the averaged weights (state_dict_ema, or mmcv's ema_* names)")
+    add("--part", metavar="NAME", help="which model, where the file holds several: teacher or student")
+    add("--allow-nonfinite", action="store_true", help="take weights that are NaN or infinite")
     add("--report", metavar="FILE", help="file to store the report in")
     terminal.add_list(parser, "--allow-missing", default=[], help="names that need no value, as patterns: 'roi_head.*'")
     terminal.add_list(parser, "--classes", help="class names, or the name of a published list such as dota10")
@@ -41,6 +43,8 @@ def run(arguments):
 
     options = {
         "ema": arguments.ema,
+        "part": arguments.part,
+        "allow_nonfinite": arguments.allow_nonfinite,
         "allow_missing": arguments.allow_missing,
         "class_names": _class_names(arguments.classes),
         "reinitialize_classifier": arguments.reinit_classifier,

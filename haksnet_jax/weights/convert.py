@@ -7,7 +7,6 @@ Files are read without PyTorch, and nothing that they name is run. Prints which 
 or of another shape. Exit status: 0 done; 1 refused, 130 stopped, and nothing is left at the output; 2 wrong use.
 """
 
-import ast
 import dataclasses
 import errno
 import fnmatch
@@ -28,27 +27,23 @@ from safetensors.numpy import save_file
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.weights import file_settings
 from haksnet_jax.weights.budget import MAX_BYTES
 from haksnet_jax.weights.errors import CheckpointError
-from haksnet_jax.weights.stored_tensors import Inert
+from haksnet_jax.weights.state_dicts import select_state_dict, upstream_names
+from haksnet_jax.weights.stored_tensors import shown_name
 from haksnet_jax.weights.torch_reader import read_checkpoint
 from haksnet_jax.weights.torch_weights import (
-    CLASSIFIER,
     Report,
+    classifier_names,
     entries,
     from_torch,
+    is_classifier,
+    is_detector,
     read_architecture,
-    select_state_dict,
     shapes,
     to_torch,
-    upstream_names,
 )
-
-# What upstream trains with, for files that do not say.
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB
-PIXEL_STD = (58.395, 57.12, 57.375)
-INPUT_SIZE = (1024, 1024)
-PADDING_DIVISOR = 32
 
 
 class ConversionError(UserError):
@@ -85,14 +80,24 @@ class Model:
 
 
 def read_torch_model(
-    path, *, ema=False, allow_missing=(), class_names=None, reinitialize_classifier=False, max_bytes=MAX_BYTES
+    path,
+    *,
+    ema=False,
+    part=None,
+    allow_missing=(),
+    allow_nonfinite=False,
+    class_names=None,
+    reinitialize_classifier=False,
+    max_bytes=MAX_BYTES,
 ):
     """Reads weights of upstream's as a model of ours.
 
     Args:
       path: `.pth`, `.pth.tar`, `.pt` or `.safetensors`.
-      ema: take the averaged weights of a timm training.
+      ema: take the averaged weights that a training keeps beside the others.
+      part: which model, where the file holds several ("teacher", "student").
       allow_missing: patterns (`roi_head.*`) of names, upstream's or ours, that need no value.
+      allow_nonfinite: take weights that are NaN or infinite.
       class_names: names of the classes; None takes those of the file, or the DOTA list of as many classes.
       reinitialize_classifier: start the classifier anew (needed for another number of classes).
       max_bytes: the most bytes that the file's tensors may claim.
@@ -101,85 +106,132 @@ def read_torch_model(
       Model.
 
     Raises:
-      CheckpointError: the file cannot be read or is not HAKSNet's.
-      ConversionError: a parameter has no value and `allow_missing` does not name it, or the classes do not fit.
+      CheckpointError: the file cannot be read or is of no known model.
+      ConversionError: a parameter has no value and `allow_missing` does not name it, or is not finite, or the classes
+        do not fit.
     """
     checkpoint = read_checkpoint(path, max_bytes=max_bytes)
     try:
         stored, where = select_state_dict(checkpoint.tree, ema=ema)
-        weights, _, backbone_prefix = upstream_names(stored)
+        weights, _, backbone_prefix = upstream_names(stored, part=part)
         architecture = read_architecture(weights)
-        meta = _meta(checkpoint)
-        file_names = _file_class_names(meta)
-        notes = []
-        is_detector = architecture["fpn_channels"] is not None
-        fresh = is_detector and reinitialize_classifier
-        if is_detector:
-            names, note = _class_names(class_names, file_names, architecture["num_classes"], reinitialize_classifier)
-            notes += note
-            if fresh or architecture["num_classes"] is None:
-                architecture["num_classes"] = len(names) or None
-        else:
-            if class_names or reinitialize_classifier:
-                raise ConversionError("it holds a backbone alone, which has no classes and no classifier to start anew")
-            names = ()
+        meta = file_settings.meta_of(checkpoint)
+        described = file_settings.own_description(meta)
+        if described is not None:
+            architecture = _same_architecture(architecture, described["architecture"])
+        names, notes, fresh = _classes(
+            architecture, class_names, (described or {}).get("class_names") or file_settings.class_names(meta),
+            reinitialize_classifier,
+        )  # fmt: skip
         if fresh:
+            architecture["num_classes"] = len(names)
             stored = {
                 name: value
                 for name, value in stored.items()
-                if not (isinstance(name, str) and name.endswith(CLASSIFIER))
+                if not (isinstance(name, str) and name.endswith(classifier_names(architecture)))
             }
-        params, report = from_torch(stored, architecture)
+        params, report = from_torch(stored, architecture, part=part)
     except (CheckpointError, ConversionError) as error:
         raise type(error)(f"{path}: {error}") from error
 
     if fresh:
         params |= _new_classifier(architecture)
-        report.missing = [name for name in report.missing if name not in CLASSIFIER]
+        report.missing = [name for name in report.missing if name not in classifier_names(architecture)]
         report.left_out = [name for name in report.left_out if name not in params]
         notes.append(f"the classifier starts anew with {architecture['num_classes']} classes: train it before use")
-    if re.findall(r"to_rgb\s*=\s*(True|False)", _config_text(meta))[-1:] == ["False"]:
+    if file_settings.is_fed_bgr(meta):
         notes.append("its configuration feeds images as B, G, R; here they are R, G, B: expect other results")
     if checkpoint.placeholders:
         shown = ", ".join(name[:60] for name in checkpoint.placeholders[:10])
         notes.append(f"objects of these classes were not built, only their plain data read: {shown}")
-
-    counts = report.batch_counts
-    same = len(set(counts.values())) == 1
-    info = {
-        "architecture": architecture,
-        "class_names": list(names),
-        **_image_settings(meta),
-        "source": {
-            "file": pathlib.Path(path).name,
-            "sha256": _sha256(path),
-            "weights": where,
-            "backbone_prefix": backbone_prefix,
-            # Counters that the network does not use, kept so that the way back is exact.
-            "num_batches_tracked": next(iter(counts.values())) if same else counts,
-        },
-    }
+    source = _source(path, where, part, backbone_prefix, report.batch_counts, described)
+    info = _description(architecture, names, described, meta, checkpoint.tree) | {"source": source}
     ours = {entry.theirs: entry.ours for entry in entries(architecture)}
     wanting = [name for name in [*report.missing, *report.mismatched] if not _allowed(name, ours, allow_missing)]
-    unused = [
-        pattern
+    notes += [
+        f"--allow-missing={pattern} matches no parameter of this model"
         for pattern in allow_missing
         if not any(fnmatch.fnmatchcase(name, pattern) for pair in ours.items() for name in pair)
     ]
-    notes += [f"--allow-missing={pattern} matches no parameter of this model" for pattern in unused]
     if report.left_out:
         info["without_value"] = report.left_out
     if report.not_finite:
         notes.append(f"{len(report.not_finite)} parameters hold numbers that are not finite (listed below)")
     model = Model(params, info, report, tuple(notes))
     if wanting:
-        shown = ", ".join(wanting[:3]) + (f" and {len(wanting) - 3} more" if len(wanting) > 3 else "")
         raise ConversionError(
-            f"{path}: {len(wanting)} parameters of the model have no value of the right shape in the file: {shown} "
-            "(--allow-missing=PATTERN leaves them out)",
+            f"{path}: {len(wanting)} parameters of the model have no value of the right shape in the file: "
+            f"{_first_three(wanting)} (--allow-missing=PATTERN leaves them out)",
             model.text(),
         )
+    if report.not_finite and not allow_nonfinite:
+        raise ConversionError(
+            f"{path}: {len(report.not_finite)} parameters hold numbers that are not finite: "
+            f"{_first_three(list(report.not_finite))}; no result could be trusted (--allow-nonfinite takes them)",
+            model.text(),
+        )
+    if len(info.get("pixel_mean", ())) != architecture["in_channels"]:
+        raise ConversionError(
+            f"{path}: its first layer takes {architecture['in_channels']} bands and it does not say how they are "
+            "normalised: only files with three bands, or those that this program wrote, can be converted"
+        )
     return model
+
+
+def _first_three(names):
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _same_architecture(found, described):
+    """The description in a file of ours, after comparing it with the shapes of the weights beside it."""
+    for key, value in found.items():
+        if value is not None and described.get(key, {"backbone": "haksnet", "in_channels": 3}.get(key)) != value:
+            raise ConversionError(
+                f"the model's description in its metadata has {key} {described.get(key)}, its weights {value}"
+            )
+    return {key: value for key, value in found.items() if value is not None or key in described} | described
+
+
+def _description(architecture, names, described, meta, tree):
+    """What `model.json` says of a model, but for its source. `architecture` gets what goes without saying in files."""
+    for key, value in (("in_channels", 3), ("backbone", "haksnet")):
+        architecture[key] = architecture.get(key, value)
+    if described is not None:
+        known = {key: value for key, value in described.items() if key not in ("source", "without_value")}
+        return known | {"architecture": architecture, "class_names": list(names)}
+    if is_classifier(architecture):
+        of_a_detector = ("fpn_channels", "hidden")
+        return {
+            "task": "classification",
+            "architecture": {key: value for key, value in architecture.items() if key not in of_a_detector},
+            "class_names": list(names),
+            **file_settings.classifier_settings(tree),
+        }
+    task = {"task": "detection"} if is_detector(architecture) else {}
+    return task | {
+        "architecture": architecture,
+        "class_names": list(names),
+        **file_settings.detector_settings(meta),
+    }
+
+
+def _source(path, where, part, backbone_prefix, counts, described):
+    """Where the weights come from."""
+    same = len(set(counts.values())) == 1
+    source = {
+        "file": pathlib.Path(path).name,
+        "sha256": _sha256(path),
+        "weights": where,
+        "backbone_prefix": backbone_prefix,
+        # Counters that the network does not use, kept so that the way back is exact.
+        "num_batches_tracked": next(iter(counts.values())) if same else counts,
+    }
+    if part is not None:
+        source["part"] = part
+    origin = (described or {}).get("source")
+    if isinstance(origin, dict):  # of the file that the weights came from before
+        source["origin"] = {key: origin[key] for key in ("file", "sha256") if key in origin}
+    return source
 
 
 def convert(source, output, **options):
@@ -244,44 +296,49 @@ def export(source, target, **options):
         raise ConversionError(f"{target}: expected a name that ends in .safetensors, .pth or .pt")
     if target.suffix != ".safetensors" and importlib.util.find_spec("torch") is None:
         raise ConversionError(f"{target}: writing it needs PyTorch, which is not installed; write .safetensors instead")
-    model = _read_own(source) if pathlib.Path(source).is_dir() else read_torch_model(source, **options)
+    if pathlib.Path(source).is_dir():
+        model = _read_own(source, options.get("allow_nonfinite", False))
+    else:
+        model = read_torch_model(source, **options)
     origin = model.info.get("source", {})
-    is_detector = model.info["architecture"]["fpn_channels"] is not None
+    architecture = model.info["architecture"]
     weights = to_torch(
         model.params,
-        model.info["architecture"],
+        architecture,
         batch_counts=origin.get("num_batches_tracked", 0),
-        backbone_prefix=is_detector or origin.get("backbone_prefix", False),
+        backbone_prefix=is_detector(architecture) or origin.get("backbone_prefix", False),
     )
     names = model.info["class_names"]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.whole(target) as temporary:
             if target.suffix == ".safetensors":
-                save_file(weights, temporary, metadata={"format": "pt", "classes": json.dumps(names)})
+                metadata = {"format": "pt", "classes": json.dumps(names), file_settings.OWN_KEY: json.dumps(model.info)}
+                save_file(weights, temporary, metadata=metadata)
             else:
                 import torch
 
                 tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
-                torch.save({"meta": {"CLASSES": tuple(names)}, "state_dict": tensors}, temporary)
+                meta = {"CLASSES": tuple(names), file_settings.OWN_KEY: json.dumps(model.info)}
+                torch.save({"meta": meta, "state_dict": tensors}, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's and safetensors' own beside the system's
         raise ConversionError(f"cannot write {target}: {_system_reason(error)}") from error
     return model
 
 
-def _read_own(directory):
+def _read_own(directory, allow_nonfinite):
     """A checkpoint of ours as Model; a run's too."""
     from haksnet_jax.weights import model_folder
 
-    try:
-        params, info = model_folder.load_model(directory)
-    except CheckpointError as error:
-        raise ConversionError(str(error)) from error
+    params, info = model_folder.load_model(directory, allow_nonfinite=allow_nonfinite)
+    task = info.get("task", "detection")
+    if task not in ("detection", "classification"):
+        raise ConversionError(f"{directory}: it is a model for {task}, whose names upstream's formats do not have")
     try:
         expected = shapes(info["architecture"])
         names_given = isinstance(info["class_names"], list)
     except (KeyError, TypeError, IndexError) as error:
-        raise ConversionError(f"{directory}: its model.json does not describe a HAKSNet ({error!r})") from error
+        raise ConversionError(f"{directory}: its model.json describes no detector or backbone ({error!r})") from error
     if not names_given:
         raise ConversionError(f"{directory}: class_names in its model.json is not a list")
     wrong = [name for name in params if name not in expected or params[name].shape != expected[name]]
@@ -294,38 +351,18 @@ def _read_own(directory):
     return Model(params, info, None)
 
 
-# ------------------------------------------------------------------------------------------------------ what files say
-
-
-def _meta(checkpoint):
-    """The part of a file that is not weights, as a dict."""
-    tree = checkpoint.tree
-    if checkpoint.kind == "safetensors":
-        try:
-            return {"CLASSES": json.loads(checkpoint.metadata["classes"])}
-        except (KeyError, ValueError, RecursionError):
-            return {}
-    meta = tree.get("meta") if isinstance(tree, dict) else None
-    if isinstance(meta, Inert):
-        meta = meta.items or meta.attributes
-    return meta if isinstance(meta, dict) else {}
-
-
-def _file_class_names(meta):
-    """Class names that a file carries, or None."""
-    found = meta.get("CLASSES", meta.get("classes"))
-    inner = meta.get("dataset_meta")  # later releases of the framework
-    if found is None and isinstance(inner, dict):
-        found = inner.get("classes", inner.get("CLASSES"))
-    if isinstance(found, str):
-        found = (found,)
-    if not isinstance(found, (list, tuple)) or not found or not all(isinstance(name, str) for name in found):
-        return None
-    return tuple(found)
+def _classes(architecture, wanted, in_file, reinitialize):
+    """Decides on the class names. Returns: (names, notes, whether the classifier starts anew)."""
+    if not is_detector(architecture) and not is_classifier(architecture):
+        if wanted or reinitialize:
+            raise ConversionError("it holds a backbone alone, which has no classes and no classifier to start anew")
+        return (), [], False
+    names, notes = _class_names(wanted, in_file, architecture["num_classes"], reinitialize)
+    return names, notes, reinitialize
 
 
 def _class_names(wanted, in_file, num_classes, reinitialize):
-    """Decides on the class names. Returns: (names, notes)."""
+    """Returns: (names, notes)."""
     if wanted is not None:
         if num_classes is not None and len(wanted) != num_classes and not reinitialize:
             raise ConversionError(
@@ -352,50 +389,21 @@ def _class_names(wanted, in_file, num_classes, reinitialize):
     return names, [f"the file has no class names: they are called class-0 to {names[-1]}; name them with --classes"]
 
 
-def _config_text(meta):
-    """The configuration that a file carries as text, or nothing."""
-    return meta["config"] if isinstance(meta.get("config"), str) else ""
-
-
-def _image_settings(meta):
-    """Normalisation and size of images, out of the configuration text in a file, else upstream's."""
-    text = _config_text(meta)
-    number = r"\s*(-?[\d.]+(?:e-?\d+)?)\s*"
-    three = rf"[\[(]{number},{number},{number},?\s*[\])]"
-
-    def last(pattern, default):
-        found = re.findall(pattern, text)
-        try:
-            values = [ast.literal_eval(value) for value in (found[-1] if isinstance(found[-1], tuple) else found[-1:])]
-        except (IndexError, ValueError, SyntaxError):
-            return list(default)
-        return values if all(math.isfinite(value) and value > 0 for value in values) else list(default)
-
-    kept = re.findall(r"keep_ratio\s*=\s*(True|False)", text)
-    width, height = last(r"img_scale\s*=\s*\(\s*(\d{2,5})\s*,\s*(\d{2,5})\s*\)", INPUT_SIZE[::-1])
-    return {
-        "pixel_mean": last(rf"\bmean\s*=\s*{three}", PIXEL_MEAN),
-        "pixel_std": last(rf"\bstd\s*=\s*{three}", PIXEL_STD),
-        "input_size": [height, width],
-        # The framework's resizing of oriented boxes always keeps the ratio, and does not name it then.
-        "keep_ratio": "RResize" in text or not kept or kept[-1] == "True",
-        "padding_divisor": last(r"size_divisor\s*=\s*(\d{1,4})\b", (PADDING_DIVISOR,))[0],
-    }
-
-
 def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _new_classifier(architecture):
-    """Xavier normal weights and zero biases, as upstream starts its classifier; the same at every call."""
-    hidden, outputs = architecture["hidden"], architecture["num_classes"] + 1
-    draw = np.random.default_rng(0).standard_normal((hidden, outputs))
-    return {
-        "roi_head.logits.kernel": (draw * math.sqrt(2 / (hidden + outputs))).astype(np.float32),
-        "roi_head.logits.bias": np.zeros(outputs, np.float32),
-    }
+    """Random weights and zero biases, as upstream starts its classifiers; the same at every call.
+
+    Xavier normal in a detector, normal of 0.02 in an image classifier.
+    """
+    weight, bias = (entry for entry in entries(architecture) if entry.theirs in classifier_names(architecture))
+    outputs, inputs = weight.shape
+    deviation = math.sqrt(2 / (inputs + outputs)) if is_detector(architecture) else 0.02
+    draw = np.random.default_rng(0).standard_normal((inputs, outputs))
+    return {weight.ours: (draw * deviation).astype(np.float32), bias.ours: np.zeros(outputs, np.float32)}
 
 
 def _allowed(theirs, ours, patterns):
@@ -407,13 +415,20 @@ def _header(info, notes):
     lines = []
     if source:
         lines.append(f"{source['file']}  sha256 {source['sha256']}")
-    kind = "backbone" if architecture["fpn_channels"] is None else f"detector of {len(info['class_names'])} classes"
-    lines.append(
-        f"HAKSNet {kind}: channels {architecture['channels']}, depths {architecture['depths']}, "
-        f"mlp ratios {architecture['mlp_ratios']}"
+    count = f"of {len(info['class_names'])} classes"
+    kind = f"detector {count}" if is_detector(architecture) else "backbone"
+    if is_classifier(architecture):
+        kind = f"image classifier {count}"
+    sizes = ", ".join(
+        f"{name.replace('_', ' ').replace('mlp', 'MLP')} {architecture[name]}"
+        for name in ("channels", "depths", "width", "mlp_ratios")
+        if name in architecture
     )
+    family = {"haksnet": "HAKSNet", "resnet": "ResNet"}[architecture.get("backbone", "haksnet")]
+    lines.append(f"{family} {kind}: {sizes}")
     if info["class_names"]:
-        lines.append(f"classes: {', '.join(info['class_names'])}")
+        shown = ", ".join(shown_name(name) for name in info["class_names"][:100])
+        lines.append(f"classes: {shown}{', ...' if len(info['class_names']) > 100 else ''}")
     lines += [f"note: {note}" for note in notes]
     return "\n".join(lines) + "\n"
 

@@ -83,6 +83,10 @@ SCHEMA = {
         "input_size": _list(_whole(1, 32768), 2, 2, "rows and columns of the network's input"),
         "keep_ratio": {"type": "boolean", "description": "true or false"},
         "padding_divisor": _whole(1, 32768),
+        "crop_share": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "a share up to 1"},
+        "num_views": _whole(1, 64),
+        "overlap": {"type": "number", "minimum": 0, "maximum": 65536, "description": "a number from 0"},
+        "images": {"type": "object", "description": "settings of images"},
         "proposals": _SETTINGS,
         "detections": _SETTINGS,
         "without_value": {

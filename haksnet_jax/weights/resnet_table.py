@@ -1,103 +1,78 @@
-"""torchvision's names of a ResNet's parameters beside ours.
-
-The last, fully connected layer (`fc.`) is no part of a backbone and is named as left out.
-"""
+"""ResNet's names in torchvision (and in MMRotate, behind `backbone.`) beside ours."""
 
 import re
 
-import numpy as np
-
 from haksnet_jax.weights.errors import CheckpointError
+from haksnet_jax.weights.tables import CONV, LINEAR, batch_norm, entries, first_size, layer
 
-_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-_INSIDE = {"downsample.0": "projection", "downsample.1": "projection_norm"}
+EXAMPLE = "layer1.0.conv1.weight"
+ANCHOR = re.compile(r"^(?P<root>.*?)(?P<backbone>backbone\.)?layer[1-4]\.\d+\.(?:conv|bn)[1-3]\.")
+OWN_NAME = re.compile(r"(?:conv1|bn1|layer[1-4])\.")
+CLASSIFIER = ("fc.weight", "fc.bias")
 
-
-def is_resnet(names):
-    """Whether names of a state_dict are those of a torchvision ResNet with bottlenecks. Args: iterable of names."""
-    return {"conv1.weight", "layer1.0.conv3.weight"} <= {name.removeprefix("backbone.") for name in names}
-
-
-def our_name(theirs):
-    """Our name of one of torchvision's parameters; None where it is no part of a backbone.
-
-    Args:
-      theirs: "layer1.0.bn2.running_mean", with or without "backbone." in front.
-    """
-    name = theirs.removeprefix("backbone.")
-    match = re.fullmatch(r"(?:layer([1-9])\.([0-9]{1,3})\.)?(conv[1-3]|bn[1-3]|downsample\.[01])\.([a-z_]+)", name)
-    if match is None or match[4] == "num_batches_tracked":
-        return None
-    stage, block, layer, kind = match.groups()
-    place = "backbone." if stage is None else f"backbone.stages.{int(stage) - 1}.{block}."
-    is_norm = layer.startswith("bn") or layer == "downsample.1"
-    kinds = _NORM if is_norm else {"weight": "kernel"}
-    if kind not in kinds:
-        return None
-    return f"{place}{_INSIDE.get(layer, layer.replace('bn', 'norm'))}.{kinds[kind]}"
-
-
-def read_architecture(state_dict):
-    """The description of a ResNet from the shapes of its state_dict.
-
-    Args:
-      state_dict: {torchvision's name: array}.
-
-    Returns:
-      dict, see `models.architecture.describe_backbone`.
-
-    Raises:
-      CheckpointError: a stage is missing, or blocks are not bottlenecks.
-    """
-    blocks = {}
-    for name in state_dict:
-        if match := re.match(r"(?:backbone\.)?layer([1-9])\.([0-9]{1,3})\.conv3\.weight$", name):
-            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
-    if sorted(blocks) != list(range(1, len(blocks) + 1)) or not blocks:
-        raise CheckpointError("expected a ResNet with bottlenecks (layer1.0.conv3 and so on); stages are missing")
-    depths = [max(blocks[stage]) + 1 for stage in sorted(blocks)]
-    if any(len(blocks[stage]) != depth for stage, depth in zip(sorted(blocks), depths, strict=True)):
-        raise CheckpointError("expected a whole ResNet; blocks of a stage are missing")
-    stem = next(value for name, value in state_dict.items() if name.removeprefix("backbone.") == "conv1.weight")
-    width, bands = np.shape(stem)[:2]
-    return {"backbone": "resnet", "in_channels": int(bands), "depths": depths, "width": int(width)}
+_EXPANSION = 4
+_THEIRS, _OURS = "backbone.layer{i+1}.{j}", "backbone.stages.{i}.{j}"
+_STEM = [
+    *layer("backbone.conv1", "backbone.conv1", CONV, ("W", "B", 7, 7), bias=False),
+    *batch_norm("backbone.bn1", "backbone.norm1", "W"),
+]
+_BLOCK = [
+    *layer(f"{_THEIRS}.conv1", f"{_OURS}.conv1", CONV, ("C", "I", 1, 1), bias=False),
+    *batch_norm(f"{_THEIRS}.bn1", f"{_OURS}.norm1"),
+    *layer(f"{_THEIRS}.conv2", f"{_OURS}.conv2", CONV, ("C", "C", 3, 3), bias=False),
+    *batch_norm(f"{_THEIRS}.bn2", f"{_OURS}.norm2"),
+    *layer(f"{_THEIRS}.conv3", f"{_OURS}.conv3", CONV, ("4C", "C", 1, 1), bias=False),
+    *batch_norm(f"{_THEIRS}.bn3", f"{_OURS}.norm3", "4C"),
+]
+_PROJECTION = [
+    *layer(f"{_THEIRS}.downsample.0", f"{_OURS}.projection", CONV, ("4C", "I", 1, 1), bias=False),
+    *batch_norm(f"{_THEIRS}.downsample.1", f"{_OURS}.projection_norm", "4C"),
+]
+_HEAD = layer("fc", "head", LINEAR, ("K", "C"))  # of an image classifier
 
 
-def from_torch(state_dict):
-    """Our arrays of a torchvision state_dict.
-
-    Args:
-      state_dict: {torchvision's name: array}.
-
-    Returns:
-      ({our name: array}, names that are no part of a backbone).
-    """
-    arrays, left_out = {}, []
-    for theirs, value in state_dict.items():
-        ours = our_name(theirs)
-        if ours is None:
-            if not theirs.endswith("num_batches_tracked"):
-                left_out.append(theirs)
-            continue
-        value = np.asarray(value, np.float32)
-        arrays[ours] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value  # [O, I, k, k] to [k, k, I, O]
-    return arrays, left_out
+def widths(architecture):
+    """Channels of the feature maps."""
+    return [_EXPANSION * architecture["width"] * 2**stage for stage in range(len(architecture["depths"]))]
 
 
-def to_torch(arrays, *, prefix=""):
-    """torchvision's state_dict of our arrays. Args: {our name: array}; prefix of the names. Returns: {name: array}."""
-    kinds = {ours: theirs for theirs, ours in _NORM.items()}
-    inside = {ours: theirs for theirs, ours in _INSIDE.items()}
-    result = {}
-    for ours, value in arrays.items():
-        match = re.fullmatch(r"backbone\.(?:stages\.([0-9]+)\.([0-9]+)\.)?([a-z_]+[1-3]?)\.([a-z]+)", ours)
-        if match is None:
-            continue
-        stage, block, layer, kind = match.groups()
-        place = "" if stage is None else f"layer{int(stage) + 1}.{block}."
-        layer = inside.get(layer, layer.replace("norm", "bn"))
-        value = np.asarray(value)
-        result[f"{prefix}{place}{layer}.{'weight' if kind == 'kernel' else kinds[kind]}"] = (
-            value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
-        )
+def backbone_entries(architecture):
+    """Every array of the backbone, in the order of torchvision's state_dict."""
+    width = architecture["width"]
+    result = entries(_STEM, {"W": width, "B": architecture.get("in_channels", 3)})
+    channels_in = width
+    for stage, depth in enumerate(architecture["depths"]):
+        inner = width * 2**stage
+        for block in range(depth):
+            scope = {"C": inner, "4C": _EXPANSION * inner, "I": channels_in}
+            rows = _BLOCK if block else _BLOCK + _PROJECTION
+            result += entries(rows, scope, stage=stage, block=block, stacked=False)
+            channels_in = _EXPANSION * inner
     return result
+
+
+def classifier_entries(architecture):
+    """The arrays of an image classifier's last layer."""
+    return entries(_HEAD, {"K": architecture["num_classes"], "C": widths(architecture)[-1]})
+
+
+def read(shapes_of):
+    """Reads the sizes off shapes. Args, Returns, Raises: as of `haksnet_table.read`."""
+    width = first_size(shapes_of, ("backbone.conv1.weight", 0), ("backbone.layer1.0.conv1.weight", 0))
+    depths = []
+    for stage in range(1, 5):
+        pattern = re.compile(rf"backbone\.layer{stage}\.([0-9]{{1,3}})\.")
+        blocks = [int(match[1]) for name in shapes_of if (match := pattern.match(name))]
+        if not blocks:
+            raise CheckpointError(f"stage {stage} of the backbone is missing (no backbone.layer{stage}.*)")
+        depths.append(1 + max(blocks))
+    if width is None:
+        raise CheckpointError("the first layer of the backbone is missing (no backbone.conv1.weight)")
+    if "backbone.layer1.0.conv3.weight" not in shapes_of:
+        raise CheckpointError("its blocks have two convolutions (ResNet-18 or -34), and only those of three are known")
+    inner = first_size(shapes_of, ("backbone.layer1.0.conv2.weight", 0))
+    if (inner is not None and inner != width) or len(shapes_of.get("backbone.layer1.0.conv2.weight", ())) != 4:
+        raise CheckpointError("its blocks are wider inside than ResNet's (ResNeXt or Wide ResNet), which is not known")
+    bands = first_size(shapes_of, ("backbone.conv1.weight", 1)) or 3
+    found = {"backbone": "resnet", "depths": depths, "width": width}
+    return found if bands == 3 else found | {"in_channels": bands}

@@ -15,8 +15,9 @@ from haksnet_jax.models.backbones.haksnet import BackboneSize, HAKSNet
 from haksnet_jax.models.classification_loss import Mixing
 from haksnet_jax.models.classifier import Classifier
 from haksnet_jax.training import checkpoint
+from haksnet_jax.weights.state_dicts import select_state_dict
 from haksnet_jax.weights.torch_reader import read_checkpoint
-from haksnet_jax.weights.torch_weights import from_torch, read_architecture, select_state_dict
+from haksnet_jax.weights.torch_weights import from_torch, read_architecture
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NARROW = BackboneSize(channels=(8, 8, 8, 8), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))

@@ -10,8 +10,9 @@ from resnet_weights import IMAGE_SEED, make_weights
 from haksnet_jax.errors import UserError
 from haksnet_jax.models import architecture
 from haksnet_jax.models.backbones import resnet
-from haksnet_jax.weights import resnet_table
 from haksnet_jax.weights.model_folder import fill, flatten
+from haksnet_jax.weights.state_dicts import upstream_names
+from haksnet_jax.weights.torch_weights import from_torch, read_architecture, to_torch
 
 
 class _Holder(nnx.Module):
@@ -41,10 +42,18 @@ def image():
     return np.random.default_rng(IMAGE_SEED).normal(size=shape).astype(np.float32).transpose(0, 2, 3, 1)
 
 
+def _read(state_dict):
+    """(description of the backbone, its arrays) of torchvision's weights."""
+    arrays, report = from_torch(state_dict)
+    assert not report.missing and not report.mismatched and not report.unexpected
+    assert {name for name in arrays if not name.startswith("backbone.")} == {"head.kernel", "head.bias"}
+    return read_architecture(upstream_names(state_dict)[0]), {
+        name: array for name, array in arrays.items() if name.startswith("backbone.")
+    }
+
+
 def _loaded(weights, **options):
-    description = resnet_table.read_architecture(weights)
-    arrays, left_out = resnet_table.from_torch(weights)
-    assert left_out == ["fc.weight", "fc.bias"]
+    description, arrays = _read(weights)
     graph, params, stats = nnx.split(_holder(description, **options), nnx.Param, nnx.BatchStat)
     filled = [fill(nnx.as_pure(state), arrays, what="torchvision") for state in (params, stats)]
     assert len(flatten(params) | flatten(stats)) == len(arrays)
@@ -79,12 +88,13 @@ def test_training_has_the_gradients_and_statistics_of_torchvision(recorded, weig
 
     (loss, new_stats), gradients = step(params, stats)
     np.testing.assert_allclose(loss, recorded["train/loss"], rtol=1e-5)
-    theirs = resnet_table.to_torch(flatten(gradients))
+    description, _ = _read(weights)
+    theirs = to_torch(flatten(gradients), description, backbone_prefix=False)
     for name in ("conv1.weight", "layer1.0.downsample.0.weight", "layer3.1.bn2.weight", "layer4.0.conv2.weight"):
         expected = recorded[f"train/gradient/{name}"]
         # sums over thousands of positions in another order, and divisions by small variances between them
         np.testing.assert_allclose(theirs[name], expected, rtol=0, atol=2e-4 * np.abs(expected).max(), err_msg=name)
-    theirs = resnet_table.to_torch(flatten(new_stats))
+    theirs = to_torch(flatten(new_stats), description, backbone_prefix=False)
     for name in ("bn1.running_mean", "layer2.0.bn3.running_var"):
         np.testing.assert_allclose(theirs[name], recorded[f"train/{name}"], rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -92,17 +102,16 @@ def test_training_has_the_gradients_and_statistics_of_torchvision(recorded, weig
 def test_names_and_shapes_are_those_of_torchvisions_resnet_50(recorded):
     theirs = recorded.manifest["resnet50"]
     state_dict = {name: np.broadcast_to(np.float32(0), shape) for name, shape in theirs.items()}
-    description = resnet_table.read_architecture(state_dict)
-    assert description == architecture.describe_backbone({"backbone": "resnet_50"})
+    description, arrays = _read(state_dict)
+    expected = architecture.describe_backbone({"backbone": "resnet_50"})
+    assert {name: description.get(name, 3) for name in expected} == expected  # (three bands go without saying)
     model = nnx.eval_shape(lambda: _holder(description))
     ours = {name: tuple(leaf.shape) for name, leaf in flatten(nnx.state(model, (nnx.Param, nnx.BatchStat))).items()}
-    arrays, left_out = resnet_table.from_torch(state_dict)
     assert {name: array.shape for name, array in arrays.items()} == ours
-    assert left_out == ["fc.weight", "fc.bias"]
-    back = resnet_table.to_torch(arrays)
-    expected = {n: tuple(s) for n, s in theirs.items() if not n.startswith("fc.") and "num_batches" not in n}
-    assert {name: array.shape for name, array in back.items()} == expected
-    assert resnet_table.is_resnet(theirs) and resnet_table.is_resnet(f"backbone.{name}" for name in theirs)
+    back = to_torch(arrays, description, backbone_prefix=False)
+    assert [(name, array.shape) for name, array in back.items()] == [
+        (name, tuple(shape)) for name, shape in theirs.items() if not name.startswith("fc.")
+    ]
 
 
 def test_frozen_parts_have_no_parameters_and_keep_their_statistics(weights, image):

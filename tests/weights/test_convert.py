@@ -15,8 +15,8 @@ from torch_files import TINY, Call, Global, Raw, make_weights, tensor, write_leg
 import haksnet_jax
 from haksnet_jax.cli import program
 from haksnet_jax.labels.dota import CLASSES
-from haksnet_jax.training import checkpoint
 from haksnet_jax.weights import convert
+from haksnet_jax.weights import model_folder as checkpoint
 from haksnet_jax.weights.torch_reader import read_checkpoint
 from haksnet_jax.weights.torch_weights import from_torch
 
@@ -55,7 +55,7 @@ def test_a_detector_becomes_a_checkpoint_with_its_description(detector, weights,
     expected, _ = from_torch(weights)
     assert set(params) == set(expected)
     assert all(np.array_equal(params[name], expected[name]) for name in expected)
-    assert info["architecture"] == TINY
+    assert info["architecture"] == {**TINY, "backbone": "haksnet", "in_channels": 3} and info["task"] == "detection"
     assert info["class_names"] == list(DOTA)
     assert info["pixel_mean"] == [123.675, 116.28, 103.53] and info["pixel_std"] == [58.395, 57.12, 57.375]
     assert info["input_size"] == [1024, 1024] and info["keep_ratio"] is True and info["padding_divisor"] == 32
@@ -160,11 +160,12 @@ def test_a_report_that_cannot_be_written_is_said(detector, tmp_path, capsys):
     assert "report cannot be written" in capsys.readouterr().err
 
 
-def test_a_pretrained_backbone_takes_the_plain_weights_unless_asked(weights, tmp_path, capsys):
+def test_an_image_classifier_is_converted_whole_with_the_plain_weights_unless_asked(weights, tmp_path, capsys):
     backbone = {n.removeprefix("backbone."): v for n, v in weights.items() if n.startswith("backbone.")}
     averaged = {name: np.asarray(value + 1) for name, value in backbone.items()}
-    head = {"head.weight": np.zeros((10, 32), np.float32), "head.bias": np.zeros(10, np.float32)}
-    namespace = Call(Global("argparse", "Namespace"), (), {"model": "haks", "lr": 0.1}, b"\x81")
+    head = {"head.weight": np.arange(320, dtype=np.float32).reshape(10, 32), "head.bias": np.ones(10, np.float32)}
+    arguments = {"model": "haks", "lr": 0.1, "img_size": 160}
+    namespace = Call(Global("argparse", "Namespace"), (), arguments, b"\x81")
     path = write_zip(
         tmp_path / "a.pth.tar",
         {"epoch": 299, "state_dict": backbone | head, "args": namespace, "state_dict_ema": averaged | head},
@@ -173,16 +174,115 @@ def test_a_pretrained_backbone_takes_the_plain_weights_unless_asked(weights, tmp
         assert run(f"--input={path}", f"--output={tmp_path / f'out{shift}'}", *flags) == 0
         params, info = checkpoint.load_model(tmp_path / f"out{shift}")
         np.testing.assert_array_equal(params["backbone.stages.3.norm.bias"], backbone["norm4.bias"] + shift)
-        assert info["architecture"]["num_classes"] is None and info["class_names"] == []
-        assert all(name.startswith("backbone.") for name in params)
-        printed = capsys.readouterr().out
-        assert "227 loaded, 0 missing, 2 unexpected" in printed and "head.bias: the classifier" in printed
+        assert info["task"] == "classification" and info["architecture"]["num_classes"] == 10
+        assert "fpn_channels" not in info["architecture"] and info["input_size"] == [160, 160]
+        assert info["class_names"] == [f"class-{index}" for index in range(10)]
+        np.testing.assert_array_equal(params["head.kernel"], head["head.weight"].T)
+        assert "229 loaded, 0 missing, 0 unexpected" in capsys.readouterr().out
         back = tmp_path / f"back{shift}.safetensors"
         assert run(f"--input={tmp_path / f'out{shift}'}", f"--to={back}") == 0
-        assert set(read_checkpoint(back).tree) == set(backbone)
+        assert set(read_checkpoint(back).tree) == set(backbone | head)
+        assert run(f"--input={back}", f"--output={tmp_path / f'again{shift}'}") == 0
+        again = checkpoint.load_model(tmp_path / f"again{shift}")[1]
+        assert {name: again[name] for name in info if name != "source"} == {
+            name: value for name, value in info.items() if name != "source"
+        }
         capsys.readouterr()
     assert run(f"--input={path}", f"--output={tmp_path / 'x'}", "--classes=a,b") == 1
+    assert "--reinit-classifier" in capsys.readouterr().err
+    assert run(f"--input={path}", f"--output={tmp_path / 'x'}", "--classes=a,b", "--reinit-classifier") == 0
+    params, info = checkpoint.load_model(tmp_path / "x")
+    assert params["head.kernel"].shape == (32, 2) and info["class_names"] == ["a", "b"]
+
+
+def test_a_backbone_alone_has_no_classes(weights, tmp_path, capsys):
+    backbone = {n.removeprefix("backbone."): v for n, v in weights.items() if n.startswith("backbone.")}
+    path = write_zip(tmp_path / "a.pth", {"state_dict": backbone})
+    assert run(f"--input={path}", f"--output={tmp_path / 'out'}") == 0
+    params, info = checkpoint.load_model(tmp_path / "out")
+    assert info["architecture"]["num_classes"] is None and info["class_names"] == [] and "task" not in info
+    assert all(name.startswith("backbone.") for name in params)
+    assert run(f"--input={tmp_path / 'out'}", f"--to={tmp_path / 'back.safetensors'}") == 0
+    assert set(read_checkpoint(tmp_path / "back.safetensors").tree) == set(backbone)
+    capsys.readouterr()
+    assert run(f"--input={path}", f"--output={tmp_path / 'x'}", "--classes=a,b") == 1
     assert "a backbone alone" in capsys.readouterr().err
+
+
+def test_what_model_json_says_survives_the_way_through_safetensors(detector, tmp_path, capsys):
+    assert run(f"--input={detector}", f"--output={tmp_path / 'out'}", "--classes=" + ",".join("abcdefghijklmno")) == 0
+    arrays, info = checkpoint.load_model(tmp_path / "out")
+    info |= {
+        "input_size": [320, 448],
+        "padding_divisor": 64,
+        "keep_ratio": False,
+        "proposals": {"candidates_per_level": 77, "max_proposals": 55, "iou_threshold": 0.6},
+        "detections": {"iou_threshold": 0.2, "max_detections": 33},
+        "images": {"bands": [1, 2, 3]},
+    }
+    checkpoint.save_model(tmp_path / "mine", arrays, info)
+    target = tmp_path / "a.safetensors"
+    assert run(f"--input={tmp_path / 'mine'}", f"--to={target}") == 0
+    assert run(f"--input={target}", f"--output={tmp_path / 'back'}") == 0
+    _, back = checkpoint.load_model(tmp_path / "back")
+    source, former = back.pop("source"), info.pop("source")
+    assert back == info
+    assert source["sha256"] == hashlib.sha256(target.read_bytes()).hexdigest()
+    assert source["origin"] == {"file": "detector.pth", "sha256": former["sha256"]}
+    # Other classes than the file's are still the user's to say.
+    assert run(f"--input={target}", f"--output={tmp_path / 'named'}", "--classes=" + ",".join("ABCDEFGHIJKLMNO")) == 0
+    assert checkpoint.load_model(tmp_path / "named")[1] == back | {
+        "class_names": list("ABCDEFGHIJKLMNO"),
+        "source": source,
+    }
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ("[]", "is a list of 0"),
+        ('{"architecture": {"channels": "x"}}', "architecture.channels is 'x'"),
+        (
+            '{"architecture": {"channels": [8, 16, 24, 33], "depths": [1, 1, 2, 1], "mlp_ratios": [8, 8, 4, 4]}}',
+            "channels",
+        ),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_description_in_a_file_that_does_not_fit_is_refused(weights, tmp_path, capsys, description, words):
+    from safetensors.numpy import save_file
+
+    save_file(weights, tmp_path / "a.safetensors", metadata={"haksnet_jax": description})
+    assert run(f"--input={tmp_path / 'a.safetensors'}", f"--output={tmp_path / 'out'}") == 1
+    error = capsys.readouterr().err
+    assert words in error and "metadata" in error and error.count("\n") == 1
+
+
+def test_weights_that_are_not_finite_are_refused_unless_allowed(weights, tmp_path, capsys):
+    bad = {
+        "backbone.norm1.bias": np.full(8, np.inf, np.float32),
+        "rpn_head.rpn_cls.bias": np.full(3, np.nan, np.float32),
+    }
+    path = write_zip(tmp_path / "a.pth", {"state_dict": weights | bad})
+    assert run(f"--input={path}", f"--output={tmp_path / 'out'}") == 1
+    printed = capsys.readouterr()
+    assert "2 parameters hold numbers that are not finite: backbone.norm1.bias, rpn_head.rpn_cls.bias" in printed.err
+    assert "backbone.norm1.bias: 8 numbers" in printed.out and not (tmp_path / "out").exists()
+    assert run(f"--input={path}", f"--output={tmp_path / 'out'}", "--allow-nonfinite") == 0
+    assert run(f"--input={tmp_path / 'out'}", f"--to={tmp_path / 'b.safetensors'}") == 1
+    assert "not finite" in capsys.readouterr().err
+    assert run(f"--input={tmp_path / 'out'}", f"--to={tmp_path / 'b.safetensors'}", "--allow-nonfinite") == 0
+    back = read_checkpoint(tmp_path / "b.safetensors").tree
+    np.testing.assert_array_equal(back["rpn_head.rpn_cls.bias"].numpy(), bad["rpn_head.rpn_cls.bias"])
+
+
+def test_one_of_two_models_is_chosen_on_the_command_line(weights, tmp_path, capsys):
+    both = {f"{part}.{name}": value for part in ("teacher", "student") for name, value in weights.items()}
+    path = write_zip(tmp_path / "a.pth", {"state_dict": both})
+    assert run(f"--input={path}", f"--output={tmp_path / 'out'}") == 1
+    assert "--part=teacher" in capsys.readouterr().err
+    assert run(f"--input={path}", f"--output={tmp_path / 'out'}", "--part=student") == 0
+    assert checkpoint.load_model(tmp_path / "out")[1]["source"]["part"] == "student"
 
 
 def test_missing_weights_end_with_status_1_and_leave_nothing(weights, tmp_path, capsys):
@@ -276,7 +376,8 @@ def test_hidden_widths_that_are_no_multiple_of_the_channels_are_built(weights, t
     ratios = [8, 37 / 16, 4, 29 / 32]
     path = write_zip(tmp_path / "a.pth", {"state_dict": make_weights({**TINY, "mlp_ratios": ratios}, "convert")})
     convert.convert(path, tmp_path / "out")
-    arrays = haksnet_jax.load(tmp_path / "out").arrays()  # refuses what does not fit
+    haksnet_jax.load(tmp_path / "out")  # refuses what does not fit
+    arrays = checkpoint.load_model(tmp_path / "out")[0]
     assert [arrays[f"backbone.stages.{i}.blocks.mlp.dw_conv.kernel"].shape[-1] for i in range(4)] == [64, 37, 96, 29]
 
 
@@ -328,11 +429,8 @@ def test_every_refusal_is_one_sentence(kind, detector, weights, tmp_path, capsys
         write_zip(
             path, {"state_dict": {"backbone.norm1.bias": tensor("float32", "0", 1, (1 << 40,), (0,))}}, {"0": b"1234"}
         )
-    elif kind == "not finite":  # accepted, but said
+    elif kind == "not finite":
         write_zip(path, {"state_dict": weights | {"backbone.norm1.bias": np.full(8, np.inf, np.float32)}})
-        assert run(f"--input={path}", f"--output={output}") == 0
-        assert "1 parameters hold numbers that are not finite" in capsys.readouterr().out
-        return
     assert run(f"--input={path}", f"--output={output}") == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and str(path) in error

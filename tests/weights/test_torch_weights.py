@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from torch_files import TINY, make_weights
 
+from haksnet_jax.weights import model_folder as checkpoint
 from haksnet_jax.weights.errors import CheckpointError
+from haksnet_jax.weights.state_dicts import select_state_dict, upstream_names
 from haksnet_jax.weights.stored_tensors import Inert
 from haksnet_jax.weights.torch_reader import read_checkpoint
 from haksnet_jax.weights.torch_weights import (
     entries,
     from_torch,
     read_architecture,
-    select_state_dict,
     shapes,
     to_torch,
-    upstream_names,
 )
 
 
@@ -43,7 +43,6 @@ def test_the_table_has_the_names_and_shapes_of_our_detector(size):
 
     from haksnet_jax.models.architecture import haksnet_detector
     from haksnet_jax.models.backbones.haksnet import SIZES
-    from haksnet_jax.training import checkpoint
 
     chosen = SIZES[size]
     model = nnx.eval_shape(lambda: haksnet_detector(chosen, 15, rngs=nnx.Rngs(0)))
@@ -116,10 +115,8 @@ def test_prefixes_are_dropped(weights, prefix):
 def test_a_backbone_alone_needs_no_prefix(weights, prefix):
     backbone = {n.removeprefix("backbone."): v for n, v in weights.items() if n.startswith("backbone.")}
     stored = {f"{prefix}{name}": value for name, value in backbone.items()}
-    stored[f"{prefix}head.weight"] = np.zeros((10, 32), np.float32)
     params, report = from_torch(stored)
-    assert not report.missing and list(report.unexpected) == [f"{prefix}head.weight"]
-    assert "classifier" in report.unexpected[f"{prefix}head.weight"]
+    assert not report.missing and not report.unexpected
     architecture = read_architecture(upstream_names(stored)[0])
     back = to_torch(params, architecture, backbone_prefix=False)
     assert list(back) == list(backbone)
@@ -167,8 +164,13 @@ def test_other_dtypes_become_float32_without_loss(weights):
 
 
 def test_weights_of_something_else_are_refused():
-    with pytest.raises(CheckpointError, match="none of the 1 names is HAKSNet's"):
+    with pytest.raises(CheckpointError, match="none of the 1 names is HAKSNet's or ResNet's"):
+        from_torch({"stages.0.conv.weight": np.zeros((1, 1, 1, 1), np.float32)})
+    with pytest.raises(CheckpointError, match=r"stage 2 of the backbone is missing \(no backbone.layer2"):
         from_torch({"layer1.0.conv1.weight": np.zeros((1, 1, 1, 1), np.float32)})
+    layers = {f"layer{i}.0.conv1.weight": np.zeros((4, 4, 3, 3), np.float32) for i in range(1, 5)}
+    with pytest.raises(CheckpointError, match="ResNet-18 or -34"):
+        from_torch(layers | {"conv1.weight": np.zeros((4, 3, 7, 7), np.float32)})
     with pytest.raises(CheckpointError, match="stage 2 of the backbone is missing"):
         read_architecture({"backbone.block1.0.norm1.weight": np.zeros(8, np.float32)})
     with pytest.raises(CheckpointError, match="same parameter"):
@@ -211,11 +213,119 @@ def test_recorded_files_translate_there_and_back(name, golden_file, golden):
     stored, _ = select_state_dict(read_checkpoint(golden_file(name)).tree)
     params, report = from_torch(stored)
     assert not report.missing and not report.mismatched
-    assert set(report.unexpected) == ({"head.weight", "head.bias"} if "pretrain" in name else set())
+    assert not report.unexpected
     values, names, _ = upstream_names(stored)
     back = to_torch(params, read_architecture(values))
+    if "pretrain" in name:
+        assert {"head.weight", "head.bias"} <= set(back)
     for upstream, array in back.items():
         original = stored[names[upstream]].numpy()
         assert array.tobytes() == original.astype(array.dtype).tobytes()
     listed = json.loads((pathlib.Path(golden_file("state_dict_tiny.json"))).read_text())["entries"]
-    assert list(back) == [entry["name"] for entry in listed if entry["name"] in back]
+    in_order = [entry["name"] for entry in listed if entry["name"] in back]
+    assert list(back) == in_order + ["head.weight", "head.bias"] * ("pretrain" in name)
+
+
+# ------------------------------------------------------------------------------------------------------------- ResNet
+
+RESNET = {"backbone": "resnet", "depths": [3, 4, 6, 3], "width": 64}
+NO_DETECTOR = {"fpn_channels": None, "hidden": None}
+
+
+def _stand_ins(architecture):
+    return {entry.theirs: np.broadcast_to(np.float32(0), entry.shape) for entry in entries(architecture)}
+
+
+def test_the_table_of_resnet_50_has_the_parameters_that_torchvision_counts():
+    made = entries({**RESNET, **NO_DETECTOR, "num_classes": 1000})
+    weights = [entry for entry in made if "running" not in entry.theirs]
+    # torchvision's documentation of ResNet50_Weights: num_params 25557032; 161 arrays, and two statistics of 53 norms.
+    assert sum(int(np.prod(entry.shape)) for entry in weights) == 25_557_032
+    assert len(weights) == 161 and len(made) == 161 + 2 * 53
+    assert [entry.theirs for entry in made][:3] == ["backbone.conv1.weight", "backbone.bn1.weight", "backbone.bn1.bias"]
+    assert [entry.theirs for entry in made][-2:] == ["fc.weight", "fc.bias"]
+
+
+def test_the_table_of_resnet_has_the_names_and_shapes_of_our_detector():
+    from flax import nnx
+
+    from haksnet_jax.models import architecture as models
+
+    info = {
+        "task": "detection",
+        "architecture": {**RESNET, "fpn_channels": 256, "hidden": 1024, "num_classes": 15, "in_channels": 3},
+        "pixel_mean": [0] * 3,
+        "pixel_std": [1] * 3,
+    }
+    _, params, stats = models.abstract(info)
+    found = {
+        name: tuple(leaf.shape)
+        for state in (params, stats)
+        for name, leaf in checkpoint.flatten(nnx.as_pure(state)).items()
+    }
+    assert shapes(info["architecture"]) == found
+
+
+@pytest.mark.parametrize("detector", [False, True])
+def test_resnets_of_torchvision_and_of_mmrotate_are_recognised(detector):
+    small = {"backbone": "resnet", "depths": [1, 2, 1, 1], "width": 8}
+    heads = {"fpn_channels": 16, "hidden": 32, "num_classes": 3} if detector else {**NO_DETECTOR, "num_classes": 5}
+    stored = _stand_ins(small | heads)
+    if not detector:
+        stored = {name.removeprefix("backbone."): value for name, value in stored.items()}
+    values, _, has_backbone = upstream_names(stored)
+    assert has_backbone is detector and read_architecture(values) == small | heads
+    params, report = from_torch(stored)
+    assert not report.missing and not report.unexpected and not report.mismatched
+    assert set(params) == set(shapes(small | heads))
+    back = to_torch(params, small | heads, backbone_prefix=detector)
+    assert {name for name in back if "num_batches" not in name} == set(stored)
+
+
+def test_bands_are_read_off_the_first_layer():
+    five = {**TINY, "in_channels": 5}
+    assert read_architecture(_stand_ins(five)) == five
+    five = {**RESNET, **NO_DETECTOR, "num_classes": None, "in_channels": 5}
+    assert read_architecture(_stand_ins(five)) == five
+
+
+# --------------------------------------------------------------------------------------------- several sets of weights
+
+
+def test_averages_of_mmcv_are_taken_when_asked_for(weights):
+    names = [name for name in weights if "running" not in name and "num_batches" not in name]
+    averages = {f"ema_{name.replace('.', '_')}": np.asarray(weights[name] + 1) for name in names}
+    tree = {"state_dict": weights | averages}
+    plain, _ = select_state_dict(tree)
+    params, report = from_torch(plain)
+    np.testing.assert_array_equal(params["backbone.stages.0.norm.bias"], weights["backbone.norm1.bias"])
+    assert len(report.unexpected) == len(averages) and not report.missing
+    assert all("--ema" in reason for reason in report.unexpected.values())
+    averaged, where = select_state_dict(tree, ema=True)
+    assert where == "state_dict (ema_*)"
+    params, report = from_torch(averaged)
+    assert not report.missing and not report.unexpected
+    np.testing.assert_array_equal(params["backbone.stages.0.norm.bias"], weights["backbone.norm1.bias"] + 1)
+    # What mmcv does not average comes from the plain names.
+    mean = weights["backbone.patch_embed1.norm.running_mean"]
+    np.testing.assert_array_equal(params["backbone.stages.0.patch_embed.norm.mean"], mean)
+    later = {
+        "state_dict": weights,
+        "ema_state_dict": {f"module.{name}": v for name, v in weights.items()} | {"steps": 1},
+    }
+    assert select_state_dict(later, ema=True)[1] == "ema_state_dict"
+
+
+def test_one_of_several_models_is_chosen_by_its_name(weights):
+    stored = {f"student.{name}": value for name, value in weights.items()}
+    stored |= {f"teacher.{name}": np.asarray(value + 1) for name, value in weights.items()}
+    with pytest.raises(CheckpointError, match=r"several models: 'student.', 'teacher.'; say which with --part"):
+        from_torch(stored)
+    with pytest.raises(CheckpointError, match=r"no model nobody: it has 'student.', 'teacher.'"):
+        from_torch(stored, part="nobody")
+    for part, shift in (("student", 0), ("teacher", 1), ("teacher.", 1)):
+        params, report = from_torch(stored, part=part)
+        assert not report.missing and len(report.unexpected) == len(weights)
+        np.testing.assert_array_equal(params["backbone.stages.0.norm.bias"], weights["backbone.norm1.bias"] + shift)
+    params, _ = from_torch({name: value for name, value in stored.items() if name.startswith("student.")})
+    np.testing.assert_array_equal(params["backbone.stages.0.norm.bias"], weights["backbone.norm1.bias"])

@@ -30,7 +30,7 @@ from haksnet_jax.labels.dota import format_label_line
 from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.labels.objects import select
 from haksnet_jax.labels.problems import Problem, Reason, require_read, unknown_classes
-from haksnet_jax.pipeline import prepared, scenes
+from haksnet_jax.pipeline import prepared, record_index, scenes
 
 _MAX_TOLD = 20  # images that are named in one message
 SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
@@ -346,7 +346,8 @@ class TfdsSource:
         self._name = f"{builder.data_dir} [{split}]"
         self._records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         self._min_side = min_side
-        self._image_ids = self._num_objects = None
+        self._image_ids = self._num_objects = self._all_labels = None
+        self._take_index(record_index.read(builder.data_dir, split, len(self._records)))
         self._indices = None
         if filter_empty:
             self._indices = np.flatnonzero(self.num_objects > 0)
@@ -357,6 +358,25 @@ class TfdsSource:
 
     def __len__(self):
         return len(self._records) if self._indices is None else len(self._indices)
+
+    def _take_index(self, index):
+        """Takes names and labels from the data set's index. Args: index, RecordIndex or None."""
+        if index is None:
+            return
+        if len(index.labels) and not 0 <= index.labels.min() <= index.labels.max() < len(self._label_of):
+            raise UserError(f"{self._name}: the index names classes that the data set does not have; build it again")
+        keep = np.ones(len(index.labels), bool)
+        if self._min_side > 0:
+            _, keep = polygons_to_boxes(index.polygons, self._min_side)
+        rows = np.repeat(np.arange(len(index.num_objects)), index.num_objects)[keep]
+        self._num_objects = np.bincount(rows, minlength=len(index.num_objects)).astype(np.int32)
+        self._offsets = np.concatenate([[0], np.cumsum(self._num_objects)])
+        self._image_ids = index.image_ids.tolist()
+        self._all_labels = {
+            "polygons": index.polygons[keep],
+            "labels": self._label_of[index.labels[keep]],
+            "difficulty": index.difficulty[keep],
+        }
 
     def _scan(self):
         """Reads identifiers and numbers of objects through once; images stay encoded."""
@@ -369,14 +389,14 @@ class TfdsSource:
 
     @property
     def image_ids(self):
-        """Identifiers of the images. The first call reads through the data set."""
+        """Identifiers of the images. Without an index the first call reads through the data set."""
         if self._image_ids is None:
             self._scan()
         return self._image_ids
 
     @property
     def num_objects(self):
-        """[len] int32 objects of each image. The first call reads through the data set."""
+        """[len] int32 objects of each image. Without an index the first call reads through the data set."""
         if self._num_objects is None:
             self._scan()
         return self._num_objects
@@ -398,7 +418,12 @@ class TfdsSource:
 
     def labels(self, index):
         """The example's polygons, labels and difficulty, as a dict, without its image being decoded."""
-        return self._labels_of(self._record(index))
+        if self._all_labels is None:
+            return self._labels_of(self._record(index))
+        index = range(len(self))[index]
+        record = int(index if self._indices is None else self._indices[index])
+        part = slice(self._offsets[record], self._offsets[record + 1])
+        return {name: array[part].copy() for name, array in self._all_labels.items()}
 
     def __getitem__(self, index):
         record = self._record(index)

@@ -28,6 +28,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import reader
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.labels.problems import count_reasons, listed, losses, of_image, unknown_classes
+from haksnet_jax.pipeline import record_index, sources
 from haksnet_jax.preparation.whole_folder import whole_folder
 
 
@@ -199,6 +200,22 @@ def prepare(builder, source):
     return pathlib.Path(builder.data_dir)
 
 
+def write_index(folder, splits):
+    """Reads all records once and writes their index, in the order in which training reads them.
+
+    Args:
+      folder: pathlib.Path of the records.
+      splits: their names.
+    """
+    indexes = {}
+    for split in splits:
+        source = sources.TfdsSource(folder, split)
+        found = [source.labels(index) for index in range(len(source))]
+        arrays = [np.concatenate([one[name] for one in found]) for name in ("polygons", "labels", "difficulty")]
+        indexes[split] = record_index.RecordIndex(np.array(source.image_ids), source.num_objects, *arrays)
+    record_index.write(folder, indexes)
+
+
 def prepare_at(make_builder, source, output, overwrite=False):
     """Builds a data set so that its records lie in `output` itself; the folder appears whole or not at all.
 
@@ -222,4 +239,5 @@ def prepare_at(make_builder, source, output, overwrite=False):
             built = prepare(builder, source)
         os.rmdir(folder)
         os.replace(built, folder)
+        write_index(folder, builder.info.splits)
     return builder

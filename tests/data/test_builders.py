@@ -2,18 +2,20 @@
 
 import json
 import math
+import pathlib
 
 import cv2
 import numpy as np
 import pytest
 
+from haksnet_jax.cli import build as build_command
 from haksnet_jax.cli import program
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.polygons import polygons_to_boxes
 from haksnet_jax.images import reader
 from haksnet_jax.labels import classes
 from haksnet_jax.pipeline import sources
-from haksnet_jax.preparation import records
+from haksnet_jax.preparation import building, records
 from haksnet_jax.preparation.data_sets import dior_r, dota, fair1m, hrsc2016, hrsid, ssdd
 
 
@@ -357,3 +359,89 @@ def test_images_are_kept_as_they_are_or_become_three_channels_of_eight_bits(tmp_
     cv2.imwrite(str(tmp_path / "b.png"), deep)
     pixels = reader.decode(records.encoded_image(tmp_path / "b.png"), "b")
     np.testing.assert_array_equal(pixels, reader.read(tmp_path / "b.png"))
+
+
+def test_the_index_says_what_the_records_say_and_no_record_is_read_for_it(tmp_path, monkeypatch):
+    dota_folder(tmp_path / "in", ["10 10 30 10 30 20 10 20 ship 0", "1 1 4 1 4 2 1 2 plane 1"], name="b")
+    dota_folder(tmp_path / "in", [], name="a")
+    dota_folder(tmp_path / "in", ["10 10 30 10 30 20 10 20 plane 2"], split="val", name="c")
+    assert build([f"--source={tmp_path / 'in'}", "--classes=dota10", f"--output={tmp_path / 'out'}"]) == 0
+
+    def opened(**more):
+        source = sources.TfdsSource(tmp_path / "out", "train+val", classes.CLASSES["dota10"][::-1], **more)
+        return source, {name: source.labels(index) for index, name in enumerate(source.image_ids)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.TfdsSource, "_record", None)  # any reading of a record would fail
+        by_index, found = opened()
+        _, large = opened(min_side=2.0)
+        some, _ = opened(filter_empty=True)
+    assert by_index.num_objects.sum() == 3 and len(large["b"]["labels"]) == 1
+    assert sorted(some.image_ids) == ["b", "c"]
+    assert {example["image_id"] for example in (some[0], some[1])} == {"b", "c"}
+    index = tmp_path / "out/index.npz"
+    data = index.read_bytes()
+    for damage in (data[:-30], data[:100] + bytes(80) + data[180:], b""):
+        index.write_bytes(damage)
+        with pytest.raises(UserError, match=r"index\.npz"):
+            opened()
+    index.unlink()
+    _, read_through = opened()
+    assert found.keys() == read_through.keys()
+    for name, one in found.items():
+        for key, array in read_through[name].items():
+            np.testing.assert_array_equal(one[key], array)
+
+
+def test_ssdd_parts_its_training_images_by_the_last_digit(tmp_path):
+    write_ssdd(tmp_path / "in")
+    for name in ("000005", "000615", "000016"):
+        write_image(tmp_path / f"in/JPEGImages_train/{name}.jpg")
+        write_text(tmp_path / f"in/Annotations_train/{name}.xml", ssdd_xml(SQUARE))
+    assert build(["ssdd", f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--as-dota"]) == 0
+    found = {path.stem: path.parent.parent.name for path in (tmp_path / "out").glob("*/labelTxt/*.txt")}
+    assert found | {"000001": "test"} == {
+        "000002": "train", "000005": "val", "000615": "train", "000016": "train", "000001": "test"
+    }  # fmt: skip
+    assert (tmp_path / "out/classes.txt").read_text() == "ship\n"
+    with pytest.raises(UserError, match="--overwrite"):
+        building.write_dota(ssdd.Ssdd(data_dir=tmp_path), tmp_path / "in", tmp_path / "out")
+
+
+def test_the_published_ssdd_split_has_814_and_114_images():
+    # The release's training images: numbers 1 to 1160 without those that end in 1 or 9, which are its test images.
+    names = [f"{number:06d}" for number in range(1, 1161) if number % 10 not in (1, 9)]
+    assert len(names) == 928
+    assert sum(map(ssdd.is_validation, names)) == 114
+
+
+def test_yolo_folders_are_built_with_the_classes_of_their_yaml(tmp_path):
+    for split in ("train", "val"):
+        write_image(tmp_path / f"in/images/{split}/{split}.png")
+        write_text(tmp_path / f"in/labels/{split}/{split}.txt", "1 0.2 0.25 0.6 0.25 0.6 0.5 0.2 0.5\n")
+    write_text(tmp_path / "in/data.yaml", "names: {0: plane, 1: small car}\n")
+    assert build([f"--source={tmp_path / 'in'}", "--format=auto", f"--output={tmp_path / 'out'}"]) == 0
+    source = sources.TfdsSource(tmp_path / "out", "val")
+    assert source.class_names == ("plane", "small car") and source[0]["labels"].tolist() == [1]
+    np.testing.assert_allclose(source[0]["polygons"], SQUARE[None], atol=1e-5)
+    assert build([f"--source={tmp_path / 'in'}", "--format=auto", f"--output={tmp_path / 'dota'}", "--as-dota"]) == 0
+    assert (tmp_path / "dota/train/labelTxt/train.txt").read_text() == "10 10 30 10 30 20 10 20 small-car 0\n"
+
+
+def test_the_classes_of_tiles_are_the_default_and_unknown_ones_are_counted_by_name(tmp_path, capsys):
+    dota_folder(tmp_path / "in", ["10 10 30 10 30 20 10 20 lorry 0"] * 2)
+    arguments = [f"--source={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
+    assert build(arguments) == 1
+    assert "2 of 2 labels (100 %) are left out, their classes are not in the list: lorry (2)" in capsys.readouterr().err
+    write_text(tmp_path / "in/train/classes.txt", "lorry\n")
+    assert build(arguments) == 0
+    assert "classes: lorry" in capsys.readouterr().out
+
+
+def test_builders_of_all_data_sets_are_doors_in_a_checkout_too(capsys):
+    for name in building.DATA_SETS:
+        door = (pathlib.Path(__file__).parents[2] / "data" / f"{name}.py").read_text()
+        assert f'run_as("build", "{name}")' in door
+        assert build([name]) == 2
+        assert "one folder, the source" in capsys.readouterr().err.replace("\n", " ") or name in ("hrsid", "ssdd")
+    assert tuple(building.DATA_SETS) == build_command.DATA_SETS

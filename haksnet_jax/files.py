@@ -38,7 +38,7 @@ def reachable(path):
         try:
             fsspec.get_filesystem_class("gcs" if scheme == "gs" else scheme)
         except (ImportError, ValueError) as error:
-            raise ValueError(f"{path}: {error}; for gs:// paths: pip install 'haksnet_jax[gcs]'") from error
+            raise UserError(f"{path}: {error}; for gs:// paths: pip install 'haksnet_jax[gcs]'") from error
     return epath.Path(path)
 
 

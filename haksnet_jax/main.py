@@ -65,18 +65,16 @@ def train(
         hosts.leave()
         logging.info("%s", stopped)
         return STOPPED
-    except (hosts.HostsError, PipelineError, ValueError, OSError) as error:
-        is_ours = isinstance(error, (UserError, hosts.HostsError, PipelineError))
+    except (ValueError, OSError) as error:
+        if membership is None and not isinstance(error, PipelineError):
+            raise  # (`program.guarded` says what a user can mend)
+        is_ours = isinstance(error, UserError)
         if membership is not None and (not is_ours or isinstance(error, checkpoint.CheckpointError)):
             hosts.wait_for_news()  # JAX and Orbax raise some of the others where another host is gone
         if os.environ.get("HAKSNET_TRACEBACK"):
-            if membership is None:
-                raise
             traceback.print_exc()
-        message = f"error: {error}\n(HAKSNET_TRACEBACK=1 shows where)"
+        message = f"error: {error}"
         print(message if membership is None else f"host {membership.host}: {message}", file=sys.stderr, flush=True)
-        if membership is None and not isinstance(error, PipelineError):
-            return program.FAILED
         # At once: an orderly end would wait for the other hosts, which wait for this one, or for a read that hangs.
         hosts.leave(str(error))
         os._exit(program.FAILED)

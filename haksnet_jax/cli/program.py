@@ -132,7 +132,7 @@ def guarded(function, *arguments, verbose=False, prog="haksnet"):
         return WRONG_USE
     except BrokenPipeError:
         raise
-    except (UserError, ValueError, OSError) as error:  # ValueError: until all rooms raise UserError
+    except (UserError, OSError) as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
@@ -147,10 +147,10 @@ def guarded(function, *arguments, verbose=False, prog="haksnet"):
 
 def _sentence(error):
     """What is said of an error, or None where it is none of the user's or the system's."""
-    if isinstance(error, ValueError):
+    if isinstance(error, UserError):
         return str(error)
     if not error.strerror:
-        return str(error) or None
+        return None
     where = f"{error.filename}: " if error.filename else ""
     remedy = {
         errno.ENOSPC: "; make room there, or write elsewhere",

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 from absl import logging
 
+from haksnet_jax.errors import UserError
+
 # What tells the processes of one job from those of others, where nobody chose a token. A job's number is no secret.
 _JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PMIX_NAMESPACE")
 
 
-class HostsError(RuntimeError):
+class HostsError(UserError):
     """Hosts that are missing or differ; the message says which."""
 
 

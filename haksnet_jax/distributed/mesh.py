@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from haksnet_jax import target
+from haksnet_jax.errors import UserError
 
 # Smaller arrays stay whole on every device: a message of less costs its latency, and saves next to no memory.
 MIN_SPLIT_SIZE = 2**16  # elements
@@ -71,7 +72,7 @@ def data_mesh(devices=None, *, fsdp=1):
     """
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
-        raise ValueError(f"mesh.fsdp: expected a divisor of the {len(devices)} devices of the run, got {fsdp}")
+        raise UserError(f"mesh.fsdp: expected a divisor of the {len(devices)} devices of the run, got {fsdp}")
     return jax.make_mesh(
         (len(devices) // fsdp, fsdp), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=devices
     )

@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 from absl import flags, logging
 
+from haksnet_jax.errors import UserError
 from haksnet_jax.images.headers import ImageError
 from haksnet_jax.labels.dota import polygons_to_boxes
 from haksnet_jax.pipeline import transforms
@@ -41,7 +42,7 @@ MAX_STALLED_PERIODS = 10
 _MAX_REPLACEMENTS = 20  # examples that are tried in the place of one that cannot be read
 
 
-class PipelineError(RuntimeError):
+class PipelineError(UserError):
     """Batches do not come any more; the message says why and what to do."""
 
 
@@ -59,7 +60,7 @@ def _fit(image, boxes, image_size, resize, image_id):
     if resize == "fit":
         return transforms.resize_keep_ratio(image, boxes, image_size)
     if image.shape[0] > image_size[0] or image.shape[1] > image_size[1]:
-        raise ValueError(
+        raise UserError(
             f"image {image_id} of {image.shape[0]} x {image.shape[1]} pixels does not fit the canvas of "
             f"{image_size[0]} x {image_size[1]}; cut it into tiles, or use resize='fit'"
         )
@@ -423,13 +424,13 @@ class Batches:
 
 def _check_stream(source, batch_size, num_workers, process_index, process_count, stall_seconds):
     if batch_size < 1 or num_workers < 0:
-        raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, found {batch_size} and {num_workers}")
+        raise UserError(f"expected batch_size >= 1 and num_workers >= 0, found {batch_size} and {num_workers}")
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index must be in 0 .. process_count - 1, found {process_index} of {process_count}")
+        raise UserError(f"process_index must be in 0 .. process_count - 1, found {process_index} of {process_count}")
     if stall_seconds is not None and not stall_seconds > 0:
-        raise ValueError(f"stall_seconds is a time above 0, or None, found {stall_seconds}")
+        raise UserError(f"stall_seconds is a time above 0, or None, found {stall_seconds}")
     if not len(source):
-        raise ValueError("the source holds no example")
+        raise UserError("the source holds no example")
 
 
 def stream_batches(
@@ -481,9 +482,9 @@ def stream_batches(
     """
     _check_stream(source, batch_size, num_workers, process_index, process_count, stall_seconds)
     if seed < 0 or first_example < 0:
-        raise ValueError(f"expected seed >= 0 and first_example >= 0, found {seed} and {first_example}")
+        raise UserError(f"expected seed >= 0 and first_example >= 0, found {seed} and {first_example}")
     if accumulate_steps < 1 or batch_size % accumulate_steps:
-        raise ValueError(
+        raise UserError(
             f"a batch of {batch_size} rows a process cannot be made of accumulate_steps={accumulate_steps} equal parts"
         )
     global_batch = batch_size * process_count
@@ -564,11 +565,11 @@ def ordered_batches(
 
 def _check_detections(image_size, max_boxes, resize):
     if len(image_size) != 2 or min(image_size) < 1:
-        raise ValueError(f"image_size is (rows, columns) in pixels, found {image_size}")
+        raise UserError(f"image_size is (rows, columns) in pixels, found {image_size}")
     if max_boxes is not None and max_boxes < 1:
-        raise ValueError(f"expected max_boxes >= 1, found {max_boxes}")
+        raise UserError(f"expected max_boxes >= 1, found {max_boxes}")
     if resize not in ("fit", "none"):
-        raise ValueError(f"resize is 'fit' or 'none', found '{resize}'")
+        raise UserError(f"resize is 'fit' or 'none', found '{resize}'")
 
 
 def train_batches(
@@ -640,20 +641,20 @@ def train_batches(
     _check_detections(image_size, max_boxes, resize)
     probabilities = np.asarray(flip_probabilities, np.float64)
     if probabilities.shape != (3,) or probabilities.min() < 0 or probabilities.sum() > 1 + 1e-9:
-        raise ValueError(
+        raise UserError(
             f"flip_probabilities are three numbers (horizontal, vertical, diagonal) of sum <= 1, "
             f"found {flip_probabilities}"
         )
     if not 0 <= rotation_probability <= 1:
-        raise ValueError(f"rotation_probability is between 0 and 1, found {rotation_probability}")
+        raise UserError(f"rotation_probability is between 0 and 1, found {rotation_probability}")
     for name, (least, largest) in (("scale_range", scale_range), ("gain_range", gain_range)):
         if not 0 < least <= largest or (least == largest != 1):
-            raise ValueError(
+            raise UserError(
                 f"{name} is (1, 1), or the least and the largest of the factors that are drawn, found "
                 f"{(least, largest)}"
             )
     if resize == "none" and scale_range[0] < scale_range[1]:
-        raise ValueError(f"scale_range is a factor beside resize='fit', found resize='none' and {tuple(scale_range)}")
+        raise UserError(f"scale_range is a factor beside resize='fit', found resize='none' and {tuple(scale_range)}")
     quarter_turn_labels = _labels_of(quarter_turn_classes, source.class_names)
     augmented = _AugmentedDetections(
         image_size=image_size,
@@ -691,7 +692,7 @@ def _labels_of(classes, class_names):
     for entry in classes:
         label = class_names.index(entry) if entry in class_names else entry
         if isinstance(label, str) or not 0 <= label < len(class_names):
-            raise ValueError(f"quarter_turn_classes names '{entry}', which is not among {', '.join(class_names)}")
+            raise UserError(f"quarter_turn_classes names '{entry}', which is not among {', '.join(class_names)}")
         labels.append(int(label))
     return tuple(labels)
 

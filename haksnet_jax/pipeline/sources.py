@@ -82,7 +82,7 @@ class FolderSource:
             images, and what the images' largest values say (`scaling.for_images`).
 
         Raises:
-          FileNotFoundError: a folder, or an image of image_ids, is missing.
+          UserError: a folder, or an image of image_ids, is missing.
           UserError: no image, no label file that belongs to an image, no object at all, most labels of unknown classes,
             label files that cannot be read, or tiles that are not complete.
         """
@@ -139,7 +139,7 @@ class FolderSource:
 
     def _find_images(self, images_dir, image_ids):
         if not images_dir.is_dir():
-            raise FileNotFoundError(f"the folder of images {images_dir} does not exist")
+            raise UserError(f"the folder of images {images_dir} does not exist")
         wanted = None if image_ids is None else set(image_ids)
         paths = {}
         for path in image_files.list_images(images_dir):
@@ -151,14 +151,12 @@ class FolderSource:
             paths[path.stem] = path
         if wanted is not None and wanted - paths.keys():
             missing = sorted(wanted - paths.keys())
-            raise FileNotFoundError(
-                f"{images_dir} lacks {len(missing)} of the images asked for, the first is '{missing[0]}'"
-            )
+            raise UserError(f"{images_dir} lacks {len(missing)} of the images asked for, the first is '{missing[0]}'")
         return paths
 
     def _find_labels(self, labels_dir, format, paths, images_dir, everything):
         if not os.path.exists(labels_dir):
-            raise FileNotFoundError(f"the folder of labels {labels_dir} does not exist")
+            raise UserError(f"the folder of labels {labels_dir} does not exist")
         label_set = LabelSet(labels_dir, format)
         self.problems += label_set.problems
         for stem in sorted(label_set.files.keys() - paths.keys()) if everything else ():
@@ -327,18 +325,18 @@ class TfdsSource:
         builder = prepared.open_builder(directory, data_dir)
         if any(part.strip() not in builder.info.splits for part in split.split("+")):
             found = ", ".join(builder.info.splits) or "none; prepare the data set first"
-            raise ValueError(f"{builder.data_dir} has no split '{split}'; its splits: {found}")
+            raise UserError(f"{builder.data_dir} has no split '{split}'; its splits: {found}")
         try:
             names = builder.info.features["objects"]["label"].names
         except KeyError as error:
-            raise ValueError(
+            raise UserError(
                 f"{builder.data_dir}: expected the features image, image_id and objects (polygon, label, difficulty), "
                 f"found {', '.join(builder.info.features)}"
             ) from error
         self.class_names = tuple(names if class_names is None else class_names)
         unknown = [name for name in names if name not in self.class_names]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{builder.data_dir} has classes that are not asked for: {', '.join(unknown)}; "
                 f"asked for: {', '.join(self.class_names)}"
             )
@@ -354,7 +352,7 @@ class TfdsSource:
             self._image_ids = [self._image_ids[index] for index in self._indices]
             self._num_objects = self._num_objects[self._indices]
         if not len(self):
-            raise ValueError(f"{self._name} holds no image{' with objects' if filter_empty else ''}")
+            raise UserError(f"{self._name} holds no image{' with objects' if filter_empty else ''}")
 
     def __len__(self):
         return len(self._records) if self._indices is None else len(self._indices)
@@ -457,15 +455,15 @@ class SceneSource:
         """
         unknown = [name for name in class_names if name not in scenes.LOOKS]
         if unknown:
-            raise ValueError(f"cannot draw {', '.join(unknown)}; what can be drawn: {', '.join(scenes.LOOKS)}")
+            raise UserError(f"cannot draw {', '.join(unknown)}; what can be drawn: {', '.join(scenes.LOOKS)}")
         if not class_names:
-            raise ValueError("class_names is empty; name at least one class to draw")
+            raise UserError("class_names is empty; name at least one class to draw")
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 64:
-            raise ValueError(f"a scene needs at least 64 x 64 pixels, size is {size}")
+            raise UserError(f"a scene needs at least 64 x 64 pixels, size is {size}")
         low, high = objects_per_scene
         if num_scenes < 1 or not 0 <= low <= high:
-            raise ValueError(
+            raise UserError(
                 f"expected num_scenes >= 1 and objects_per_scene (low, high) with 0 <= low <= high, "
                 f"found {num_scenes} and {objects_per_scene}"
             )
@@ -521,16 +519,16 @@ def open_source(kind, class_names, *, filter_empty=False, **settings):
     """
     kinds = {"folder": FolderSource, "tfds": TfdsSource, "scenes": SceneSource}
     if kind not in kinds:
-        raise ValueError(f"expected a kind of source among {', '.join(kinds)}, found '{kind}'")
+        raise UserError(f"expected a kind of source among {', '.join(kinds)}, found '{kind}'")
     if kind != "scenes":
         settings["filter_empty"] = filter_empty
     try:
         inspect.signature(kinds[kind]).bind(class_names=class_names, **settings)
     except TypeError as error:
-        raise ValueError(f"settings of a source of kind '{kind}' do not fit: {error}") from error
+        raise UserError(f"settings of a source of kind '{kind}' do not fit: {error}") from error
     for name in ("directory", "images_dir", "labels_dir"):
         if files.is_bucket(settings.get(name) or ""):
-            raise ValueError(
+            raise UserError(
                 f"{name}: {settings[name]} is in a bucket, and images and records are read from disks: mount the "
                 "bucket or copy the folder to a disk of each host, and name that"
             )
@@ -555,7 +553,7 @@ def write_dota_folder(source, folder, *, extension="png"):
         example = source[index]
         encoded, data = cv2.imencode(f".{extension}", cv2.cvtColor(example["image"], cv2.COLOR_RGB2BGR))
         if not encoded:
-            raise ValueError(f"cannot write images as '.{extension}'; use png or jpg")
+            raise UserError(f"cannot write images as '.{extension}'; use png or jpg")
         lines = [
             format_label_line(polygon, source.class_names[label], difficulty)
             for polygon, label, difficulty in zip(

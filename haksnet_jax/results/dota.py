@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from haksnet_jax import files
+from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.labels.dota import MAX_COORDINATE, Problem
@@ -46,12 +47,12 @@ def format_task1(detections_by_image, class_names):
         if not len(scores):
             continue
         if labels.min() < 0 or labels.max() >= len(class_names):
-            raise ValueError(
+            raise UserError(
                 f"Image {image!r} has labels {labels.min()} to {labels.max()}; there are {len(class_names)} classes."
             )
         polygons = _polygons(detections)
         if not (np.isfinite(polygons).all() and np.isfinite(scores).all()):
-            raise ValueError(f"Image {image!r} has boxes or scores that are not finite.")
+            raise UserError(f"Image {image!r} has boxes or scores that are not finite.")
         polygons = _from_top_left(polygons).reshape(-1, 8)
         order = np.argsort(-scores, kind="stable")
         rows = zip(labels[order].tolist(), scores[order].tolist(), polygons[order].tolist(), strict=True)
@@ -123,7 +124,7 @@ def write_task1(folder, detections_by_image, class_names):
     folder.mkdir(parents=True, exist_ok=True)
     others = sorted(path.name for path in folder.glob("Task1_*.txt") if path.name not in texts)
     if others:
-        raise ValueError(f"{folder} holds files of other classes ({', '.join(others[:3])}): choose an empty folder.")
+        raise UserError(f"{folder} holds files of other classes ({', '.join(others[:3])}): choose an empty folder.")
     if files.is_bucket(folder):
         for name, text in texts.items():
             files.write_text(folder / name, text)
@@ -149,11 +150,11 @@ def read_task1(folder, class_names):
       missing files and files of other classes.
 
     Raises:
-      FileNotFoundError: there is no Task-1 file in the folder.
+      UserError: there is no Task-1 file in the folder.
     """
     folder = pathlib.Path(folder)
     if not any(folder.glob("Task1_*.txt")):
-        raise FileNotFoundError(f"{folder} holds no Task1_<class>.txt.")
+        raise UserError(f"{folder} holds no Task1_<class>.txt.")
     problems = []
     names = [task1_file_name(name) for name in class_names]
     detail = f"not one of the {len(names)} classes; not read"
@@ -226,7 +227,7 @@ def read_detections_json(path, class_names):
         for entry in json.loads(path.read_text(encoding="utf-8"))["images"]:
             name = image_stem(entry["image"])
             if name in detections_by_image:
-                raise ValueError(f"{path}: two images are called {name!r}; Task-1 lines could not tell them apart.")
+                raise UserError(f"{path}: two images are called {name!r}; Task-1 lines could not tell them apart.")
             kept = []
             for detection in entry["detections"]:
                 if detection["label"] in label_of:
@@ -240,10 +241,10 @@ def read_detections_json(path, class_names):
                 "size": (int(entry["width"]), int(entry["height"])) if {"width", "height"} <= entry.keys() else None,
             }
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a detections.json as `predict` writes it: {error!r}.") from error
+        raise UserError(f"{path} is not a detections.json as `predict` writes it: {error!r}.") from error
     if unknown:
         counts = ", ".join(f"{count} of {name!r}" for name, count in sorted(unknown.items()))
-        raise ValueError(f"{path} has detections of classes that are not among the {len(class_names)} given: {counts}.")
+        raise UserError(f"{path} has detections of classes that are not among the {len(class_names)} given: {counts}.")
     return detections_by_image
 
 

@@ -165,7 +165,7 @@ def feature_collection(detections, class_names, georeference, *, wgs84=False, im
 def _to_wgs84(points, crs):
     """[n, 4, 2] points of a coordinate system as longitude and latitude, degrees."""
     if crs is None:
-        raise ValueError("the image's coordinate system is not known, so there is no way to WGS84")
+        raise UserError("the image's coordinate system is not known, so there is no way to WGS84")
     if not len(points):
         return points
     import rasterio.warp

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import polygon_iou
 
 _FIRST_BLOCK = 2048
@@ -151,7 +152,7 @@ def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
             if resized:
                 boxes[:, :4] *= tile.scale / resized
             elif len(boxes) and (boxes[:, :2] > tile.scale).any():  # centres lie inside the pixels that were looked at
-                raise ValueError(
+                raise UserError(
                     f"{name} has a detection beyond its window of {tile.scale} pixels, so its tile was resized, and "
                     "Task-1 files do not say to what: give the detections.json, which does."
                 )
@@ -190,7 +191,7 @@ def _resized_side(detections_by_tile):
         return width
     for name, (width, height) in sizes.items():
         if max(width, height) > parse_tile_name(name).scale:
-            raise ValueError(
+            raise UserError(
                 f"{name} is {width} x {height} pixels, more than its window, and not all tiles are of one size: "
                 "expected tiles of their windows' sizes, or all resized to one"
             )

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from haksnet_jax import files
+from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.results import mean_ap
 
@@ -218,7 +219,7 @@ def write_image(path, image):
     except cv2.error:
         encoded = False
     if not encoded:
-        raise ValueError(f"{path}: expected a name that ends like an image, for example .png or .jpg.")
+        raise UserError(f"{path}: expected a name that ends like an image, for example .png or .jpg.")
     files.write_bytes(path, data.tobytes())
 
 

@@ -69,16 +69,16 @@ def test_a_folder_without_labels_is_a_source_of_images(folder):
 
 
 def test_missing_and_empty_folders_are_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         FolderSource(tmp_path / "nowhere", None, ("ship",))
-    with pytest.raises(FileNotFoundError, match="no_labels"):
+    with pytest.raises(UserError, match="no_labels"):
         FolderSource(folder / "images", tmp_path / "no_labels", ("ship",))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no images in .*\.jpg"):
         FolderSource(tmp_path / "empty", None, ("ship",))
     with pytest.raises(ValueError, match=r"expected for example P0\.txt"):
         FolderSource(folder / "images", tmp_path / "empty", ("ship",))
-    with pytest.raises(FileNotFoundError, match="'P7'"):
+    with pytest.raises(UserError, match="'P7'"):
         folder_source(folder, image_ids=["P0", "P7"])
 
 

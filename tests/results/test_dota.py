@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from haksnet_jax.cli import submission
+from haksnet_jax.errors import UserError
 from haksnet_jax.labels import dota as labels
 from haksnet_jax.results import dota
 
@@ -116,7 +117,7 @@ def test_odd_lines_are_named_and_the_rest_is_read(tmp_path):
         (5, "bad_number"),
         (0, "missing_file"),
     ]
-    with pytest.raises(FileNotFoundError, match="no Task1_"):
+    with pytest.raises(UserError, match="no Task1_"):
         dota.read_task1(tmp_path / "nowhere", CLASSES)
 
 

@@ -351,9 +351,9 @@ def test_an_image_that_cannot_be_read_stops_the_evaluation(data, tiny, capsys):
 
 
 def test_the_options_for_gpus_are_ones_that_this_release_of_jax_knows(monkeypatch):
-    all_options = devices.detection_options, devices.training_options
-    assert [options() for options in all_options] == [None, None]  # on the CPUs of the tests
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    all_options, mesh = (devices.detection_options, devices.training_options), devices.data_mesh()
+    assert [options(mesh) for options in all_options] == [None, None]  # on the CPUs of the tests
+    monkeypatch.setattr(devices, "_platform", lambda _: "gpu")
     for options in all_options:
         # The CPU compiler takes the names and values of the other compilers' options, too, and refuses unknown ones.
-        assert jax.jit(lambda x: x + 1, compiler_options=options())(1) == 2
+        assert jax.jit(lambda x: x + 1, compiler_options=options(mesh))(1) == 2

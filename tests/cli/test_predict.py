@@ -241,7 +241,7 @@ def test_a_folder_without_images_and_an_output_that_is_a_file_are_refused(comman
     assert "Found no images in" in capsys.readouterr().err
     command.output.rmdir() if command.output.exists() else None
     command.output.write_text("in the way")
-    assert program.main(["predict", "--checkpoint=x", f"--images={images}", f"--output={command.output}"]) == 1
+    assert program.main(["predict", "--checkpoint=demo", f"--images={images}", f"--output={command.output}"]) == 1
     assert "cannot write to --output=" in capsys.readouterr().err
 
 

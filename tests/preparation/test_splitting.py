@@ -16,11 +16,15 @@ import pytest
 import shapely
 
 from haksnet_jax.cli import program
+from haksnet_jax.errors import UserError
 from haksnet_jax.images import reader
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import Header, read_header
 from haksnet_jax.images.reader import ImageFile
+from haksnet_jax.labels.classes import CLASSES
+from haksnet_jax.pipeline import sources
 from haksnet_jax.preparation import splitting, tiling, validation
+from haksnet_jax.results import geojson
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = splitting.Parameters(tile=64, overlap=16)
@@ -412,3 +416,92 @@ def test_worker_processes_write_what_one_process_writes_and_ctrl_c_is_resumed(tm
         assert all((one / name).read_bytes() == (other / name).read_bytes() for name in os.listdir(one))
     entries = [json.loads(line) for line in done.read_text().splitlines()]
     assert sorted(entry["image"] for entry in entries) == [f"{index}.png" for index in range(6)]
+
+
+def test_tiles_bring_their_classes_along(tmp_path):
+    write_scene(tmp_path / "train", "a.png", noise(64, 64), ["1 1 20 1 20 20 1 20 Small Car 0"])
+    split(tmp_path / "train", tmp_path / "found")
+    assert (tmp_path / "found/classes.txt").read_text() == "Small Car\n"
+    (tmp_path / "classes.txt").write_text("plane\nSmall Car\n")
+    split(tmp_path / "train", tmp_path / "listed")
+    assert (tmp_path / "listed/classes.txt").read_text() == "plane\nSmall Car\n"
+    split(tmp_path / "train", tmp_path / "named", classes_from="dota10")
+    assert (tmp_path / "named/classes.txt").read_text().splitlines()[0] == "plane"
+    # a class beyond the list passes, and training names it
+    assert (tmp_path / "named/labelTxt/a__64__0___0.txt").read_text().split()[8] == "Small-Car"
+
+
+def test_published_classes_that_are_all_there_keep_their_order(tmp_path):
+    lines = [f"{i} 1 {i + 9} 1 {i + 9} 9 {i} 9 {name} 0" for i, name in enumerate(sorted(CLASSES["dota10"]))]
+    write_scene(tmp_path / "train", "a.png", noise(64, 64), lines)
+    split(tmp_path / "train", tmp_path / "out")
+    assert tuple((tmp_path / "out/classes.txt").read_text().splitlines()) == CLASSES["dota10"]
+
+
+def test_other_label_formats_are_cut_alike(tmp_path):
+    images, annotations = write_scene(tmp_path, "a.png", noise(100, 100), ["10 20 60 20 60 40 10 40 ship 0"])
+    (tmp_path / "yolo").mkdir()
+    (tmp_path / "yolo/a.txt").write_text("0 0.1 0.2 0.6 0.2 0.6 0.4 0.1 0.4\n")
+    (tmp_path / "yolo/classes.txt").write_text("ship\n")
+    outline = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[10, 20, 60, 20, 60, 40, 10, 40]]}
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [outline]}
+    (tmp_path / "coco.json").write_text(json.dumps(content | {"categories": [{"id": 3, "name": "ship"}]}))
+    for format, labels in (("dota", annotations), ("yolo-obb", tmp_path / "yolo"), ("coco", tmp_path / "coco.json")):
+        summary = splitting.split([images], [labels], tmp_path / format, SMALL, format=format, num_workers=0)
+        assert (summary.num_objects, summary.lost) == (1, [])
+        assert (tmp_path / format / "classes.txt").read_text() == "ship\n"
+        for path in (tmp_path / "dota/labelTxt").iterdir():
+            assert (tmp_path / format / "labelTxt" / path.name).read_text() == path.read_text()
+
+
+def test_tiles_of_a_geotiff_keep_its_place(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    (tmp_path / "images").mkdir()
+    profile = {"driver": "GTiff", "height": 100, "width": 80, "count": 3, "dtype": "uint8", "photometric": "rgb"}
+    transform = rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_000_000)
+    with rasterio.open(tmp_path / "images/a.tif", "w", crs="EPSG:32632", transform=transform, **profile) as file:
+        file.write(np.moveaxis(noise(100, 80), -1, 0))
+    write_scene(tmp_path, "b.png", noise(64, 64))
+    split(tmp_path, tmp_path / "out", with_labels=False)
+    places = geojson.read_places(tmp_path / "out/images")
+    assert list(places) == ["a"]
+    assert places["a"].transform == (0.5, 0, 400_000, 0, -0.5, 5_000_000)
+    assert places["a"].crs == rasterio.crs.CRS.from_epsg(32632)
+    (tmp_path / "out/images/georeference.json").write_text('{"a": {"transform": [1, 2], "crs": null}}')
+    with pytest.raises(UserError, match=r"georeference\.json is damaged"):
+        geojson.read_places(tmp_path / "out/images")
+
+
+def test_unfinished_tiles_are_refused_until_the_same_command_completed_them(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_scene(tmp_path, f"{name}.png", noise(64, 64), ["1 1 20 1 20 20 1 20 ship 0"])
+    cut = splitting.cut_image
+
+    def stopped(job, *args):
+        if job.image.endswith("b.png"):
+            raise KeyboardInterrupt
+        return cut(job, *args)
+
+    monkeypatch.setattr(splitting, "cut_image", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        split(tmp_path, tmp_path / "out")
+    tiles = (tmp_path / "out/images", tmp_path / "out/labelTxt")
+    for use in (
+        lambda: validation.validate(*tiles),
+        lambda: sources.FolderSource(*tiles, ("ship",)),
+        lambda: splitting.split([tiles[0]], [tiles[1]], tmp_path / "again", SMALL, num_workers=0),
+    ):
+        with pytest.raises(UserError, match="these tiles are not complete"):
+            use()
+    monkeypatch.undo()
+    split(tmp_path, tmp_path / "out")
+    assert not validation.validate(*tiles).lost
+
+
+def test_a_split_takes_no_label_for_a_file_of_another_image_and_names_case_and_hidden_files_alike(tmp_path):
+    _, annotations = write_scene(tmp_path, "a.png", noise(64, 64), ["1 1 20 1 20 20 1 20 ship 0"])
+    (annotations / "a.txt").rename(annotations / "a.TXT")
+    (annotations / "._a.txt").write_bytes(b"\0\5\x16")
+    (annotations / "classes.txt").write_text("ship\n")
+    summary = split(tmp_path, tmp_path / "out")
+    assert (summary.num_written, summary.problems) == (1, [])

@@ -4,6 +4,7 @@
     haksnet evaluate --checkpoint=DIR --images=DIR --labels=DIR
     haksnet evaluate --checkpoint=DIR --dataset=PREPARED_DIR --split=val
     haksnet evaluate --predictions=found/detections.json --labels=DIR
+    haksnet evaluate --checkpoint=SEGMENTER --images=DIR --masks=DIR
     haksnet evaluate --checkpoint=CLASSIFIER --images=DIR            with one folder of images a class
 
 --json stores the numbers; --output adds curves, confusion matrix, errors by size and the worst images.
@@ -21,6 +22,12 @@ def add_arguments(parser):
     add("--labels", metavar="DIR", help="folder of label files, or one file of labels")
     add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
     add("--images", metavar="DIR", help="folder of images; beside --predictions only for drawing the worst ones")
+    add("--masks", metavar="DIR", help="folder of masks, of a segmenter or a change detector")
+    add("--before", metavar="DIR", help="folder of the earlier images, of a change detector")
+    add("--after", metavar="DIR", help="folder of the later images, of a change detector")
+    terminal.add_list(parser, "--scales", kind=float, help="of segmenters and change detectors, as in predict")
+    add("--flip", action="store_true", help="of segmenters and change detectors, as in predict")
+    add("--turns", action="store_true", help="of segmenters and change detectors, as in predict")
     add("--dataset", metavar="DIR", help="data set prepared by `haksnet build`")
     add("--split", default="val", help="of --dataset, or of the run's own data; default: %(default)s")
     add("--classes", help="of --predictions: a published list's name, or a text file with one class a line, in order")
@@ -96,10 +103,15 @@ def run(arguments):
         from haksnet_jax.weights import model_folder
 
         info_path = model_folder.resolve(arguments.checkpoint)[1]
-        if info_path.exists() and model_folder.read_model_info(info_path).get("task") == "classification":
+        task = model_folder.read_model_info(info_path).get("task") if info_path.exists() else None
+        if task == "classification":
             from haksnet_jax.cli import classification
 
             return classification.evaluate(arguments)
+        if task in ("segmentation", "change"):
+            from haksnet_jax.cli import dense_evaluation
+
+            return dense_evaluation.run(arguments)
     from haksnet_jax.cli import evaluation
 
     return evaluation.run(arguments)

@@ -3,6 +3,8 @@
     haksnet validate --images=train/images --labels=train/labelTxt
     haksnet validate --images=train/images --labels=train/labelTxt --classes=classes.txt --sheet=sheet.png
     haksnet validate --images=images/train --labels=labels/train --format=yolo-obb
+    haksnet validate --images=train/images --masks=train/masks
+    haksnet validate --before=train/A --after=train/B --masks=train/label
 
 Exit status 1: something would be lost in training.
 """
@@ -17,7 +19,11 @@ def add_arguments(parser):
     from haksnet_jax.images import settings as image_settings
 
     add = parser.add_argument
-    add("--images", required=True, metavar="DIR", help="folder of images")
+    add("--images", metavar="DIR", help="folder of images")
+    add("--masks", metavar="DIR", help="folder of masks of the same names, of segmentation or of change")
+    add("--palette", metavar="FILE", help="colours of the masks' classes; default: palette.txt beside the folders")
+    add("--before", metavar="DIR", help="folder of the earlier images of pairs, for change")
+    add("--after", metavar="DIR", help="folder of the later images of pairs, for change")
     add("--labels", metavar="DIR", help="folder of label files of the same names, or one file; none: images alone")
     add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
     add(
@@ -49,6 +55,10 @@ def run(arguments):
     from haksnet_jax.preparation import validation, validation_report
 
     class_names = classes.read_class_names(arguments.classes) if arguments.classes else None
+    if arguments.masks:
+        return _run_masks(arguments, class_names)
+    if not arguments.images or arguments.before or arguments.after:
+        raise terminal.UsageError("expected --images=DIR, or --before=DIR, --after=DIR and --masks=DIR")
     report = validation.validate(
         arguments.images,
         arguments.labels,
@@ -80,3 +90,32 @@ def run(arguments):
     for reason, count in shown.most_common():
         print(f"{count:7d}  {reason}{'  (something would be lost)' if reason in lost else ''}")
     return 1 if report.lost else 0
+
+
+def _run_masks(arguments, class_names):
+    """Checks masks of segmentation or of change. Returns: exit status."""
+    from haksnet_jax.images import settings as image_settings
+    from haksnet_jax.labels.problems import losses
+    from haksnet_jax.preparation import dense_validation
+
+    more = {"settings": image_settings.of_options(arguments), "decode": not arguments.fast}
+    if arguments.before or arguments.after:
+        if not (arguments.before and arguments.after) or arguments.images:
+            raise terminal.UsageError("pairs are --before=DIR, --after=DIR and --masks=DIR")
+        report = dense_validation.validate_pairs(arguments.before, arguments.after, arguments.masks, **more)
+    elif not arguments.images:
+        raise terminal.UsageError("--masks needs --images=DIR, or --before=DIR and --after=DIR")
+    else:
+        names, legend = dense_validation.legend_of(arguments.images, class_names, arguments.palette)
+        report = dense_validation.validate_masks(arguments.images, arguments.masks, names, legend, **more)
+    print(report.describe())
+    shown = collections.Counter()
+    for problem in report.problems:
+        shown[problem.reason] += 1
+        if shown[problem.reason] <= arguments.show:
+            print(problem)
+    lost = collections.Counter(problem.reason for problem in losses(report.problems))
+    print("\nno problems" if not report.problems else f"\n{len(report.problems)} problems")
+    for reason, count in shown.most_common():
+        print(f"{count:7d}  {reason}{'  (something would be lost)' if reason in lost else ''}")
+    return 1 if lost else 0

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from haksnet_jax.distributed import hosts
-from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.inference import dense
 from haksnet_jax.labels.masks import IGNORED
 from haksnet_jax.pipeline.dense_transforms import IMAGES
@@ -26,10 +25,9 @@ class DenseEvaluator:
     """Evaluates on whole images, again and again with one compilation. Each host takes its part of the images.
 
     Args:
-      graph: graph definition of the model.
+      session: dense.Session.
       source: labelled examples.
       settings: dense.Settings.
-      batch_size: windows at a time on each device.
       left_out: names of classes that the means leave out.
       num_pictures: examples that are drawn.
       colours: of the classes, or None.
@@ -38,9 +36,8 @@ class DenseEvaluator:
       pictures: list of Picture, drawn by the last evaluation.
     """
 
-    def __init__(self, graph, source, settings, *, batch_size, left_out=(), num_pictures=8, colours=None):
-        mesh = devices.data_mesh(jax.local_devices())
-        self._session = dense.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
+    def __init__(self, session, source, settings, *, left_out=(), num_pictures=8, colours=None):
+        self._session = session
         self._source = source
         self._settings = settings
         self._left_out = tuple(left_out)
@@ -52,13 +49,14 @@ class DenseEvaluator:
         """Evaluates.
 
         Args:
-          variables: {"params", "batch_stats"}, whole on every device.
+          variables: {"params", "batch_stats"}, whole on every device; None: those that the session has.
           pictures: folder (a path) for drawings, or None for none.
 
         Returns:
           Confusion, or ChangeConfusion of a source of pairs.
         """
-        self._session.set_variables(variables)
+        if variables is not None:
+            self._session.set_variables(variables)
         num_classes = len(self._source.class_names)
         matrix = np.zeros((num_classes, num_classes), np.int64)
         drawn = set(

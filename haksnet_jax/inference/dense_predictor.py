@@ -76,6 +76,8 @@ class DensePredictor:
       image_settings: ImageSettings by which images are read.
       num_images: images that are looked at together: two of a change detector.
       tile, overlap: of the windows that the model was evaluated with.
+      session: dense.Session with the weights.
+      precision: of the arithmetic.
     """
 
     def __init__(self, arrays, model_info, *, precision="float32", batch_size=None):
@@ -91,7 +93,9 @@ class DensePredictor:
             self.tile = int(model_info["input_size"][0])
             self.overlap = int(model_info["overlap"])
             colours = model_info.get("colours")
-            self.image_settings = image_settings.from_json(model_info.get("images", {}), "model.json: images")
+            self.image_settings = image_settings.from_json(
+                model_info.get("image_settings", {}), "model.json: image_settings"
+            )
             if len(self.class_names) != architecture["num_classes"]:
                 raise CheckpointError(
                     f"model.json names {len(self.class_names)} classes, the model has {architecture['num_classes']}"
@@ -107,11 +111,11 @@ class DensePredictor:
         }
         self.colours = dense_maps.colours_of(self.class_names, colours)
         self.num_images = 2 if self.task == "change" else 1
-        self._precision = precision
+        self.precision = precision
         mesh = devices.data_mesh(jax.local_devices())
         batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 4)
-        self._session = dense.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
-        self._session.set_variables(variables)
+        self.session = dense.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
+        self.session.set_variables(variables)
 
     def settings(self, *, tile=None, overlap=None, scales=(1.0,), flip=False, turns=False):
         """dense.Settings, those of the model where they are None.
@@ -129,8 +133,8 @@ class DensePredictor:
 
     def predict(self, jobs, settings, *, on_progress=None):
         """`dense.predict` with this model. Yields: each Job when its sink has all rows."""
-        with dense.arithmetic(self._precision):
-            yield from dense.predict(self._session, jobs, settings, on_progress=on_progress)
+        with dense.arithmetic(self.precision):
+            yield from dense.predict(self.session, jobs, settings, on_progress=on_progress)
 
     def labels(self, *images, settings=None):
         """The class of each pixel.

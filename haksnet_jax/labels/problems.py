@@ -57,6 +57,15 @@ class Reason(enum.StrEnum):
     MISSING_FILE = "missing_file", True, "a file that a list names is not there"
     SIMILAR_CLASSES = "similar_classes", False, "two classes differ only in case, blanks, hyphens or underscores"
 
+    # Masks of pixels' classes, and pairs of images of two dates.
+    NO_PARTNER = "no_partner", True, "an image without a mask, a mask without an image, or a date without the other"
+    UNREADABLE_MASK = "unreadable_mask", True, "a mask that cannot be read, or is a JPEG"
+    SIZE_DIFFERS = "size_differs", True, "a mask, or the other date, of another size than its image"
+    UNKNOWN_VALUE = "unknown_value", True, "pixels of a mask whose value or colour is no class: they have no label"
+    NO_LABELLED_PIXEL = "no_labelled_pixel", False, "a mask without any pixel of a class"
+    EMPTY_CLASS = "empty_class", False, "a class that no mask has"
+    ONE_CLASS = "one_class", False, "all masks together have one class only"
+
     # Images.
     SAME_NAME = "same_name", True, "two images differ in their endings alone"
     UNREADABLE_IMAGE = "unreadable_image", True, "an image that cannot be opened"

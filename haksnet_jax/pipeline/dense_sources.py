@@ -20,16 +20,13 @@ from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
 from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.labels import masks
-from haksnet_jax.labels.dota import Problem
+from haksnet_jax.labels.problems import Problem, Reason
 from haksnet_jax.pipeline import scenes
 from haksnet_jax.pipeline.sources import SCENE_CLASSES
 
 CHANGE_CLASSES = ("unchanged", "changed")
 SCENE_MASK_CLASSES = ("land", "water", *SCENE_CLASSES)
 _CHECKED_MASKS = 16  # masks that are read when a source is opened, spread over it
-
-
-_MEASURED_IMAGES = 200  # of more than 8 bits, whose values are looked at for limits that hold for all
 
 
 def read_image(path, settings=DEFAULT):
@@ -84,7 +81,7 @@ class _Folders:
     Attributes:
       class_names: the classes, in the order of the labels.
       image_ids: names that every folder has, sorted.
-      problems: list of Problem: files that have no partner (`no_mask`, `no_image`); they are left out.
+      problems: list of Problem: files that have no partner; they are left out.
       image_settings: ImageSettings by which all images are read, limits included where they are needed.
     """
 
@@ -101,15 +98,11 @@ class _Folders:
             stem for stem in every if stem in of_masks and all(stem in found for found in images.values())
         ]
         for stem in every:
-            for name, folder, found in (
-                *((name, folders[name], found) for name, found in images.items()),
-                ("mask", masks_dir, of_masks),
-            ):
+            for folder, found in (*zip(folders.values(), images.values(), strict=True), (masks_dir, of_masks)):
                 if stem not in found:
                     has = next(other[stem] for other in (*images.values(), of_masks) if stem in other)
-                    reason = "no_mask" if name == "mask" else "no_image"
                     detail = f"left out: there is no file {stem}.* in {folder}"
-                    self.problems.append(Problem(str(has), 0, reason, detail))
+                    self.problems.append(Problem(str(has), 0, Reason.NO_PARTNER, detail))
         if not self.image_ids:
             raise UserError(
                 f"no image of {next(iter(folders.values()))} has a mask of its name in {masks_dir}: expected for "
@@ -118,7 +111,7 @@ class _Folders:
         self._paths = {name: [str(found[stem]) for stem in self.image_ids] for name, found in images.items()}
         self._mask_paths = [str(of_masks[stem]) for stem in self.image_ids]
         every = [path for paths in self._paths.values() for path in paths]
-        self.image_settings = scaling.for_images(every, image_settings, max_measured=_MEASURED_IMAGES)
+        self.image_settings = scaling.for_images(every, image_settings)
         self._check_some_masks()
 
     def _check_some_masks(self):

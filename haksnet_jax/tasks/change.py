@@ -6,6 +6,7 @@ import numpy as np
 from haksnet_jax.errors import UserError
 from haksnet_jax.models import dense_architecture
 from haksnet_jax.models.change_detector import ChangerHead
+from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline.dense_sources import CHANGE_CLASSES, PairFolder, PairScenes
 from haksnet_jax.results.dense_maps import CHANGE_COLOURS
 from haksnet_jax.tasks import dense
@@ -24,7 +25,7 @@ def prepared(config):
         raise UserError(f"model.head: expected one of {', '.join(dense_architecture.HEADS)}, got {config.model.head!r}")
     if not 0 <= config.augment.exchange <= 1:
         raise UserError(f"augment.exchange: expected a probability, got {config.augment.exchange}")
-    return dense.with_images(dense.checked(config), ("before_dir", "after_dir"))
+    return dense.with_bands(dense.checked(config), ("before_dir", "after_dir"))
 
 
 def open_source(config, split):
@@ -32,7 +33,7 @@ def open_source(config, split):
     if config.data.kind == "scenes":
         return PairScenes(**config.data[split])
     folders = (dense.folder_of(config, split, name) for name in ("before_dir", "after_dir", "masks_dir"))
-    return PairFolder(*folders, cache_gib=config.data.cache_gib, image_settings=dense.images_of(config))
+    return PairFolder(*folders, cache_gib=config.data.cache_gib, image_settings=bands.settings_of(config))
 
 
 def batch_arrays(config):

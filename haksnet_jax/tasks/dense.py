@@ -1,18 +1,18 @@
 """What segmentation and change detection have in common: sources, crops, loss, evaluation on whole images."""
 
+import os
 import pathlib
 
+import jax
 import numpy as np
 
 from haksnet_jax import files
+from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
-from haksnet_jax.images import files as image_files
-from haksnet_jax.images import scaling
-from haksnet_jax.images import settings as image_settings
 from haksnet_jax.inference import dense
 from haksnet_jax.inference.dense_evaluator import DenseEvaluator
 from haksnet_jax.models import dense_loss
-from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline import bands, loader
 from haksnet_jax.pipeline.dense_transforms import Augmentation
 
 COUNTERS = {
@@ -21,52 +21,23 @@ COUNTERS = {
 }
 KINDS = ("folder", "scenes")
 DECODERS = ("unetformer", "upernet")
-_MEASURED_IMAGES = 200  # of more than 8 bits, whose values are looked at for limits that hold for all
 _MIN_SIDE = 64  # of what the network gets: the coarsest map needs two rows for its reflections
 
 
-def with_images(config, folders):
-    """The configuration with what the training images say: channels, limits of deep values, means and deviations.
+def with_bands(config, names):
+    """The configuration with what its training images say of bands, see `bands.completed`; they need not be there.
 
     Args:
       config: the experiment.
-      folders: names of the keys of `data.train` that name folders of images.
+      names: of the keys of `data.train` that name folders of images.
 
     Raises:
       UserError: settings that cannot be used, or bands whose mean and deviation are known nowhere.
     """
-    given = images_of(config)
-    channels, more = given.num_channels, {}
+    folders = ()
     if config.data.kind == "folder":
-        paths = [path for name in folders for path in image_files.list_images(folder_of(config, "train", name))]
-        given = scaling.for_images(paths, given, max_measured=_MEASURED_IMAGES)
-        channels = given.num_channels
-        more = image_settings.read_folder(folder_of(config, "train", folders[0]))[1]
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.in_channels = channels
-        config.data.bands = () if given.bands is None else tuple(given.bands)
-        config.data.limits = () if given.limits is None else tuple(given.limits)
-        config.data.nodata = given.nodata
-        for name in ("mean", "std"):
-            kept = more.get(name)
-            if len(config.model[f"pixel_{name}"]) != channels and isinstance(kept, list) and len(kept) == channels:
-                config.model[f"pixel_{name}"] = tuple(float(value) for value in kept)
-            if len(config.model[f"pixel_{name}"]) != channels:
-                raise UserError(
-                    f"model.pixel_{name}: expected a number for each of the {channels} bands, got "
-                    f"{len(config.model[f'pixel_{name}'])}: `haksnet validate` measures them and keeps them beside the "
-                    "images, or state them"
-                )
-    return config
-
-
-def images_of(config):
-    """ImageSettings that a configuration gives. Raises: UserError, the key and what is wrong."""
-    data = config.data
-    return image_settings.checked(
-        image_settings.ImageSettings(tuple(data.bands) or None, tuple(data.limits) or None, data.nodata), "data."
-    )
+        folders = tuple(folder_of(config, "train", name) for name in names)
+    return bands.completed(config, folders if all(map(os.path.isdir, folders)) else ())
 
 
 def checked(config):
@@ -171,12 +142,18 @@ def inference_settings(config):
 
 
 def make_evaluator(config, graph, source, colours=None):
-    """DenseEvaluator of a configuration."""
+    """DenseEvaluator of a configuration, on this host's devices."""
+    mesh = devices.data_mesh(jax.local_devices())
+    batch_size = config.evaluation.batch_size_per_device * mesh.devices.size
+    return evaluator_of(config, dense.Session(graph, mesh, batch_size=batch_size), source, colours)
+
+
+def evaluator_of(config, session, source, colours=None):
+    """DenseEvaluator of a configuration with a session."""
     return DenseEvaluator(
-        graph,
+        session,
         source,
         inference_settings(config),
-        batch_size=config.evaluation.batch_size_per_device,
         left_out=tuple(config.evaluation.left_out),
         num_pictures=config.evaluation.num_pictures,
         colours=colours,
@@ -193,7 +170,7 @@ def model_info(config, task, architecture, class_names, colours=None):
         "pixel_std": list(config.model.pixel_std),
         "input_size": [config.evaluation.tile] * 2,
         "overlap": config.evaluation.overlap,
-        "images": image_settings.to_json(images_of(config)),
+        **bands.model_info(config),
     }
     return info | ({"colours": [list(colour) for colour in colours]} if colours else {})
 

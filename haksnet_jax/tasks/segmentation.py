@@ -7,6 +7,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.dota import read_class_names
 from haksnet_jax.models import dense_architecture
+from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline.dense_sources import SCENE_MASK_CLASSES, MaskFolder, MaskScenes
 from haksnet_jax.tasks import dense
 
@@ -38,7 +39,7 @@ def prepared(config):
     unknown = set(config.evaluation.left_out) - set(config.data.class_names)
     if unknown:
         raise UserError(f"evaluation.left_out: {', '.join(sorted(unknown))} not among data.class_names")
-    return dense.with_images(dense.checked(config), ("images_dir",))
+    return dense.with_bands(dense.checked(config), ("images_dir",))
 
 
 def _class_names(config):
@@ -103,7 +104,7 @@ def open_source(config, split):
         config.data.class_names,
         _legend(config),
         cache_gib=config.data.cache_gib,
-        image_settings=dense.images_of(config),
+        image_settings=bands.settings_of(config),
     )
 
 

@@ -36,8 +36,8 @@ def test_files_without_partners_are_left_out_named_and_counted(tmp_path):
     source = open_folder(tmp_path)
     assert source.image_ids == ["train_0", "train_3"]
     assert [(problem.reason, problem.path.rsplit("/", 1)[1]) for problem in source.problems] == [
-        ("no_mask", "train_1.png"),
-        ("no_image", "train_2.png"),
+        ("no_partner", "train_1.png"),
+        ("no_partner", "train_2.png"),
     ]
     assert "2 files without a partner are left out" in source.summary()
 

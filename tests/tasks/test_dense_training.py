@@ -139,7 +139,11 @@ def test_configurations_describe_models_of_their_task(module):
         ("data.kind", "tfds", "data.kind"),
         ("augment.scale_range", (2.0, 0.5), "augment.scale_range"),
         ("augment.mosaic", 2.0, "augment.mosaic: expected a probability"),
-        ("data.bands", (1, 2, 3, 4), "model.pixel_mean: expected a number for each of the 4 bands, got 3"),
+        (
+            "data.bands",
+            (1, 2, 3, 4),
+            "model.pixel_mean and model.pixel_std: expected a number for each of the 4 bands, got 3",
+        ),
         ("evaluation.left_out", ("clutter",), "evaluation.left_out: clutter not among"),
     ],
 )

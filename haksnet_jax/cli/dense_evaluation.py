@@ -1,0 +1,78 @@
+"""Scores a segmenter or a change detector on labelled images: what the command `evaluate` does with models of these."""
+
+import json
+import pathlib
+
+import ml_collections
+from etils import epath
+
+from haksnet_jax import files, tasks
+from haksnet_jax.cli.evaluation import run_settings
+from haksnet_jax.errors import UserError
+from haksnet_jax.inference import dense, dense_predictor
+from haksnet_jax.inference.dense_evaluator import DenseEvaluator
+
+_FOLDERS = {
+    "segmentation": (("images", "images_dir"), ("masks", "masks_dir")),
+    "change": (("before", "before_dir"), ("after", "after_dir"), ("masks", "masks_dir")),
+}
+
+
+def _source(arguments, predictor, settings):
+    """The labelled examples that the command's arguments name, and the classes that means leave out."""
+    if settings is None:
+        raise UserError(
+            f"{arguments.checkpoint} belongs to no run: its config.json says how the masks' values are read; evaluate "
+            "the folder of a run, or one of its checkpoints"
+        )
+    given = {option: getattr(arguments, option) for option, _ in _FOLDERS[predictor.task]}
+    if any(given.values()) and not all(given.values()):
+        raise UserError("expected all of " + ", ".join(f"--{option}" for option in given) + ", or none of them")
+    config = ml_collections.ConfigDict(settings)
+    split = arguments.split
+    if split not in ("train", "val"):
+        raise UserError(f"--split: a run has the splits train and val, got {split!r}")
+    if all(given.values()):
+        for option, key in _FOLDERS[predictor.task]:
+            config.data[split][key] = str(files.absolute(given[option]))
+        config.data.root = ""
+    return tasks.of(config).open_source(config, split), tuple(config.evaluation.left_out)
+
+
+def run(arguments):
+    """Runs the command. Args: arguments, of `cli.evaluate`. Returns: exit status."""
+    from haksnet_jax.distributed import mesh as devices
+
+    devices.enable_compilation_cache()
+    predictor = dense_predictor.load(
+        arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size
+    )
+    run_config = run_settings(arguments.checkpoint)
+    source, left_out = _source(arguments, predictor, run_config)
+    settings = predictor.settings(
+        overlap=arguments.overlap,
+        scales=arguments.scales or (1.0,),
+        flip=arguments.flip,
+        turns=arguments.turns,
+    )
+    evaluator = DenseEvaluator(
+        predictor.session,
+        source,
+        settings,
+        left_out=left_out,
+        num_pictures=arguments.worst if arguments.output else 0,
+        colours=predictor.colours,
+    )
+    print(source.summary())
+    with dense.arithmetic(predictor.precision):
+        result = evaluator(None, pictures=epath.Path(arguments.output) / "pictures" if arguments.output else None)
+    print(result.table())
+    for name, value in result.figures().items():
+        if not name.startswith("iou:"):
+            print(f"{name} {'-' if value is None else f'{value:.4f}'}")
+    text = json.dumps({"figures": result.figures(), **result.to_json()}, indent=2) + "\n"
+    for target in filter(None, (arguments.json, arguments.output and f"{arguments.output}/evaluation.json")):
+        pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(target, text)
+        print(target)
+    return 0

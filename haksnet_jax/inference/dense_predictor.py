@@ -93,9 +93,7 @@ class DensePredictor:
             self.tile = int(model_info["input_size"][0])
             self.overlap = int(model_info["overlap"])
             colours = model_info.get("colours")
-            self.image_settings = image_settings.from_json(
-                model_info.get("image_settings", {}), "model.json: image_settings"
-            )
+            self.image_settings = image_settings.from_json(model_info.get("images", {}), "model.json: images")
             if len(self.class_names) != architecture["num_classes"]:
                 raise CheckpointError(
                     f"model.json names {len(self.class_names)} classes, the model has {architecture['num_classes']}"

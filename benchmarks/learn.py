@@ -33,7 +33,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
 from haksnet_jax import files
-from haksnet_jax.cli.evaluate import evaluate_files
+from haksnet_jax.cli.evaluation import evaluate_files
 from haksnet_jax.results import dota, mean_ap, visualize
 from haksnet_jax.tools.parity.networks import ROUNDED_LIMITS, ROUNDED_SCORE
 from haksnet_jax.tools.parity.rows import Found, match_boxes
@@ -140,7 +140,7 @@ def write_sheets(out, predictions, settings, class_names):
       settings: of `run_settings`.
       class_names: the classes.
     """
-    detections, labels, _ = evaluate_files(predictions, settings["labels"], class_names)
+    detections, labels, *_ = evaluate_files(predictions, settings["labels"], class_names)
     paths = {dota.image_stem(path.name): path for path in settings["images"].iterdir() if dota.is_image_file(path)}
     errors = dict.fromkeys(labels, 0)
     errors |= dict(mean_ap.analyse_errors(detections, labels, class_names).worst_images(len(labels)))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks import learn
-from haksnet_jax.cli.predict import write_detections_json
 from haksnet_jax.labels.dota import boxes_to_polygons
+from haksnet_jax.results import detections_json
 
 
 def detections_file(path, boxes_by_image):
@@ -25,7 +25,7 @@ def detections_file(path, boxes_by_image):
         )
         for name, boxes in boxes_by_image.items()
     )
-    write_detections_json(path, entries, ("ship",))
+    detections_json.write(path, entries, ("ship",))
     return path
 
 

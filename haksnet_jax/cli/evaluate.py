@@ -113,5 +113,25 @@ def run(arguments):
 
             return dense_evaluation.run(arguments)
     from haksnet_jax.cli import evaluation
+    from haksnet_jax.images import settings as image_settings
 
-    return evaluation.run(arguments)
+    options = {}
+    if arguments.checkpoint:
+        names = ("dataset", "split", "resize", "pad", "overlap", "precision", "batch_size", "num_workers")
+        options = {name: getattr(arguments, name) for name in names}
+        options["given_settings"] = image_settings.of_options(arguments)
+    return evaluation.evaluate(
+        checkpoint=arguments.checkpoint,
+        predicted=arguments.predictions,
+        labels=arguments.labels,
+        images=arguments.images,
+        classes=arguments.classes,
+        labels_format=arguments.format,
+        allow_unknown_classes=arguments.allow_unknown_classes,
+        ignore_truncated=arguments.ignore_truncated,
+        json_file=arguments.json,
+        output=arguments.output,
+        worst=arguments.worst,
+        score=arguments.score,
+        **options,
+    )

@@ -1,167 +1,161 @@
 """Scores a detector, or predictions in files, against labels: what the command `evaluate` does."""
 
-import collections
 import json
-import os
-import pathlib
 import sys
+from typing import Any, NamedTuple
 
-import jax
+import ml_collections
 import numpy as np
 from etils import epath
 
-from haksnet_jax import files
-from haksnet_jax.distributed import mesh as devices
+from haksnet_jax import files, json_files, tasks
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.inference import evaluator, views
-from haksnet_jax.inference import session as sessions
-from haksnet_jax.inference.predictor import load, merge
-from haksnet_jax.inference.views import Settings
-from haksnet_jax.labels.classes import CLASSES, read_class_names
+from haksnet_jax.images.reader import ImageFile
+from haksnet_jax.labels import problems as label_problems
+from haksnet_jax.labels.classes import read_class_names
 from haksnet_jax.labels.label_set import NEEDS_IMAGES, LabelSet
-from haksnet_jax.labels.problems import require_read, unknown_classes
+from haksnet_jax.labels.problems import Reason
 from haksnet_jax.pipeline import sources
-from haksnet_jax.results import dota, mean_ap, visualize
+from haksnet_jax.results import detections_json, dota, mean_ap, predictions, visualize
 from haksnet_jax.results.mean_ap import mean_average_precision
-from haksnet_jax.training import checkpoint
+from haksnet_jax.wording import counted
 
-_SHOWN = 10  # problems of one kind that are named one by one
 _PICTURE_SIDE = 2048  # pixels: larger images are drawn reduced to this
+_MANY_TIES = 0.1  # share of the detections that have the score of another one, from which on it is said
+_SHOWN = 10  # images that could not be used and are named
 
 
-class EvaluationError(UserError):
-    """An evaluation that is not possible, told in one sentence."""
+class Evaluated(NamedTuple):
+    """What was found beside what is labelled.
+
+    Attributes:
+      detections: dict by image.
+      labels: dict by image.
+      class_names: the classes, by label.
+      picture: function from an image's name to its pixels, or to None.
+      failed: {image: why it could not be read}; it is in neither dict.
+      warnings: sentences to be read beside the result.
+    """
+
+    detections: dict[str, Any]
+    labels: dict[str, Any]
+    class_names: tuple[str, ...]
+    picture: Any
+    failed: dict[str, str]
+    warnings: list[str]
 
 
-def read_label_folder(folder, class_names, *, format="dota", images=None):
-    """Reads all labels of a folder.
+# ------------------------------------------------------------------------------------------------ predictions in files
+
+
+def read_label_folder(folder, class_names, *, labels_format="dota", images=None):
+    """Reads the labels of many images.
 
     Args:
-      folder: holds one label file for each image, or is one file for all of them.
+      folder: label files, one for each image; or one file, in formats that are so.
       class_names: the classes, in the order of their labels.
-      format: of the labels, see labels.label_set.FORMATS.
-      images: folder of the images, which some formats need for their sizes; or None.
+      labels_format: one of `label_set.FORMATS`.
+      images: dict from an image's name to its file, which some formats need.
 
     Returns:
       (dict from image name to {"polygons", "labels", "difficulty"}, list of Problem).
 
     Raises:
-      EvaluationError: no such folder, or no label file in it.
+      UserError: there are no labels.
     """
-    label_set = LabelSet(folder, format)
-    if not label_set.files:
-        raise EvaluationError(f"{folder} holds no label file; expected one for each image")
-    needed = label_set.format in NEEDS_IMAGES
-    if needed and images is None:
-        raise EvaluationError(
-            f"labels in the format {label_set.format} need the images: name their folder with --images"
-        )
-    paths = {} if not needed else {path.stem: path for path in image_files.list_images(images)}
+    label_set = _label_set(folder, labels_format)
+    if label_set.format in NEEDS_IMAGES and not images:
+        raise UserError(f"labels in the format {label_set.format} need the images: name their folder with --images")
     by_image, problems = {}, list(label_set.problems)
-    for stem in label_set.files:
-        objects, found = label_set.read(stem, tuple(class_names), paths.get(stem))
+    for name in label_set.files:
+        objects, found = label_set.read(name, tuple(class_names), (images or {}).get(name))
         problems += found
-        by_image[stem] = {
-            "polygons": objects.polygons,
-            "labels": objects.labels,
-            "difficulty": objects.difficulty,
-        }
-    require_read(problems)
+        fields = {"polygons": objects.polygons, "labels": objects.labels, "difficulty": objects.difficulty}
+        by_image[name] = fields
+    label_problems.require_read(problems)
     return by_image, problems
 
 
-def class_names_of(predictions):
-    """The classes that predictions were made with.
-
-    Those of a `classes.txt` beside them, as `predict` writes it; else the first published list with these Task-1
-    files, or with all classes of a detections.json.
-
-    Args:
-      predictions: folder of Task-1 files, a detections.json, or the folder it lies in.
-
-    Raises:
-      EvaluationError: neither is there.
-    """
-
-    path = pathlib.Path(predictions)
-    folder = path if path.is_dir() else path.parent
-    for beside in (folder / "classes.txt", folder.parent / "classes.txt"):
-        if beside.is_file():
-            return read_class_names(str(beside))
-    names = {file.name for file in folder.glob("Task1_*.txt")} if path.is_dir() else set()
-    if names:
-        for published in CLASSES.values():
-            if {dota.task1_file_name(name) for name in published} == names:
-                return published
-    else:
-        path = path / "detections.json" if path.is_dir() else path
-        try:
-            images = json.loads(path.read_text(encoding="utf-8"))["images"]
-            names = {one["label"] for image in images for one in image["detections"]}
-        except OSError as error:
-            raise EvaluationError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"{path} is not a detections.json as `predict` writes it: {error!r}") from error
-        for published in CLASSES.values():
-            if names <= set(published):
-                return published
-    raise EvaluationError(
-        f"the classes of {predictions} are those of no published list: name them with --classes=FILE, one class a line "
-        "in the order of the labels"
-    )
+def _label_set(folder, labels_format):
+    label_set = LabelSet(folder, labels_format)
+    if not label_set.files:
+        raise UserError(f"{folder} holds no label file; expected one text file for each image")
+    return label_set
 
 
-def evaluate_files(predictions, labels_folder, class_names, *, format="dota", images=None):
+def evaluate_files(source, labels, class_names=None, *, labels_format="dota", images=None):
     """Predictions and labels in files, image by image.
 
     Args:
-      predictions: folder of Task-1 files, a detections.json, or the folder it lies in. Predictions for tiles are merged
+      source: folder of Task-1 files, a detections.json, or the folder it lies in. Predictions for tiles are merged
         where the labels are for whole images.
-      labels_folder: folder of label files, or a file of labels.
-      class_names: the classes, in the order of their labels.
-      format: of the labels, see labels.label_set.FORMATS.
-      images: folder of the images, which some formats need for their sizes; or None.
+      labels: folder of label files.
+      class_names: the classes, in the order of their labels; None takes the list that the predictions bring, and where
+        they bring none, all that occur in predictions and labels.
+      labels_format: as in `read_label_folder`.
+      images: dict from an image's name to its file.
 
     Returns:
-      (detections by image, labels by image, list of Problem in the labels).
+      (detections by image, labels by image, class names, list of Problem in the labels, warnings).
 
     Raises:
-      ValueError: something cannot be read completely, or there are predictions for images without a label file.
+      UserError: something cannot be read completely, or there are predictions for images without a label file.
     """
-    from haksnet_jax.cli import submission
-
-    labels_by_image, problems = read_label_folder(labels_folder, class_names, format=format, images=images)
-    detections, wrong = submission.read_predictions(predictions, class_names)
-    for problem in wrong:
-        if problem.reason != "missing_file":
-            raise EvaluationError(f"{problem}; {len(wrong)} such problems in {predictions}")
+    found = predictions.read(source, class_names)
+    if not found.listed:
+        found = _with_classes_of_labels(found, _label_set(labels, labels_format).found_class_names())
+    detections, class_names, warnings = found.by_image, found.class_names, []
+    labels_by_image, problems = read_label_folder(labels, class_names, labels_format=labels_format, images=images)
+    missing = [problem for problem in found.problems if problem.reason == "missing_file"]
+    wrong = [problem for problem in found.problems if problem.reason != "missing_file"]
     if wrong:
-        print(f"{len(wrong)} classes have no Task-1 file: they count as without detections", file=sys.stderr)
+        raise UserError(f"{wrong[0]}; {counted(len(wrong), 'such problem')} in {source}")
+    if missing:
+        is_are = "class has" if len(missing) == 1 else "classes have"
+        warnings.append(f"{len(missing)} {is_are} no Task-1 file: counted as without detections")
     if not set(detections) <= set(labels_by_image):
-        detections, num_tiles = submission.merge_if_tiles(detections, 0.1)
+        detections, num_tiles, warning = predictions.merge_if_tiles(detections, 0.1)
+        warnings += [warning] if warning else []
         if num_tiles:
-            print(f"merged the predictions for {num_tiles} tiles into {len(detections)} images", file=sys.stderr)
+            num_images = counted(len(detections), "image")
+            print(f"merged the predictions for {counted(num_tiles, 'tile')} into {num_images}", file=sys.stderr)
     unknown = sorted(set(detections) - set(labels_by_image))
     if unknown:
-        raise EvaluationError(
-            f"{len(unknown)} images with predictions have no label file in {labels_folder}, {unknown[0]} first; an "
+        raise UserError(
+            f"{counted(len(unknown), 'image')} with predictions and no label file in {labels}, {unknown[0]} first; an "
             "image without objects has an empty one, and unlabelled images are for `haksnet submit`"
         )
     without = len(labels_by_image) - len(detections)
     if without:
-        print(f"{without} of {len(labels_by_image)} labelled images have no predictions", file=sys.stderr)
-    return detections, labels_by_image, problems
+        warnings.append(f"no predictions for {without} of {counted(len(labels_by_image), 'labelled image')}")
+    return detections, labels_by_image, class_names, problems, warnings
+
+
+def _with_classes_of_labels(found, names):
+    """Predictions that bring no list of classes, with that of the labels and what occurs in them alone."""
+    spelled = {dota.task1_file_name(name): name for name in names}  # a file's name does not tell blanks from hyphens
+    own = tuple(name if name in names else spelled.get(dota.task1_file_name(name), name) for name in found.class_names)
+    problems = [problem for problem in found.problems if problem.reason != "missing_file"]
+    found = found._replace(class_names=own, problems=problems)
+    return predictions.with_classes(found, tuple(dict.fromkeys((*names, *own))), "the predictions")
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
 
 
 def run_settings(directory):
-    """The configuration of the run that a checkpoint belongs to, a dict, or None for a converted model."""
+    """The configuration of the run that a checkpoint belongs to, a dict, or None for a converted model.
+
+    Raises:
+      UserError: the file of the configuration is damaged.
+    """
     folder = files.absolute(directory)
     for place in (folder, folder.parent, folder.parent.parent):
-        if (place / "config.json").exists() and (place / checkpoint.MODEL_FILE).exists():
-            return json.loads((place / "config.json").read_text())
+        if (place / "config.json").exists() and (place / "model.json").exists():
+            return json_files.load(place / "config.json")
     return None
 
 
@@ -173,153 +167,242 @@ def run_caps(settings):
     return {name: settings["rpn"][name] for name in names}, detection, score
 
 
-def open_split(arguments, class_names, settings, read_by):
-    """The source that the command's arguments name.
+def open_split(
+    class_names,
+    settings,
+    *,
+    images=None,
+    labels=None,
+    dataset=None,
+    split="val",
+    labels_format="dota",
+    allow_unknown_classes=False,
+    read_by=image_settings.DEFAULT,
+):
+    """The labelled examples that are meant.
 
     Args:
-      arguments: of the command.
       class_names: of the model.
       settings: configuration of the run, or None.
-      read_by: ImageSettings of the model.
+      images, labels: folders.
+      dataset: folder of a prepared data set.
+      split: of the data set, or of the run's own data.
+      labels_format, allow_unknown_classes: of `sources.FolderSource`, for `images` and `labels`.
+      read_by: ImageSettings by which they are read.
 
     Raises:
-      EvaluationError: no data is named.
+      UserError: no data is named.
       FileNotFoundError, ValueError: of the source.
     """
-    if arguments.images or arguments.labels:
-        if not (arguments.images and arguments.labels):
-            raise EvaluationError(
+    if images or labels:
+        if not (images and labels):
+            raise UserError(
                 "expected both --images and --labels; images without labels are for `haksnet predict` "
                 "and `haksnet submit`"
             )
         return sources.FolderSource(
-            arguments.images,
-            arguments.labels,
+            images,
+            labels,
             class_names,
-            format=arguments.format,
-            allow_unknown_classes=arguments.allow_unknown_classes,
+            format=labels_format,
+            allow_unknown_classes=allow_unknown_classes,
             image_settings=read_by,
         )
-    if arguments.dataset:
-        return sources.TfdsSource(arguments.dataset, arguments.split, class_names)
+    if dataset:
+        return sources.TfdsSource(dataset, split, class_names)
     if settings is None:
-        raise EvaluationError(
+        raise UserError(
             "this checkpoint does not say what it was validated on: give --images and --labels, or --dataset"
         )
-    data = settings["data"]
-    if arguments.split not in ("train", "val"):
-        raise EvaluationError(f"--split: a run has the splits train and val, got {arguments.split!r}")
-    options = dict(data[arguments.split])
-    if data["kind"] == "folder":
-        options["image_settings"] = read_by
-    if data["kind"] != "scenes":
-        options["min_side"] = data.get("min_side", 0.0)
-    for name in ("directory", "images_dir", "labels_dir"):
-        if options.get(name) and data.get("root"):
-            options[name] = os.path.join(data["root"], options[name])
-    return sources.open_source(data["kind"], class_names, **options)
+    if split not in ("train", "val"):
+        raise UserError(f"--split: a run has the splits train and val, got {split!r}")
+    config = ml_collections.ConfigDict(settings)
+    with config.unlocked():
+        config.data.class_names = tuple(class_names)
+        for name, value in image_settings.to_json(read_by).items():
+            config.data[name] = value
+    return tasks.of(config).open_source(config, split)  # as the run opens it: the same labels, read in the same way
 
 
-def _all_fit(folder, detector):
+class _Readable:
+    """A source in which an image that cannot be read is a single black pixel, so that the others are evaluated."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # (asked for by pickle before there is a source)
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+    def __getitem__(self, index):
+        try:
+            return self._source[index]
+        except (OSError, ValueError):
+            return {"image": np.zeros((1, 1, 3), np.uint8), "image_id": self._source.image_ids[index]}
+
+
+def evaluate_checkpoint(
+    checkpoint,
+    *,
+    images=None,
+    labels=None,
+    dataset=None,
+    split="val",
+    resize="auto",
+    pad="full",
+    overlap=None,
+    precision="float32",
+    batch_size=None,
+    num_workers=0,
+    labels_format="dota",
+    allow_unknown_classes=False,
+    given_settings=image_settings.DEFAULT,
+    without_labels=False,
+):
+    """Detections of a checkpoint on a split, beside its labels.
+
+    A run's checkpoint is evaluated with the thresholds and caps of the run, whatever way its images are looked at.
+
+    Args:
+      checkpoint: a converted model, a run's folder, or one of its checkpoints.
+      images, labels, dataset, split, labels_format, allow_unknown_classes: as in `open_split`.
+      resize, pad, overlap: of `views.Settings`.
+      precision, batch_size: of `Detector`.
+      num_workers: processes that read; 0 for threads of this one.
+      given_settings: ImageSettings that replace those of the model.
+      without_labels: whether a split in which no object is labelled is of use.
+
+    Returns:
+      Evaluated.
+
+    Raises:
+      UserError, OSError: with one sentence.
+    """
+    from haksnet_jax.distributed import mesh as devices
+    from haksnet_jax.inference import predictor, views
+
+    devices.enable_compilation_cache()
+    settings = run_settings(checkpoint)
+    caps, score = {}, views.Settings().score
+    if settings is not None:
+        caps["proposal_caps"], caps["detection_caps"], score = run_caps(settings)
+    detector = predictor.load(checkpoint, precision=precision, batch_size=batch_size, **caps)
+    detector.image_settings = image_settings.merged(given_settings, detector.image_settings)
+    source = open_split(
+        detector.class_names,
+        settings,
+        images=images,
+        labels=labels,
+        dataset=dataset,
+        split=split,
+        labels_format=labels_format,
+        allow_unknown_classes=allow_unknown_classes,
+        read_by=detector.image_settings,
+    )
+    print(source.summary(), file=sys.stderr)
+    names = list(source.image_ids)
+    labels_by_image = {name: source.labels(index) for index, name in enumerate(names)}
+    if not _has_objects(labels_by_image) and not without_labels:  # before any work is done
+        raise UserError(
+            "no object is labelled, so there is nothing to score: add --output=DIR for the predictions, which "
+            "`haksnet submit` packs"
+        )
+    readable = _Readable(source)
+    if resize == "auto":
+        resize = "auto" if images and not _all_fit(images, detector.input_size) else "fit"
+    is_square = len(set(detector.input_size)) == 1  # else it lies as the image does, which the batches cannot
+    if resize == "fit" and pad == "full" and (is_square or settings is not None):
+        found, num_cut = _as_in_training(detector, readable, score, batch_size or 1, num_workers)
+    else:
+        options = views.Settings(resize=resize, overlap=overlap, pad=pad, score=score)
+        found, num_cut = _as_in_prediction(detector, readable, options)
+    warnings = [f"{counted(num_cut, 'detection')} beyond the model's caps left out"] if num_cut else []
+    unknown = label_problems.unknown_classes(getattr(source, "problems", []), _num_objects(labels_by_image), allow=True)
+    warnings += [unknown] if unknown else []
+    detections = dict(zip(names, found, strict=True))
+    unreadable = [one for one in getattr(source, "problems", ()) if one.reason == Reason.UNREADABLE_IMAGE]
+    failed = {dota.image_stem(one.path): str(one) for one in unreadable}  # known by their headers, and left out
+    for index, name in enumerate(names):
+        if detections[name]["size"] == (1, 1):
+            try:
+                source[index]
+            except (OSError, ValueError) as error:
+                failed[name] = str(error)
+                del detections[name], labels_by_image[name]
+    position = {name: index for index, name in enumerate(names)}
+    return Evaluated(
+        detections,
+        labels_by_image,
+        detector.class_names,
+        lambda name: source[position[name]]["image"],
+        failed,
+        warnings,
+    )
+
+
+def _as_in_training(detector, source, score, batch_size, num_workers):
+    """(detections by image, number cut): images fitted into one canvas, by the function that evaluates a run."""
+    import jax
+
+    from haksnet_jax.distributed import mesh as devices
+    from haksnet_jax.inference import evaluator
+    from haksnet_jax.inference import session as sessions
+
+    session, mesh = detector.session, devices.data_mesh()
+    with jax.set_mesh(mesh), session.arithmetic():
+        return evaluator.detect_split(
+            sessions.make_step(
+                session.graph, mesh, proposal_caps=session.proposal_caps, detection_caps=session.detection_caps
+            ),
+            jax.device_put(session.variables, devices.replicated(mesh)),
+            source,
+            mesh,
+            image_size=[-(-side // 32) * 32 for side in detector.input_size],
+            batch_size_per_device=batch_size,
+            score=score,
+            num_workers=num_workers,
+        )
+
+
+def _as_in_prediction(detector, source, options):
+    """(detections by image, number cut): by the views of `predict`."""
+    from haksnet_jax.inference.predictor import merge
+
+    found, num_cut = [], 0
+    for one in detector.look((source[index]["image"] for index in range(len(source))), options):
+        if one.error is not None:
+            raise one.error
+        found.append(merge(one, options) | {"size": (one.image.width, one.image.height)})
+        one.image.close()
+        num_cut += one.num_cut
+    return found, num_cut
+
+
+def _all_fit(folder, input_size):
     """Whether all images of a folder are no larger than the network's input."""
+    from haksnet_jax.inference import views
+
     for path in image_files.list_images(folder):
         try:
             header = read_header(path)
         except (ImageError, OSError):  # it is named when it is its turn
             continue
-        if not views.fits(header.height, header.width, detector.input_size):
+        if not views.fits(header.height, header.width, input_size):
             return False
     return True
 
 
-def evaluate_checkpoint(arguments):
-    """Detections of a checkpoint on a split, beside its labels.
-
-    Args:
-      arguments: of the command.
-
-    Returns:
-      (detections by image, labels by image, class names, function from an image's name to its pixels, number of images
-      that cannot be read and are left out).
-
-    Raises:
-      ValueError, OSError: with one sentence.
-    """
-    devices.enable_compilation_cache()
-    settings = run_settings(arguments.checkpoint)
-    caps, score = {}, Settings().score
-    if settings is not None:  # so that a run's figures come out again
-        caps["proposal_caps"], caps["detection_caps"], score = run_caps(settings)
-    detector = load(arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size, **caps)
-    detector.image_settings = image_settings.merged(image_settings.of_options(arguments), detector.image_settings)
-    source = open_split(arguments, detector.class_names, settings, detector.image_settings)
-    bad = _pass_over_bad_images(source)
-    print(source.summary(), file=sys.stderr)
-    names = list(source.image_ids)
-    labels_by_image = {name: source.labels(index) for index, name in enumerate(names)}
-    if not _has_objects(labels_by_image) and not arguments.output:  # before any work is done
-        raise EvaluationError(
-            "no object is labelled, so there is nothing to score: add --output=DIR for the predictions, which "
-            "`haksnet submit` packs"
-        )
-    resize = arguments.resize
-    if resize == "auto":
-        resize = "auto" if arguments.images and not _all_fit(arguments.images, detector) else "fit"
-    is_square = len(set(detector.input_size)) == 1  # else it lies as the image does, which the batches cannot
-    if resize == "fit" and arguments.pad == "full" and (is_square or settings is not None):
-        rounded = [-(-side // 32) * 32 for side in detector.input_size]
-        session, mesh = detector.session, devices.data_mesh()
-        with jax.set_mesh(mesh), session.arithmetic():
-            found, num_cut = evaluator.detect_split(
-                sessions.make_step(
-                    session.graph, mesh, proposal_caps=session.proposal_caps, detection_caps=session.detection_caps
-                ),
-                jax.device_put(session.variables, devices.replicated(mesh)),
-                source,
-                mesh,
-                image_size=rounded,
-                batch_size_per_device=arguments.batch_size or 1,
-                score=score,
-                num_workers=arguments.num_workers,
-            )
-    else:
-        options = Settings(resize=resize, overlap=arguments.overlap, pad=arguments.pad, score=score)
-        found, num_cut = [None] * len(source), 0
-        for one in detector.look((source[index]["image"] for index in range(len(source))), options):
-            if one.error is not None:
-                raise one.error
-            found[one.index] = merge(one, options) | {"size": (one.image.width, one.image.height)}
-            one.image.close()
-            num_cut += one.num_cut
-    if num_cut:
-        print(f"{num_cut} detections beyond the model's caps were left out", file=sys.stderr)
-    position = {name: index for index, name in enumerate(names)}
-    detections = dict(zip(names, found, strict=True))
-    return detections, labels_by_image, detector.class_names, lambda name: source[position[name]]["image"], bad
+def _images_of(folder):
+    """Dict from an image's name to its file."""
+    return {dota.image_stem(path.name): path for path in image_files.list_images(folder)} if folder else {}
 
 
-def _pass_over_bad_images(source):
-    """Leaves images that cannot be read out of a folder's source, and names them. Returns: how many."""
-    if not isinstance(source, sources.FolderSource):
-        return 0
-    # Decoded, since what is damaged in its middle would end the evaluation when it is half done.
-    bad = [one for one in source.check_images(decode=True, bad_images="leave_out") if one.reason == "unreadable_image"]
-    for problem in bad:
-        print(f"error: {problem}", file=sys.stderr)
-    if bad:
-        print(f"{len(bad)} images that cannot be read are left out of the score", file=sys.stderr)
-    return len(bad)
-
-
-def _pictures_of(folder):
-    """Function from an image's name to its pixels, or to None where the folder has no such image."""
-    from haksnet_jax.images.reader import ImageFile
-
-    paths = {}
-    if folder:
-        paths = {
-            dota.image_stem(path.name): path for path in pathlib.Path(folder).iterdir() if dota.is_image_file(path)
-        }
+def _pictures_of(paths):
+    """Function from an image's name to its pixels, or to None where there is no file of it."""
 
     def read(name):
         if name not in paths:
@@ -328,6 +411,146 @@ def _pictures_of(folder):
             return image.read(0, 0, image.width, image.height)
 
     return read
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def evaluate(
+    *,
+    checkpoint=None,
+    predicted=None,
+    labels=None,
+    images=None,
+    classes=None,
+    labels_format="dota",
+    allow_unknown_classes=False,
+    ignore_truncated=False,
+    json_file=None,
+    output=None,
+    worst=8,
+    score=0.3,
+    **options,
+):
+    """Scores a checkpoint or predictions, says the result on the terminal and writes what is asked for.
+
+    Args:
+      checkpoint: see `evaluate_checkpoint`; or
+      predicted: see `evaluate_files`.
+      labels, images: folders; see the two.
+      classes: of `predicted`: a published list's name, or a file of names; None for those that it brings.
+      labels_format: of `labels`.
+      allow_unknown_classes: scores although most labels are of classes that are not in the list.
+      ignore_truncated: ignores objects of difficulty 2.
+      json_file: file for the metrics, or None.
+      output: folder for curves, confusion matrix, worst images and a checkpoint's detections, or None.
+      worst: images with most errors that are drawn.
+      score: lowest score in drawings and error counts.
+      **options: of `evaluate_checkpoint`.
+
+    Returns:
+      Exit status: 0; 1 where images could not be read, which are named and not scored.
+
+    Raises:
+      UserError, OSError: with one sentence.
+    """
+    for target in (json_file, output):
+        if target:  # before any work is done
+            try:
+                files.absolute(target).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot write {target}: {error.strerror}") from error
+    if predicted:
+        found = _evaluated_files(predicted, labels, images, classes, labels_format, allow_unknown_classes)
+    else:
+        found = evaluate_checkpoint(
+            checkpoint,
+            images=images,
+            labels=labels,
+            labels_format=labels_format,
+            allow_unknown_classes=allow_unknown_classes,
+            without_labels=bool(output),
+            **options,
+        )
+    if not _has_objects(found.labels):
+        if predicted:
+            raise UserError(
+                "no object is labelled, so there is nothing to score; predictions on unlabelled images are for "
+                "`haksnet submit`"
+            )
+        write_predictions(output, found.detections, found.class_names)
+        print(
+            f"No object is labelled, so there is no score. The predictions are in {output}:\n"
+            f"  haksnet submit --predictions={output} --classes={output}/classes.txt --output=submission.zip"
+        )
+        return _say_failed(found.failed)
+    result = mean_average_precision(
+        found.detections, found.labels, found.class_names, ignore_truncated=ignore_truncated
+    )
+    print(result.table())
+    if json_file:
+        files.write_text(json_file, json.dumps(result.to_json(), indent=2) + "\n")
+        print(json_file)
+    warnings = list(found.warnings)
+    if output:
+        warnings += _write_output(output, found, result, ignore_truncated, score, worst, with_detections=not predicted)
+    num_tied, total = result.num_tied(), int(result.num_detections.sum())
+    if total and num_tied > _MANY_TIES * total:
+        warnings.append(
+            f"{num_tied} of {counted(total, 'detection')} share their score with another one of their class: equal "
+            "scores count together, which scores with more digits would not"
+        )
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return _say_failed(found.failed)
+
+
+def _evaluated_files(source, labels, images, classes, labels_format, allow_unknown):
+    paths = _images_of(images)
+    names = read_class_names(classes) if classes else None
+    detections, labels_by_image, names, problems, warnings = evaluate_files(
+        source, labels, names, labels_format=labels_format, images=paths
+    )
+    if problems:
+        print(f"labels: {label_problems.count_reasons(problems)}", file=sys.stderr)
+    lost = label_problems.losses(problems)
+    if lost:
+        print(f"these do not count:\n{label_problems.listed(lost)}", file=sys.stderr)
+    remedy = "name the predictions' classes with --classes, or allow it with --allow-unknown-classes"
+    unknown = label_problems.unknown_classes(
+        problems, _num_objects(labels_by_image), allow=allow_unknown, remedy=remedy
+    )
+    warnings += [unknown] if unknown else []
+    return Evaluated(detections, labels_by_image, names, _pictures_of(paths), {}, warnings)
+
+
+def _say_failed(failed):
+    if not failed:
+        return 0
+    for name, reason in list(failed.items())[:_SHOWN]:
+        print(f"{name}: {reason}", file=sys.stderr)
+    shown = ", ".join(list(failed)[:_SHOWN]) + (", ..." if len(failed) > _SHOWN else "")
+    print(f"error: {counted(len(failed), 'image')} could not be read and not scored: {shown}", file=sys.stderr)
+    return 1
+
+
+def _write_output(output, found, result, ignore_truncated, score, worst, *, with_detections):
+    """Writes the folder. Returns: warnings."""
+    labels = found.labels
+    if ignore_truncated:  # what is drawn knows one kind of ignored objects
+        labels = {
+            name: {**one, "difficulty": np.where(one["difficulty"] == 2, 1, one["difficulty"])}
+            for name, one in labels.items()
+        }
+    missing = write_report(
+        output, result, found.detections, labels, found.class_names, found.picture, score=score, num_worst=worst
+    )
+    if with_detections:
+        write_predictions(output, found.detections, found.class_names)
+    print(output)
+    if not missing:
+        return []
+    return [f"{len(missing)} of the worst images are not drawn: give their folder with --images"]
 
 
 def write_report(folder, result, detections, labels_by_image, class_names, picture, *, score, num_worst):
@@ -368,97 +591,19 @@ def write_report(folder, result, detections, labels_by_image, class_names, pictu
     return missing
 
 
-def run(arguments):
-    """Runs the command. Args: arguments, of `cli.evaluate`. Returns: exit status."""
-    for target in (arguments.json, arguments.output):
-        if target:  # before any work is done
-            try:
-                files.absolute(target).parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise EvaluationError(f"cannot write {target}: {error.strerror}") from error
-    num_bad = 0
-    if arguments.predictions:
-        names = read_class_names(arguments.classes) if arguments.classes else class_names_of(arguments.predictions)
-        detections, labels_by_image, problems = evaluate_files(
-            arguments.predictions, arguments.labels, names, format=arguments.format, images=arguments.images
-        )
-        num_known = sum(len(one["labels"]) for one in labels_by_image.values())
-        _report_problems(problems, num_known, arguments.allow_unknown_classes)
-        picture = _pictures_of(arguments.images)
-    else:
-        detections, labels_by_image, names, picture, num_bad = evaluate_checkpoint(arguments)
-    if not _has_objects(labels_by_image):
-        if not arguments.checkpoint:
-            raise EvaluationError(
-                "no object is labelled, so there is nothing to score; predictions on unlabelled images are for "
-                "`haksnet submit`"
-            )
-        write_predictions(arguments.output, detections, names)
-        print(
-            f"No object is labelled, so there is no score. The predictions are in {arguments.output}:\n"
-            f"  haksnet submit --predictions={arguments.output} --classes={arguments.output}/classes.txt "
-            "--output=submission.zip"
-        )
-        return 1 if num_bad else 0
-    result = mean_average_precision(detections, labels_by_image, names, ignore_truncated=arguments.ignore_truncated)
-    print(result.table())
-    if arguments.json:
-        files.write_text(arguments.json, json.dumps(result.to_json(), indent=2) + "\n")
-        print(arguments.json)
-    if arguments.output:
-        if arguments.ignore_truncated:  # what is drawn knows one kind of ignored objects
-            labels_by_image = {
-                name: {**one, "difficulty": np.where(one["difficulty"] == 2, 1, one["difficulty"])}
-                for name, one in labels_by_image.items()
-            }
-        missing = write_report(
-            arguments.output,
-            result,
-            detections,
-            labels_by_image,
-            names,
-            picture,
-            score=arguments.score,
-            num_worst=arguments.worst,
-        )
-        if missing:
-            print(f"{len(missing)} of the worst images are not drawn: give their folder with --images", file=sys.stderr)
-        if arguments.checkpoint:
-            write_predictions(arguments.output, detections, names)
-        print(arguments.output)
-    return 1 if num_bad else 0
+def _num_objects(labels_by_image):
+    return sum(len(one["labels"]) for one in labels_by_image.values())
 
 
 def _has_objects(labels_by_image):
-    return any(len(one["labels"]) for one in labels_by_image.values())
+    return _num_objects(labels_by_image) > 0
 
 
 def write_predictions(folder, detections, class_names):
     """Writes detections.json, classes.txt and task1/ as `predict` does. Args: folder; detections by image; classes."""
-    from haksnet_jax.cli.prediction import write_detections_json
-
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in class_names))
     dota.write_task1(folder / "task1", detections, class_names)
     entries = ((name, *one["size"], one) for name, one in detections.items())
-    write_detections_json(folder / "detections.json", entries, class_names)
-
-
-def _report_problems(problems, num_known, allow_unknown):
-    """Names problems in label files: all kinds with their counts, the first of each one by one.
-
-    Raises:
-      UserError: too many labels are of classes that are not in the list, and that is not allowed.
-    """
-    counts = collections.Counter(problem.reason for problem in problems)
-    for reason, count in counts.most_common():
-        these = [problem for problem in problems if problem.reason == reason]
-        lost = these[0].loses
-        print(f"labels: {count} {reason}{'; these objects do not count' if lost else ''}", file=sys.stderr)
-        for problem in these[:_SHOWN] if lost else ():
-            print(f"  {problem}", file=sys.stderr)
-    remedy = "name the predictions' classes with --classes, or allow it with --allow-unknown-classes"
-    sentence = unknown_classes(problems, num_known, allow=allow_unknown, remedy=remedy)
-    if sentence:
-        print(f"warning: {sentence}", file=sys.stderr)
+    detections_json.write(folder / "detections.json", entries, class_names)

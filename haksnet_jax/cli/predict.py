@@ -102,13 +102,15 @@ def add_arguments(parser):
         default=0.3,
         help="lowest score that is drawn; default: %(default)s",
     )
-    add("--task1", action=argparse.BooleanOptionalAction, default=True, help="DOTA's text files")
-    add(
-        "--geojson",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="GeoJSON of georeferenced images, in their coordinate system and in WGS84",
+    terminal.add_list(
+        parser,
+        "--format",
+        default=None,
+        help="files besides detections.json: task1 (DOTA's text files), geojson, gpkg, coco, yolo-obb, labels (a text "
+        "file an image), csv; default: task1,geojson",
     )
+    add("--task1", action=argparse.BooleanOptionalAction, default=True, help="--no-task1 leaves out DOTA's text files")
+    add("--geojson", action=argparse.BooleanOptionalAction, default=True, help="--no-geojson leaves out GeoJSON")
 
 
 def _scale(text):
@@ -125,6 +127,8 @@ def run(arguments):
     arguments.scales = tuple(arguments.scales)
     arguments.images = [demo.or_path(image, demo.IMAGES) for image in arguments.images or ()]
     from haksnet_jax.cli import prediction
+    from haksnet_jax.images import settings as image_settings
+    from haksnet_jax.results import formats
     from haksnet_jax.weights import model_folder
 
     info_path = model_folder.resolve(arguments.checkpoint)[1]
@@ -139,4 +143,25 @@ def run(arguments):
         return dense_prediction.predict(arguments)
     if not arguments.images or arguments.before or arguments.after:
         raise terminal.UsageError("a detector takes --images=PATH; --before and --after are for change detectors")
-    return prediction.predict(arguments)
+    chosen = formats.DEFAULT if arguments.format is None else arguments.format
+    left_out = {name for name in ("task1", "geojson") if not getattr(arguments, name)}
+    return prediction.predict(
+        checkpoint=arguments.checkpoint,
+        images=arguments.images,
+        output_folder=arguments.output,
+        classes=arguments.classes,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+        drawings=arguments.drawings,
+        drawing_score=arguments.drawing_score,
+        given_settings=image_settings.of_options(arguments),
+        formats_out=[name for name in chosen if name not in left_out],
+        resize=arguments.resize,
+        score=arguments.score,
+        overlap=arguments.overlap,
+        tile=arguments.tile,
+        scales=arguments.scales,
+        flip=arguments.flip,
+        pad=arguments.pad,
+        iou_threshold=arguments.iou,
+    )

@@ -161,7 +161,10 @@ def _quadrilateral_iou(polygons1, polygons2):
 
 
 def _ratio(shared, area1, area2):
-    shared = np.minimum(shared, np.minimum(area1, area2))  # rounding must not make an overlap above 1
+    smaller = np.minimum(area1, area2)
+    shared = np.minimum(shared, smaller)  # rounding must not make an overlap above 1
+    # Nor one where nothing is shared: a sum of integrals that cancel leaves some 1e-16 of the area, more for slivers.
+    shared = np.where(shared > 1e-9 * smaller, shared, 0.0)
     union = area1 + area2 - shared
     return np.where(union > 0, shared / np.where(union > 0, union, 1), 0.0)
 

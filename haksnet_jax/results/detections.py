@@ -133,6 +133,12 @@ class Detections:
             return next(iter(self._chosen([row])))
         return self._chosen(index)
 
+    def renamed(self, image: str) -> "Detections":
+        """The same with another name of the image."""
+        other = self._chosen(slice(None))
+        other.image = image
+        return other
+
     def _chosen(self, rows):
         if not isinstance(rows, slice):
             rows = np.asarray(rows)

@@ -1,10 +1,9 @@
-"""Detections as text: DOTA's Task-1 files (one a class), the zip that its server takes, and `detections.json`.
+"""Detections as text: DOTA's Task-1 files (one a class), and the zip that its server takes.
 
 A line of `Task1_<class>.txt` is `image score x1 y1 x2 y2 x3 y3 x4 y4`: the image's name without extension, a score in
 0..1, and the corners in pixels of the whole image.
 """
 
-import json
 import os
 import pathlib
 import tempfile
@@ -18,16 +17,45 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.labels.dota import MAX_COORDINATE, Problem
+from haksnet_jax.labels.problems import shortened
 from haksnet_jax.results.tiles import is_tile_name
 
 # Reasons that leave a submission valid, but that somebody will want to know of.
 WARNINGS = frozenset({"no_detections"})
+_LONGEST_NAME = 200  # bytes of a file's name: disks take 255, and a temporary name is longer
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 def task1_file_name(class_name):
-    """The file of a class: Task1_<class>.txt, spaces in the class as hyphens."""
-    return f"Task1_{class_name.strip().replace(' ', '-')}.txt"
+    """The file of a class: Task1_<class>.txt, blanks in the class as hyphens, a slash as %2F."""
+    return f"Task1_{class_name.strip().replace(' ', '-').replace('/', '%2F')}.txt"
+
+
+def task1_class_name(file_name):
+    """The class of a Task-1 file, as far as its name tells: blanks and hyphens in it look alike."""
+    return file_name.removeprefix("Task1_").removesuffix(".txt").replace("%2F", "/")
+
+
+def check_file_names(class_names):
+    """Finds out before any work whether each class can have its Task-1 file.
+
+    Raises:
+      UserError: a name is empty, too long for a file, or has control characters; or two classes would share a file.
+    """
+    owner = {}
+    for name in class_names:
+        file = task1_file_name(name)
+        if not name.strip() or not name.isprintable() or len(file.encode()) > _LONGEST_NAME:
+            raise UserError(
+                f"class {shortened(name)!r} cannot be the name of a file: expected 1 to {_LONGEST_NAME - 10} bytes "
+                "without control characters; rename it in model.json or classes.txt, or leave out Task-1 files"
+            )
+        other = owner.setdefault(file, name)
+        if other != name:
+            raise UserError(
+                f"classes {shortened(other)!r} and {shortened(name)!r} would share the file {file}: rename one of "
+                "them, or leave out Task-1 files"
+            )
 
 
 def format_task1(detections_by_image, class_names):
@@ -120,6 +148,7 @@ def write_task1(folder, detections_by_image, class_names):
       OSError: a file cannot be written.
     """
     folder = epath.Path(folder)
+    check_file_names(class_names)
     texts = format_task1(detections_by_image, class_names)
     folder.mkdir(parents=True, exist_ok=True)
     others = sorted(path.name for path in folder.glob("Task1_*.txt") if path.name not in texts)
@@ -206,48 +235,6 @@ def _read_lines(path, content, problems):
     return rows
 
 
-def read_detections_json(path, class_names):
-    """Reads a `detections.json`.
-
-    Args:
-      path: the file: {"images": [{"image", "detections": [{"label", "score", "box": [cx, cy, w, h, angle]}]}]}.
-      class_names: the classes, in the order of the label numbers to give.
-
-    Returns:
-      A dict from image name, without folder and extension, to {"boxes": [n, 5] float32, "scores": [n], "labels": [n],
-      "size": (columns, rows) of the image, or None}. Images without detections are in it.
-
-    Raises:
-      ValueError: the file has another form, two images have one name, or there are detections of other classes.
-    """
-    path = pathlib.Path(path)
-    label_of = {name: label for label, name in enumerate(class_names)}
-    detections_by_image, unknown = {}, {}
-    try:
-        for entry in json.loads(path.read_text(encoding="utf-8"))["images"]:
-            name = image_stem(entry["image"])
-            if name in detections_by_image:
-                raise UserError(f"{path}: two images are called {name!r}; Task-1 lines could not tell them apart.")
-            kept = []
-            for detection in entry["detections"]:
-                if detection["label"] in label_of:
-                    kept.append(detection)
-                else:
-                    unknown[detection["label"]] = unknown.get(detection["label"], 0) + 1
-            detections_by_image[name] = {
-                "boxes": np.array([one["box"] for one in kept], np.float32).reshape(-1, 5),
-                "scores": np.array([one["score"] for one in kept], np.float32),
-                "labels": np.array([label_of[one["label"]] for one in kept], np.int32),
-                "size": (int(entry["width"]), int(entry["height"])) if {"width", "height"} <= entry.keys() else None,
-            }
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a detections.json as `predict` writes it: {error!r}.") from error
-    if unknown:
-        counts = ", ".join(f"{count} of {name!r}" for name, count in sorted(unknown.items()))
-        raise UserError(f"{path} has detections of classes that are not among the {len(class_names)} given: {counts}.")
-    return detections_by_image
-
-
 def is_image_file(path):
     """Whether a path ends like an image."""
     return pathlib.PurePath(path).suffix.lower() in _IMAGE_SUFFIXES
@@ -278,6 +265,7 @@ def write_submission(path, detections_by_image, class_names, *, image_names=None
       OSError: the file cannot be written.
     """
     path = pathlib.Path(path)
+    check_file_names(class_names)
     texts = format_task1(detections_by_image, class_names)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -51,6 +51,8 @@ def read_georeference(path):
         pass  # not one of the formats that can be turned
     try:
         with rasterio.open(path) as dataset:
+            if not np.isfinite(dataset.transform[:6]).all():
+                return None, "its place on the ground is given in numbers that are not finite"
             if not dataset.transform.is_identity:
                 return Georeference(tuple(dataset.transform)[:6], dataset.crs), ""
             if dataset.gcps[0] or dataset.rpcs:
@@ -128,6 +130,8 @@ def feature_collection(detections, class_names, georeference, *, wgs84=False, im
     """
     boxes = np.asarray(detections["boxes"], np.float64).reshape(-1, 5)
     points = to_ground(boxes_to_corners(boxes), georeference)
+    if not (np.isfinite(points).all() and np.isfinite(detections["scores"]).all()):
+        raise ValueError("boxes or scores are not finite, or lie beyond all numbers on the ground")
     collection = {"type": "FeatureCollection"}
     if image is not None:
         collection["name"] = image
@@ -199,5 +203,5 @@ def write_geojson(path, collection):
         file.write(f'{head[:-1]}, "features": [')
         for number, feature in enumerate(collection["features"]):
             file.write(",\n" if number else "\n")
-            file.write(json.dumps(feature, ensure_ascii=False))
+            file.write(json.dumps(feature, ensure_ascii=False, allow_nan=False))
         file.write("\n]}\n")

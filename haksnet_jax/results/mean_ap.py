@@ -68,7 +68,7 @@ class MeanAveragePrecision:
         """
         outcome = self.outcomes[label][self.threshold_index(iou_threshold)]
         counted = outcome >= 0
-        recall, precision = _precision_recall(outcome[counted], self.num_gts[label])
+        recall, precision = _precision_recall(outcome[counted], self.num_gts[label], self.scores[label][counted])
         return recall, precision, self.scores[label][counted]
 
     def figures(self, label=None):
@@ -97,6 +97,11 @@ class MeanAveragePrecision:
             "AP75_voc12": mean(self.ap_voc12, [0.75]),
             "AP50:95": mean(self.ap_voc12, IOU_THRESHOLDS),
         }
+
+    def num_tied(self):
+        """Detections that share their score with another one of their class."""
+        counts = [np.unique(scores, return_counts=True)[1] for scores in self.scores]
+        return int(sum(count[count > 1].sum() for count in counts))
 
     def to_json(self):
         """{"mean": figures, "classes": {name: figures and "num_gts", "num_detections"}}, ready for json.dumps."""
@@ -143,11 +148,12 @@ def mean_average_precision(
 ):
     """Average precision as DOTA's own tool defines it, for all classes and thresholds.
 
-    Within a class the detections of all images are taken by descending score; equal scores in the order of the images,
-    then of the detections in an image. Each one is matched to the labelled object of its image and class that it
-    overlaps most (the first of equals), and to no other. With IoU > threshold it is a true positive if that object was
-    not yet found, a false positive if it was, and neither if the object is to be ignored; otherwise it is a false
-    positive. Means are over classes with at least one object that counts; without detections their AP is 0.
+    Within a class the detections of all images are taken by descending score. Each one is matched to the object of its
+    image and class that it overlaps most (the first of equals), and to no other. With IoU > threshold it is a true
+    positive if that object was not yet found, a false positive if it was, and neither if the object is to be ignored;
+    otherwise it is a false positive. Detections of one class with equal scores enter the curve together, as one step to
+    the recall and precision behind the last of them: average precision does not depend on the order of images or of
+    lines. Means are over classes with at least one object that counts; without detections their AP is 0.
 
     Args:
       detections_by_image: a dict from image to its detections, or a list in the order of the labels (see the module).
@@ -190,7 +196,8 @@ def mean_average_precision(
         outcomes.append(outcome)
         if num_gts[label]:
             for column, row in enumerate(outcome):
-                recall, precision = _precision_recall(row[row >= 0], num_gts[label])
+                counted = row >= 0
+                recall, precision = _precision_recall(row[counted], num_gts[label], scores[-1][counted])
                 ap_voc07[label, column] = _voc07(recall, precision)
                 ap_voc12[label, column] = _voc12(recall, precision)
     return MeanAveragePrecision(
@@ -493,11 +500,16 @@ def _outcomes(best, matched, ignored):
     return outcome
 
 
-def _precision_recall(outcome, num_gts):
-    """(recall [n], precision [n]) of detections in score order, none of them ignored."""
-    true = np.cumsum(outcome, dtype=np.float64)
+def _precision_recall(outcome, num_gts, scores):
+    """(recall [n], precision [n]) of detections in score order, none of them ignored; equal scores have equal ones.
+
+    (How many of equal scores are true does not depend on their order: each detection belongs to one object, and the
+    first on an object is true whichever it is.)
+    """
+    last = np.searchsorted(-scores, -scores, side="right") - 1  # of those with the same score
+    true = np.cumsum(outcome, dtype=np.float64)[last] if len(last) else np.zeros(0)
     recall = true / num_gts if num_gts else np.full(len(true), np.nan)
-    return recall, true / np.arange(1, len(true) + 1)
+    return recall, true / (last + 1)
 
 
 def _voc07(recall, precision):

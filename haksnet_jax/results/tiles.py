@@ -7,6 +7,7 @@ import numpy as np
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import polygon_iou
+from haksnet_jax.geometry.polygons import polygons_to_boxes
 
 _FIRST_BLOCK = 2048
 _SMALLEST_CELL = 8.0  # pixels; smaller boxes than this share the finest grid
@@ -131,14 +132,14 @@ def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
     """Merges the detections of tiles into detections of the images they were cut from.
 
     Args:
-      detections_by_tile: a dict from the name of a tile (see `parse_tile_name`) to its detections: {"boxes": [n, 5],
-        "scores": [n], "labels": [n]} in pixels of the tile, and where it is known "size": (columns, rows) of the tile,
-        by which resized tiles are told from others.
+      detections_by_tile: a dict from the name of a tile (see `parse_tile_name`) to its detections: {"boxes": [n, 5] or
+        "polygons": [n, 4, 2], "scores": [n], "labels": [n]} in pixels of the tile, the same of the two for all tiles;
+        and where it is known "size": (columns, rows) of the tile, by which resized tiles are told from others.
       iou_threshold: as in `merge_detections`.
 
     Returns:
-      A dict from image name, in order of first appearance, to {"boxes", "scores", "labels"} in pixels of the image, by
-      descending score. An image of which no tile has a detection has empty arrays.
+      A dict from image name, in order of first appearance, to {"boxes" or "polygons", "scores", "labels"} in pixels of
+      the image, by descending score. An image of which no tile has a detection has empty arrays.
 
     Raises:
       ValueError: a name is not that of a tile, or a tile is larger than the window that its name gives.
@@ -147,25 +148,35 @@ def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
     resized = _resized_side(detections_by_tile)
     for name, detections in detections_by_tile.items():
         tile = parse_tile_name(name)
-        boxes = np.array(detections["boxes"], np.float32).reshape(-1, 5)
+        key = "polygons" if "polygons" in detections else "boxes"
+        # (x, y) of centres and corners are moved and scaled, sides are scaled, angles stay.
+        if key == "boxes":
+            shapes = np.array(detections[key], np.float32).reshape(-1, 5)
+            places, lengths, centres = shapes[:, :2], shapes[:, :4], shapes[:, :2]
+        else:
+            shapes = np.array(detections[key], np.float64).reshape(-1, 4, 2)
+            places, lengths, centres = shapes, shapes, shapes.mean(axis=1)
         if _names_window(tile):
             if resized:
-                boxes[:, :4] *= tile.scale / resized
-            elif len(boxes) and (boxes[:, :2] > tile.scale).any():  # centres lie inside the pixels that were looked at
+                lengths *= tile.scale / resized
+            elif len(shapes) and (centres > tile.scale).any():  # centres lie inside the pixels that were looked at
                 raise UserError(
                     f"{name} has a detection beyond its window of {tile.scale} pixels, so its tile was resized, and "
                     "Task-1 files do not say to what: give the detections.json, which does."
                 )
-        boxes[:, :2] += (tile.x, tile.y)
-        boxes[:, :4] /= tile.rate
+        places += (tile.x, tile.y)
+        lengths /= tile.rate
         scores = np.asarray(detections["scores"], np.float32).reshape(-1)
         labels = np.asarray(detections["labels"], np.int32).reshape(-1)
-        parts.setdefault(tile.image, []).append((boxes, scores, labels))
+        parts.setdefault(tile.image, []).append((shapes, scores, labels))
     merged = {}
     for image, tiles in parts.items():
-        boxes, scores, labels = (np.concatenate(field) for field in zip(*tiles, strict=True))
-        kept = merge_detections(boxes, scores, labels, iou_threshold=iou_threshold)
-        merged[image] = {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+        shapes, scores, labels = (np.concatenate(field) for field in zip(*tiles, strict=True))
+        if key == "boxes":
+            kept = merge_detections(shapes, scores, labels, iou_threshold=iou_threshold)
+        else:
+            kept = merge_polygons(shapes, scores, labels, iou_threshold=iou_threshold)
+        merged[image] = {key: shapes[kept], "scores": scores[kept], "labels": labels[kept]}
     return merged
 
 
@@ -218,14 +229,33 @@ def merge_detections(boxes, scores, labels, *, iou_threshold=0.1):
     Raises:
       ValueError: the arrays differ in length, or boxes or scores are not finite.
     """
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 5)
+    return _suppress(np.asarray(boxes, np.float64).reshape(-1, 5), None, scores, labels, iou_threshold)
+
+
+def merge_polygons(polygons, scores, labels, *, iou_threshold=0.1):
+    """As `merge_detections`, by the exact IoU of quadrilaterals.
+
+    Args:
+      polygons: [n, 4, 2] corners, pixels.
+      scores, labels, iou_threshold: as there.
+
+    Returns, Raises: as there.
+    """
+    polygons = np.asarray(polygons, np.float64).reshape(-1, 4, 2)
+    if not np.isfinite(polygons).all():
+        raise ValueError("Expected finite polygons and scores.")
+    return _suppress(polygons_to_boxes(polygons)[0], polygon_iou.uncross(polygons), scores, labels, iou_threshold)
+
+
+def _suppress(boxes, polygons, scores, labels, iou_threshold):
+    """Rows that are kept; where there are polygons, boxes are rectangles around them."""
     scores, labels = np.asarray(scores).reshape(-1), np.asarray(labels).reshape(-1)
     if not len(boxes) == len(scores) == len(labels):
         raise ValueError(f"Expected one score and label a box, got {len(boxes)}, {len(scores)} and {len(labels)}.")
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise ValueError("Expected finite boxes and scores.")
     order = np.argsort(-scores, kind="stable")
-    scene = _Scene(boxes[order], labels[order], iou_threshold)
+    scene = _Scene(boxes[order], None if polygons is None else polygons[order], labels[order], iou_threshold)
     kept = np.zeros(0, np.int64)
     start = 0
     # Block by block, and each block first against what is already kept: in a crowd of duplicates nearly all of a block
@@ -270,10 +300,10 @@ class _Scene:
     looks, in its own grid, for boxes of the same or finer grids in the 3 x 3 cells around it.
     """
 
-    def __init__(self, boxes, labels, iou_threshold):
-        self.iou_threshold = iou_threshold
+    def __init__(self, boxes, polygons, labels, iou_threshold):
+        self.iou_threshold, self.polygons = iou_threshold, polygons
         self.table = polygon_iou.box_table(boxes)
-        self.area = self.table[:, 2] * self.table[:, 3]
+        self.area = self.table[:, 2] * self.table[:, 3] if polygons is None else polygon_iou.polygon_area(polygons)
         diagonal = np.hypot(self.table[:, 2], self.table[:, 3])
         self.radius = diagonal / 2
         self.group = np.unique(labels, return_inverse=True)[1].reshape(-1)
@@ -347,5 +377,9 @@ class _Scene:
             np.minimum(area1, area2) > self.iou_threshold * np.maximum(area1, area2)
         )
         better, worse = better[possible], worse[possible]
-        above = polygon_iou.indexed_rotated_iou(self.table, better, worse) > self.iou_threshold
+        if self.polygons is None:
+            iou = polygon_iou.indexed_rotated_iou(self.table, better, worse)
+        else:
+            iou = polygon_iou.indexed_polygon_iou(self.polygons, self.polygons, better, worse)
+        above = iou > self.iou_threshold
         return better[above], worse[above]

@@ -226,6 +226,8 @@ def write_image(path, image):
 def _canvas(image):
     """A copy of the image as uint8 [H, W, 3]."""
     image = np.asarray(image)
+    if image.ndim == 3 and image.shape[2] != 3 and image.dtype == np.uint8:  # bands: the first three, or the first
+        image = image[..., :3] if image.shape[2] > 3 else image[..., 0]
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"Expected a uint8 image [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}.")
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()

@@ -13,7 +13,7 @@ from haksnet_jax.cli import evaluation, program, submission
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.labels.dota import CLASSES, format_label_line
-from haksnet_jax.results import dota
+from haksnet_jax.results import dota, predictions
 from haksnet_jax.training import checkpoint
 
 OBJECTS = {
@@ -97,7 +97,7 @@ def test_a_detections_json_is_read_too(data, capsys):
         status, _, err = run(
             capsys, f"--predictions={source}", f"--labels={data / 'labels'}", f"--json={data / 'r.json'}"
         )
-        assert status == 0 and "1 of 2 labelled images have no predictions" in err
+        assert status == 0 and "no predictions for 1 of 2 labelled images" in err
         # One of five objects: a recall of 0.2 at a precision of 1.
         assert json.loads((data / "r.json").read_text())["mean"]["AP50_voc12"] == pytest.approx(0.2)
 
@@ -127,15 +127,20 @@ def test_predictions_for_tiles_are_merged_for_labels_of_images(data, capsys):
     assert json.loads((data / "r.json").read_text())["mean"]["AP50_voc12"] == pytest.approx(1)
 
 
-def test_classes_are_found_beside_the_predictions_or_among_the_published(data, tmp_path):
+def test_classes_are_found_beside_the_predictions_or_among_the_published(data):
     write_predictions(data / "dota20", OBJECTS, CLASSES["dota20"])
-    assert evaluation.class_names_of(data / "dota20") == CLASSES["dota20"]
-    (data / "classes.txt").write_text("truck\nplane\n")
-    assert evaluation.class_names_of(data / "dota20") == ("truck", "plane")
-    (data / "classes.txt").unlink()
-    write_predictions(data / "own", OBJECTS, ("tractor", "plane"))
-    with pytest.raises(evaluation.EvaluationError, match="--classes"):
-        evaluation.class_names_of(data / "own")
+    assert predictions.read(data / "dota20").class_names == CLASSES["dota20"]
+    (data / "classes.txt").write_text("\n".join(("truck", *CLASSES["dota20"])))
+    assert predictions.read(data / "dota20").class_names == ("truck", *CLASSES["dota20"])
+
+
+def test_without_a_list_the_classes_of_files_and_labels_are_scored(data, capsys):
+    write_predictions(data / "own", OBJECTS, ("plane", "Sea Plane"))
+    write_labels(data / "labels" / "small.txt", OBJECTS["small"], class_name="tractor")
+    command = (f"--predictions={data / 'own'}", f"--labels={data / 'labels'}", f"--json={data / 'r.json'}")
+    assert run(capsys, *command)[0] == 0
+    classes = json.loads((data / "r.json").read_text())["classes"]
+    assert {name: one["num_gts"] for name, one in classes.items()} == {"plane": 3, "tractor": 2, "Sea-Plane": 0}
 
 
 def test_curves_and_worst_images_are_drawn(data, capsys):
@@ -201,7 +206,6 @@ def test_what_is_wrong_with_files_is_told_in_a_sentence(data, capsys):
 
     assert "no label file" in error(f"--predictions={data / 'task1'}", f"--labels={data / 'images'}")
     assert "neither" in error(f"--predictions={data / 'nowhere'}", labels, "--classes=dota10")
-    assert "cannot be read" in error(f"--predictions={data / 'nowhere'}", labels)
     assert "to be one of dota10" in error(f"--predictions={data / 'task1'}", labels, "--classes=dota99")
     assert "not one of the 1 classes" in error(f"--predictions={data / 'task1'}", labels, "--classes=ssdd")
     (data / "labels" / "small.txt").unlink()
@@ -219,7 +223,7 @@ def test_label_lines_that_do_not_count_are_named(data, capsys):
     with open(data / "labels" / "small.txt", "a") as file:
         file.write("1 1 9 1 9 9 1 9 submarine 0\n")
     status, _, err = run(capsys, f"--predictions={data / 'task1'}", f"--labels={data / 'labels'}")
-    assert status == 0 and "1 unknown_class; these objects do not count" in err and "small.txt:3" in err
+    assert status == 0 and "1 of 6 labels (16.7 %) are left out" in err and "submarine" in err and "small.txt:3" in err
 
 
 def test_flags_that_do_not_go_together_are_wrong_use(data, capsys):
@@ -293,6 +297,9 @@ def test_a_run_is_evaluated_on_its_own_split(data, tiny, capsys, tmp_path):
             "data": {
                 "kind": "folder",
                 "root": str(data),
+                "min_side": 2.0,
+                "filter_empty": False,
+                "min_side": 2.0,
                 "train": {"images_dir": "nowhere", "labels_dir": "nowhere"},
                 "val": {"images_dir": "images", "labels_dir": "labels"},
             },
@@ -344,16 +351,19 @@ def test_a_split_without_labels_gives_predictions_and_never_a_score_of_0(data, t
     assert sizes == {path.stem: cv2.imread(str(path)).shape[1::-1] for path in images.iterdir()}
 
 
-def test_an_image_that_cannot_be_read_stops_the_evaluation(data, tiny, capsys):
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_scored(data, tiny, capsys):
     (data / "images" / "small.png").write_bytes(b"no image")
-    status, _, err = run(capsys, f"--checkpoint={tiny}", f"--images={data / 'images'}", f"--labels={data / 'labels'}")
-    assert status == 1 and "small.png" in err.splitlines()[-1]
+    status, out, err = run(capsys, f"--checkpoint={tiny}", f"--images={data / 'images'}", f"--labels={data / 'labels'}")
+    assert status == 1 and "small.png: expected a PNG" in err
+    assert err.splitlines()[-1] == "error: 1 image could not be read and not scored: small"
+    assert "       3           3" in out  # the objects and detections of the other image
 
 
 def test_the_options_for_gpus_are_ones_that_this_release_of_jax_knows(monkeypatch):
-    all_options, mesh = (devices.detection_options, devices.training_options), devices.data_mesh()
+    all_options = devices.detection_options, devices.training_options
+    mesh = devices.data_mesh(jax.devices()[:1])
     assert [options(mesh) for options in all_options] == [None, None]  # on the CPUs of the tests
-    monkeypatch.setattr(devices, "_platform", lambda _: "gpu")
+    monkeypatch.setattr(devices, "_platform", lambda mesh: "gpu")
     for options in all_options:
         # The CPU compiler takes the names and values of the other compilers' options, too, and refuses unknown ones.
         assert jax.jit(lambda x: x + 1, compiler_options=options(mesh))(1) == 2

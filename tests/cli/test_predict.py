@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from bright_objects import CLASS_NAMES, save_tiny, scene, use_bright_objects
 
-from haksnet_jax.cli import prediction as predict
 from haksnet_jax.cli import program
-from haksnet_jax.results import dota
+from haksnet_jax.results import detections_json, dota, output, visualize
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 HARBOUR = [(40, 40, 30, 10, 20), (170, 60, 24, 12, 0), (128, 20, 20, 8, 90)]
@@ -31,19 +30,19 @@ def command(tiny, tmp_path, monkeypatch):
 
     def run(images, *more):
         images = [images] if isinstance(images, (str, bytes)) or not isinstance(images, list) else images
-        output = tmp_path / "out"
+        folder = tmp_path / "out"
         status = program.main(
             [
                 "predict",
                 f"--checkpoint={tiny}",
                 "--images",
                 *map(str, images),
-                f"--output={output}",
+                f"--output={folder}",
                 "--batch-size=1",
                 *more,
             ]
         )
-        path = output / "detections.json"
+        path = folder / "detections.json"
         return status, json.loads(path.read_text()) if path.exists() else None
 
     run.stand_in = stand_in
@@ -72,7 +71,7 @@ def by_name(content):
 def test_detections_json_has_the_agreed_form(command, images):
     status, content = command(images)
     assert status == 0
-    assert list(content) == ["images"]
+    assert list(content) == ["classes", "images"] and content["classes"] == list(CLASS_NAMES)
     assert [entry["image"] for entry in content["images"]] == ["large.png", "nothing.png", "small.png"]
     entry = by_name(content)["small.png"]
     assert set(entry) == {"image", "width", "height", "detections"}
@@ -106,7 +105,7 @@ def test_text_files_drawings_and_classes_lie_beside_it(command, images):
     assert drawing.shape[1] == 240 and drawing.shape[0] > 200  # the legend below
     plain = cv2.imread(str(images / "large.png"))
     assert np.abs(drawing[:200].astype(int) - plain).max() > 100
-    boxes = dota.read_detections_json(command.output / "detections.json", CLASS_NAMES)
+    boxes, _, _ = detections_json.read(command.output / "detections.json")
     np.testing.assert_allclose(sorted(boxes["large"]["scores"]), sorted(detections["large"]["scores"]), atol=1e-6)
     assert len(content["images"]) == 3
 
@@ -125,7 +124,7 @@ def test_files_patterns_and_folders_name_images(command, images, capsys):
     (images / "notes.txt").write_text("no image")
     capsys.readouterr()
     assert len(command(images)[1]["images"]) == 3
-    assert "1 files that do not end like an image" in capsys.readouterr().err
+    assert "left out: 1 file not named like an image" in capsys.readouterr().err
 
 
 def test_georeferenced_images_give_geojson(command, tmp_path):
@@ -162,7 +161,7 @@ def test_unreadable_images_are_named_and_the_others_done(command, images, capsys
 
 
 def test_a_stopped_run_goes_on_where_it_ended(command, images, monkeypatch, capsys):
-    write = predict.visualize.write_image
+    write = visualize.write_image
     drawn = []
 
     def stop_at_the_second(path, image):
@@ -171,20 +170,20 @@ def test_a_stopped_run_goes_on_where_it_ended(command, images, monkeypatch, caps
         drawn.append(path.name)
         write(path, image)
 
-    monkeypatch.setattr(predict.visualize, "write_image", stop_at_the_second)
+    monkeypatch.setattr(visualize, "write_image", stop_at_the_second)
     assert command(images) == (130, None)
-    assert "Stopped: 1 of 3 images are done" in capsys.readouterr().err
+    assert "Stopped: 1 of 3 images done" in capsys.readouterr().err
 
     def go_on(path, image):
         drawn.append(path.name)
         write(path, image)
 
-    monkeypatch.setattr(predict.visualize, "write_image", go_on)
+    monkeypatch.setattr(visualize, "write_image", go_on)
     status, content = command(images)
     assert status == 0 and len(content["images"]) == 3
     assert sorted(drawn) == ["large.jpg", "nothing.jpg", "small.jpg"]  # none of them twice
-    assert "1 of 3 images are done already" in capsys.readouterr().err
-    assert not (command.output / predict.UNFINISHED).exists()
+    assert "1 of 3 images done already" in capsys.readouterr().err
+    assert not (command.output / output.UNFINISHED).exists()
 
 
 @pytest.fixture
@@ -195,7 +194,7 @@ def stopped(command, images):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict._Results, "finish", stop)
+        patch.setattr(output.OutputFolder, "finish", stop)
         assert command(images) == (130, None)
     command.stand_in.num_images = 0
     return command
@@ -238,10 +237,10 @@ def test_mistakes_end_with_a_sentence(command, images, monkeypatch, capsys, imag
 def test_a_folder_without_images_and_an_output_that_is_a_file_are_refused(command, tmp_path, images, capsys):
     (tmp_path / "empty").mkdir()
     assert command(tmp_path / "empty")[0] == 1
-    assert "Found no images in" in capsys.readouterr().err
+    assert "no images in" in capsys.readouterr().err
     command.output.rmdir() if command.output.exists() else None
     command.output.write_text("in the way")
-    assert program.main(["predict", "--checkpoint=demo", f"--images={images}", f"--output={command.output}"]) == 1
+    assert command(images)[0] == 1
     assert "cannot write to --output=" in capsys.readouterr().err
 
 
@@ -257,7 +256,7 @@ def test_a_full_disk_leaves_no_half_file(command, images, monkeypatch, capsys):
 
     assert command(images)[0] == 0
     before = (command.output / "detections.json").read_bytes()
-    monkeypatch.setattr(predict, "detection_lines", full)
+    monkeypatch.setattr(detections_json, "lines", full)
     assert command(images, "--score=0.1")[0] == 1
     assert "No space left on device" in capsys.readouterr().err
     assert (command.output / "detections.json").read_bytes() == before

@@ -9,7 +9,7 @@ import pytest
 from haksnet_jax.cli import submission
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import dota as labels
-from haksnet_jax.results import dota
+from haksnet_jax.results import dota, predictions
 
 CLASSES = ("plane", "ship", "storage-tank")
 
@@ -200,7 +200,7 @@ def entry(image, *rows):
 
 def test_detections_json_is_read(tmp_path):
     path = write_json(tmp_path / "d.json", [entry("folder/a.b.png", ("ship", 10), ("plane", 20)), entry("c.tif")])
-    found = dota.read_detections_json(path, CLASSES)
+    found = predictions.read(path, CLASSES).by_image
     assert list(found) == ["a.b", "c"]
     np.testing.assert_array_equal(found["a.b"]["labels"], [1, 0])
     assert found["c"]["boxes"].shape == (0, 5)
@@ -211,13 +211,13 @@ def test_detections_json_is_read(tmp_path):
     [
         ([entry("a.png", ("boat", 10), ("boat", 30))], "classes that are not among the 3 given: 2 of 'boat'"),
         ([entry("x/a.png"), entry("y/a.png")], "two images are called 'a'"),
-        ([{"image": "a.png"}], "is not a detections.json"),
-        (None, "is not a detections.json"),
+        ([{"image": "a.png"}], "detections is missing"),
+        (None, "images is None, expected a list"),
     ],
 )
 def test_other_json_is_refused_in_a_sentence(tmp_path, images, message):
     with pytest.raises(ValueError, match=message):
-        dota.read_detections_json(write_json(tmp_path / "d.json", images), CLASSES)
+        predictions.read(write_json(tmp_path / "d.json", images), CLASSES)
 
 
 def test_submit_merges_tiles_and_warns_of_training_images(tmp_path, capsys):
@@ -228,8 +228,8 @@ def test_submit_merges_tiles_and_warns_of_training_images(tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:
         assert len(archive.read("Task1_ship.txt").splitlines()) == 1  # both tiles saw the same ship
     said = capsys.readouterr()
-    assert "merged 2 tiles into 1 images" in said.out
-    assert "warning: 1 images are in training and test (P2)" in said.err
+    assert "merged 2 tiles into 1 image at" in said.out
+    assert "warning: 1 image in both training and test (P2)" in said.err
 
 
 def test_submit_leaves_out_and_counts_what_encloses_no_area(tmp_path, capsys):
@@ -242,8 +242,8 @@ def test_submit_leaves_out_and_counts_what_encloses_no_area(tmp_path, capsys):
         lines = {name: archive.read(name).splitlines() for name in archive.namelist()}
     assert len(lines["Task1_ship.txt"]) == 1 and not lines["Task1_plane.txt"]
     said = capsys.readouterr()
-    assert "2 detections in 1 images are left out" in said.err
-    assert "tested on 1 images, trained on 1 images" in said.out
+    assert "2 detections in 1 image left out" in said.err
+    assert "tested on 1 image, trained on 1 image" in said.out
 
 
 def test_submit_places_resized_tiles_by_the_detections_json_beside(tmp_path):
@@ -251,7 +251,7 @@ def test_submit_places_resized_tiles_by_the_detections_json_beside(tmp_path):
     detections = [{"label": "ship", "score": 0.9, "box": box}]
     tile = {"image": "P1__682__333___0.png", "width": 1024, "height": 1024, "detections": detections}
     write_json(tmp_path / "detections.json", [tile])
-    found = dota.read_detections_json(tmp_path / "detections.json", CLASSES)
+    found = predictions.read(tmp_path / "detections.json", CLASSES).by_image
     dota.write_task1(tmp_path / "task1", found, CLASSES)
     for source in (tmp_path, tmp_path / "task1"):
         assert submission.submit(source, tmp_path / "s.zip", CLASSES)

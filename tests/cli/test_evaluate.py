@@ -297,7 +297,6 @@ def test_a_run_is_evaluated_on_its_own_split(data, tiny, capsys, tmp_path):
             "data": {
                 "kind": "folder",
                 "root": str(data),
-                "min_side": 2.0,
                 "filter_empty": False,
                 "min_side": 2.0,
                 "train": {"images_dir": "nowhere", "labels_dir": "nowhere"},

@@ -31,6 +31,7 @@ class Tile(NamedTuple):
       chunks: weight gradient alone: how many times `rows` rows a program walks through before it writes partial sums.
       taps: weight gradient alone: columns of the kernel whose sums are held at once, for one pass over the gradient;
         they divide k.
+      images: weight gradient alone: images that a program walks through too; they divide the batch.
     """
 
     rows: int
@@ -39,6 +40,12 @@ class Tile(NamedTuple):
     num_warps: int
     chunks: int = 1
     taps: int = 1
+    images: int = 1
+
+
+def _even_rows(height, most):
+    """Rows of a tile, up to `most`, such that the tiles' last row leaves as little idle as can be: 7 of 28, 8 of 64."""
+    return pl.cdiv(height, pl.cdiv(height, most))
 
 
 def _channel_block(num_channels, most=32):
@@ -52,7 +59,7 @@ def convolve_tile(shape):
     _, height, width, num_channels = shape
     channels = _channel_block(num_channels)
     columns = min(512 // channels, power_of_two(width))
-    return Tile(min(8, power_of_two(height)), columns, channels, num_warps=4)
+    return Tile(_even_rows(height, 8), columns, channels, num_warps=4)
 
 
 def weight_gradient_tile(shape, k):
@@ -62,10 +69,14 @@ def weight_gradient_tile(shape, k):
     0.06 against 0.09 ms (256 x 256 x 32) and 0.06 against 0.14 (64 x 64 x 640), 5 x 5 0.08 against 0.15, 7 x 7 0.16
     against 0.17 and 9 x 9 0.21 against 0.23 (256 x 256 x 32), 9 x 9 0.10 against 0.14 (128 x 128 x 64) and 0.08 against
     0.11 (64 x 64 x 160). The best of some hundred others took up to a tenth less.
+
+    Many small images have one program each at first, and the partial sums of 9 x 9 then take as much memory traffic as
+    the features themselves (512 images of 7 x 7 x 256: 42 of 68 MB): as long as enough programs stay, each walks
+    through several images.
     """
     num_images, height, width, num_channels = shape
     together = k <= 5  # the sums of all taps fit the registers
-    rows = min(8 if together else 16, power_of_two(height))
+    rows = _even_rows(height, 8 if together else 16)
     channels = _channel_block(num_channels, 64 if together else 32)
     row_blocks = pl.cdiv(height, rows)
 
@@ -81,7 +92,9 @@ def weight_gradient_tile(shape, k):
         chunks = min(2, row_blocks)
         columns = min(next((n for n in (16, 8) if programs(n, chunks) >= 1024), 4), power_of_two(width))
     num_warps = min(max(columns * channels // 128, 1), 4)
-    return Tile(rows, columns, channels, num_warps, chunks, taps=k if together else 1)
+    several = (32, 16, 8, 4, 2) if num_images >= 64 else ()  # (few images: tiles as they were measured)
+    enough = (n for n in several if num_images % n == 0 and programs(columns, chunks) >= n * 1024)
+    return Tile(rows, columns, channels, num_warps, chunks, taps=k if together else 1, images=next(enough, 1))
 
 
 def _load(ref, batch, row, columns, channels, inside):
@@ -150,7 +163,7 @@ def _weight_gradient_kernel(x_ref, gradient_ref, out_ref, *bias_out, tile, k):
     if num_channels != x_ref.shape[3]:  # of all pairs of an input and an output channel, which are few
         num_outputs = jnp.full_like(channels, gradient_ref.shape[3])
         inputs, outputs = jax.lax.div(channels, num_outputs), jax.lax.rem(channels, num_outputs)
-    strip, batch = pl.program_id(1), pl.program_id(2)
+    strip, images = pl.program_id(1), pl.program_id(2)
     known = (channels < num_channels)[None, :]
     inside = (columns < width)[:, None] & known
     zeros = jnp.zeros((tile.columns, tile.channels), jnp.float32)
@@ -160,8 +173,12 @@ def _weight_gradient_kernel(x_ref, gradient_ref, out_ref, *bias_out, tile, k):
         shifted = [columns + (d - k // 2) for d in dx]
         inside_shifted = [((s >= 0) & (s < width))[:, None] & known for s in shifted]
 
-        def add_chunk(chunk, sums):
+        def add_chunk(number, sums):
             sums = list(sums)
+            batch, chunk = images, number
+            if tile.images > 1:
+                batch = images * tile.images + jax.lax.div(number, jnp.int32(tile.chunks))
+                chunk = jax.lax.rem(number, jnp.int32(tile.chunks))
             first_row = (strip * tile.chunks + chunk) * tile.rows
             gradients = [_load(gradient_ref, batch, first_row + t, columns, outputs, inside) for t in range(tile.rows)]
             for r, d in itertools.product(range(tile.rows + k - 1), range(tile.taps)):
@@ -172,12 +189,12 @@ def _weight_gradient_kernel(x_ref, gradient_ref, out_ref, *bias_out, tile, k):
                 sums[-1] += sum(gradients)
             return tuple(sums)
 
-        sums = jax.lax.fori_loop(0, tile.chunks, add_chunk, (zeros,) * (k * tile.taps + len(bias_out)))
+        sums = jax.lax.fori_loop(0, tile.images * tile.chunks, add_chunk, (zeros,) * (k * tile.taps + len(bias_out)))
         for d, dy in itertools.product(range(tile.taps), range(k)):
-            index = out_ref.at[batch, strip, column_block, dy, dx[d], channels]
+            index = out_ref.at[images, strip, column_block, dy, dx[d], channels]
             plgpu.store(index, jnp.sum(sums[d * k + dy], axis=0), mask=known[0])
         if bias_out:
-            index = bias_out[0].at[batch, strip, column_block, channels]
+            index = bias_out[0].at[images, strip, column_block, channels]
             plgpu.store(index, jnp.sum(sums[-1], axis=0), mask=known[0])
         return 0
 
@@ -315,11 +332,11 @@ def weight_gradient(x, gradient, k, *, pairs=False, tile=None, interpret=False):
     tile = tile or weight_gradient_tile((*x.shape[:3], num_channels), k)
     column_blocks = pl.cdiv(width, tile.columns)
     strips = pl.cdiv(height, tile.rows * tile.chunks)
-    programs = (num_images, strips, column_blocks)
+    programs = (num_images // tile.images, strips, column_blocks)
     one_pass = tile.taps == k and not pairs  # over the gradient, whose sum is then there for the taking
     kernel_sums, *bias_sums = pl.pallas_call(
         functools.partial(_weight_gradient_kernel, tile=tile, k=k),
-        grid=(pl.cdiv(num_channels, tile.channels) * column_blocks, strips, num_images),
+        grid=(pl.cdiv(num_channels, tile.channels) * column_blocks, strips, programs[0]),
         out_shape=[
             jax.ShapeDtypeStruct((*programs, k, k, num_channels), jnp.float32),
             *([jax.ShapeDtypeStruct((*programs, num_channels), jnp.float32)] if one_pass else []),

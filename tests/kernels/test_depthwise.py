@@ -115,6 +115,20 @@ def test_small_tiles_cover_the_image_with_blocks_strips_and_chunks():
         np.testing.assert_allclose(got, kernel_gradient(x, gradient, 5), rtol=1e-5, atol=3e-5)
 
 
+def test_programs_that_walk_through_several_images_add_up_the_same_sums():
+    rng = np.random.default_rng(5)
+    x, gradient = (jnp.asarray(rng.standard_normal((4, 7, 6, 8)), jnp.float32) for _ in range(2))
+    for taps, k in ((1, 5), (3, 3)):
+        one, both = (
+            depthwise_triton.weight_gradient(
+                x, gradient, k, tile=Tile(4, 8, 8, 1, chunks=2, taps=taps, images=images), interpret=True
+            )
+            for images in (1, 2)
+        )
+        for found, expected in zip(both, one, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)  # (other order of sums of 168 terms)
+
+
 def test_tiles_are_powers_of_two_and_waste_no_channels():
     for channels in (1, 3, 8, 24, 32, 64, 160, 320, 512, 2048):
         for size in (1, 8, 32, 200, 256):
@@ -295,6 +309,8 @@ def test_triton_kernels_lower_without_a_gpu(channels, dtype):
         for traced in (
             depthwise_triton.convolve.trace(x, kernel),
             depthwise_triton.weight_gradient.trace(x, x, k=5),
+            # (programs that walk through several images, as many small ones make them)
+            depthwise_triton.weight_gradient.trace(x, x, k=5, tile=Tile(4, 8, 8, 1, images=2)),
         ):
             assert "__gpu$xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 

@@ -23,7 +23,7 @@ def write(path):
     sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "goldens")]
     from torch_files import make_weights, write_zip
 
-    from haksnet_jax.labels.dota import CLASSES
+    from haksnet_jax.labels.classes import CLASSES
     from haksnet_jax.models.backbones.haksnet import SIZES
 
     size = {name: list(values) for name, values in SIZES["s"]._asdict().items()}

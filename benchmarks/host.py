@@ -19,7 +19,7 @@ import numpy as np
 import shapely
 
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.results import dota
 from haksnet_jax.results.mean_ap import mean_average_precision
 from haksnet_jax.results.tiles import merge_detections

@@ -52,7 +52,7 @@ def save_narrow_detector(folder):
     """Saves a detector with narrow widths and random weights."""
     from flax import nnx
 
-    from haksnet_jax.labels.dota import CLASSES
+    from haksnet_jax.labels.classes import CLASSES
     from haksnet_jax.models.architecture import haksnet_detector
     from haksnet_jax.models.backbones.haksnet import BackboneSize
     from haksnet_jax.models.oriented_rcnn import PIXEL_MEAN, PIXEL_STD

@@ -21,6 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from haksnet_jax.geometry.polygons import boxes_to_polygons
 from haksnet_jax.labels import dota as labels
 from haksnet_jax.preparation import splitting
 from haksnet_jax.results import tiles
@@ -40,7 +41,7 @@ def make_scene(folder, name, side, num_objects, rng):
             rng.uniform(-1.5, 1.5, num_objects),
         ]
     )
-    lines = [labels.format_label_line(polygon, "ship", 0) + "\n" for polygon in labels.boxes_to_polygons(boxes)]
+    lines = [labels.format_label_line(polygon, "ship", 0) + "\n" for polygon in boxes_to_polygons(boxes)]
     (folder / "labelTxt" / f"{name}.txt").write_text("".join(lines))
 
 

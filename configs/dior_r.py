@@ -9,7 +9,7 @@ Build the records (`python -m data.dior_r --help`), then:
 """
 
 from configs import dota_ss
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 
 
 def get_config():

@@ -9,7 +9,7 @@ Prepare the tiles and the records (see data/README.md), then:
 """
 
 from configs import dota_ss
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 
 
 def get_config():

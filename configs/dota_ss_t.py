@@ -11,7 +11,7 @@ Prepare the tiles and the records (see data/README.md), then:
 
 import ml_collections
 
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.models.detection_loss import LossSettings
 from haksnet_jax.models.oriented_rcnn import BoxSettings
 

@@ -14,7 +14,7 @@ Write the scenes in DOTA's format, cut them, build the records (data/README.md),
 """
 
 from configs import dota_ss
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 
 
 def get_config():

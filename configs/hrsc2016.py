@@ -9,7 +9,7 @@ Build the records (`python -m data.hrsc2016 --help`), convert the released Image
 """
 
 from configs import dota_ss
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 
 
 def get_config():

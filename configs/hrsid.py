@@ -12,7 +12,7 @@ Build the records (`python -m data.hrsid --help`), then:
 import ml_collections
 
 from configs import ssdd
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 
 
 def get_config():

@@ -12,7 +12,7 @@ Data: the official release's RBox labels in DOTA's format, `SPLIT/images` and `S
 import ml_collections
 
 from configs import dota_ss_t
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 
 
 def get_config():

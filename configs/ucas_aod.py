@@ -11,7 +11,7 @@ class in an image (cars beside an airport are background), which costs cars prec
 """
 
 from configs import ssdd
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 
 
 def get_config():

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 from reference_weights import make_state_dict
 
+from haksnet_jax.geometry.polygons import polygons_to_boxes
 from haksnet_jax.inference import evaluator, session
-from haksnet_jax.labels.dota import CLASSES, polygons_to_boxes
+from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.structures import Detections
 from haksnet_jax.training import checkpoint
 from haksnet_jax.weights.torch_weights import from_torch, read_architecture

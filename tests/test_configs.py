@@ -5,7 +5,7 @@ import importlib
 import pytest
 from flax import nnx
 
-from haksnet_jax.labels import dota as labels
+from haksnet_jax.labels import classes
 from haksnet_jax.preparation.data_sets import dior_r, dota, fair1m, hrsc2016, hrsid
 from haksnet_jax.tasks import detection
 
@@ -29,10 +29,10 @@ def test_a_data_sets_configuration_builds_and_agrees_with_its_builder(name, tmp_
     splits = set(config.data.train.split.split("+")), set(config.data.val.split.split("+"))
     if name == "dota20_ss":
         made = dota.Dota(config="v2.0", data_dir=tmp_path)
-        assert config.data.class_names == made.class_names == labels.CLASSES["dota20"]
+        assert config.data.class_names == made.class_names == classes.CLASSES["dota20"]
     else:
         builder_class, published = BUILDERS[name]
-        assert config.data.class_names == builder_class.CLASSES == labels.CLASSES[name]
+        assert config.data.class_names == builder_class.CLASSES == classes.CLASSES[name]
         assert splits[0] | splits[1] <= published and not splits[0] & splits[1]
     made = nnx.eval_shape(lambda: detection.build_model(config, rngs=nnx.Rngs(config.seed)))
     assert made.roi_head.logits.kernel.shape[-1] == len(config.data.class_names) + 1
@@ -44,7 +44,7 @@ def test_a_configuration_of_folders_builds_and_its_caps_cut_no_candidate(name):
     config = module.get_config()
     assert config.name == name and config.is_locked
     assert f"--config=configs/{name}.py" in module.__doc__
-    assert config.data.class_names == labels.CLASSES["ucas_aod" if name == "ucas_aod" else "ssdd"]
+    assert config.data.class_names == classes.CLASSES["ucas_aod" if name == "ucas_aod" else "ssdd"]
     assert not any(side % 32 for side in config.data.image_size)
     assert config.data.train.images_dir != config.data.val.images_dir
     # `predict` has room for 4096; what training's evaluation cut would be missing from its figures alone.

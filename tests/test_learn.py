@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import learn
-from haksnet_jax.labels.dota import boxes_to_polygons
+from haksnet_jax.geometry.polygons import boxes_to_polygons
 from haksnet_jax.results import detections_json
 
 

@@ -74,7 +74,7 @@ def _class_names(names):
     """The classes that --classes names: a published list, or those given; None for those of the file."""
     if names is None:
         return None
-    from haksnet_jax.labels.dota import CLASSES
+    from haksnet_jax.labels.classes import CLASSES
 
     if len(names) == 1 and names[0] in CLASSES:
         return CLASSES[names[0]]

@@ -44,7 +44,7 @@ def run(arguments):
     if arguments.images and arguments.image_list:
         raise terminal.UsageError("expected --images or --image-list, not both")
     from haksnet_jax.cli import submission
-    from haksnet_jax.labels.dota import read_class_names
+    from haksnet_jax.labels.classes import read_class_names
 
     tested, trained = arguments.images or arguments.image_list, arguments.train_images
     written = submission.submit(

@@ -12,13 +12,9 @@ import re
 
 import numpy as np
 
-from haksnet_jax.geometry.polygons import boxes_to_polygons, outside_fraction, polygons_to_boxes  # noqa: F401
 from haksnet_jax.labels import classes, encodings, objects, recognise
-from haksnet_jax.labels.classes import CLASSES, read_class_names  # noqa: F401
-from haksnet_jax.labels.objects import MAX_COORDINATE, Objects  # noqa: F401
+from haksnet_jax.labels.objects import MAX_COORDINATE
 from haksnet_jax.labels.problems import Problem, Reason, shortened
-
-LEFT_OUT = frozenset(reason.value for reason in Reason if reason.loses)
 
 _UNDERSCORED = re.compile(r"\d_\d")  # Python reads 1_0 as ten
 

@@ -33,8 +33,8 @@ import numpy as np
 from absl import flags, logging
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.geometry.polygons import polygons_to_boxes
 from haksnet_jax.images.headers import ImageError
-from haksnet_jax.labels.dota import polygons_to_boxes
 from haksnet_jax.pipeline import transforms
 
 # Periods of waiting for one batch after which it is not waited for any more.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from haksnet_jax.labels.dota import boxes_to_polygons
+from haksnet_jax.geometry.polygons import boxes_to_polygons
 
 
 class _Pen:

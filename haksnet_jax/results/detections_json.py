@@ -7,7 +7,7 @@ import numpy as np
 from haksnet_jax import files, json_files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.labels.dota import MAX_COORDINATE
+from haksnet_jax.labels.objects import MAX_COORDINATE
 from haksnet_jax.results.dota import image_stem
 
 MAX_BYTES = 2**31

@@ -16,8 +16,8 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.labels.dota import MAX_COORDINATE, Problem
-from haksnet_jax.labels.problems import shortened
+from haksnet_jax.labels.objects import MAX_COORDINATE
+from haksnet_jax.labels.problems import Problem, shortened
 from haksnet_jax.results.tiles import is_tile_name
 
 # Reasons that leave a submission valid, but that somebody will want to know of.

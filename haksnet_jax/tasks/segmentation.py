@@ -5,7 +5,7 @@ import numpy as np
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import masks
-from haksnet_jax.labels.dota import read_class_names
+from haksnet_jax.labels.classes import read_class_names
 from haksnet_jax.models import dense_architecture
 from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline.dense_sources import SCENE_MASK_CLASSES, MaskFolder, MaskScenes

@@ -38,7 +38,7 @@ from haksnet_jax.geometry.boxes import boxes_to_hboxes
 from haksnet_jax.inference.session import make_step
 from haksnet_jax.kernels import roi_align
 from haksnet_jax.kernels.depthwise import depthwise_conv
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones.haksnet import SIZES, HAKSNet
 from haksnet_jax.models.detection_loss import detection_loss

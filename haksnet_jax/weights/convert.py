@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.weights import file_settings
 from haksnet_jax.weights.budget import MAX_BYTES
 from haksnet_jax.weights.errors import CheckpointError

@@ -12,7 +12,8 @@ from bright_objects import CLASS_NAMES, save_tiny, scene, use_bright_objects
 from haksnet_jax.cli import evaluation, program, submission
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.labels.dota import CLASSES, format_label_line
+from haksnet_jax.labels.classes import CLASSES
+from haksnet_jax.labels.dota import format_label_line
 from haksnet_jax.results import dota, predictions
 from haksnet_jax.training import checkpoint
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from haksnet_jax.labels.dota import boxes_to_polygons, polygons_to_boxes
+from haksnet_jax.geometry.polygons import boxes_to_polygons, polygons_to_boxes
 from haksnet_jax.pipeline import loader, transforms
 from haksnet_jax.pipeline.sources import FolderSource, SceneSource, write_dota_folder
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.geometry.polygons import outside_fraction, polygons_to_boxes
 from haksnet_jax.images import reader
-from haksnet_jax.labels.dota import CLASSES, outside_fraction, polygons_to_boxes
+from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.pipeline import scenes
 from haksnet_jax.pipeline.sources import (
     FolderSource,

@@ -8,7 +8,7 @@ import pytest
 
 from haksnet_jax.cli import submission
 from haksnet_jax.errors import UserError
-from haksnet_jax.labels import dota as labels
+from haksnet_jax.labels import classes
 from haksnet_jax.results import dota, predictions
 
 CLASSES = ("plane", "ship", "storage-tank")
@@ -279,14 +279,14 @@ def test_submit_refuses_predictions_it_cannot_read_completely(tmp_path, capsys):
 
 
 def test_classes_and_images_may_be_named_in_files(tmp_path):
-    assert len(labels.read_class_names("dota15")) == 16
+    assert len(classes.read_class_names("dota15")) == 16
     (tmp_path / "classes.txt").write_text("\ufeffplane\r\n\nlarge ship\n")
-    assert labels.read_class_names(str(tmp_path / "classes.txt")) == ("plane", "large ship")
+    assert classes.read_class_names(str(tmp_path / "classes.txt")) == ("plane", "large ship")
     (tmp_path / "classes.txt").write_text("plane\nplane\n")
     with pytest.raises(ValueError, match="plane is there twice"):
-        labels.read_class_names(str(tmp_path / "classes.txt"))
+        classes.read_class_names(str(tmp_path / "classes.txt"))
     with pytest.raises(ValueError, match="to be one of dota10"):
-        labels.read_class_names("dota99")
+        classes.read_class_names("dota99")
     (tmp_path / "b.PNG").write_bytes(b"")
     (tmp_path / "list.txt").write_text("x/a.png\nb\n")
     assert submission.image_names(tmp_path) == ["b"]

@@ -13,7 +13,7 @@ from tiny_config import tiny_config
 import haksnet_jax
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
-from haksnet_jax.labels.dota import boxes_to_polygons
+from haksnet_jax.geometry.polygons import boxes_to_polygons
 from haksnet_jax.tasks import detection
 from haksnet_jax.training import checkpoint, loop, optimizer
 

@@ -14,7 +14,7 @@ from torch_files import TINY, Call, Global, Raw, make_weights, tensor, write_leg
 
 import haksnet_jax
 from haksnet_jax.cli import program
-from haksnet_jax.labels.dota import CLASSES
+from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.weights import convert
 from haksnet_jax.weights import model_folder as checkpoint
 from haksnet_jax.weights.torch_reader import read_checkpoint

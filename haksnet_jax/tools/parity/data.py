@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.labels.dota import CLASSES, polygons_to_boxes, read_labels
+from haksnet_jax.geometry.polygons import polygons_to_boxes
+from haksnet_jax.labels.classes import CLASSES
+from haksnet_jax.labels.dota import read_labels
 from haksnet_jax.pipeline import transforms
 from haksnet_jax.preparation import splitting
 from haksnet_jax.results import dota, tiles

@@ -12,9 +12,9 @@ import optax
 from haksnet_jax.geometry import box_coders, boxes, nms
 from haksnet_jax.geometry.anchors import anchor_grid, inside_image, level_shapes
 from haksnet_jax.geometry.matching import match_anchors, match_proposals
+from haksnet_jax.geometry.polygons import polygons_to_boxes
 from haksnet_jax.geometry.rotated_iou import rotated_iou_matrix, rotated_iou_pairs
 from haksnet_jax.kernels.roi_align import roi_levels, rotated_roi_align
-from haksnet_jax.labels.dota import polygons_to_boxes
 from haksnet_jax.models import detection_loss as losses
 from haksnet_jax.tools.parity.rows import Comparison, equal_row
 from haksnet_jax.training import optimizer

@@ -4,7 +4,7 @@ No pre-training and no other data. The recipe is ours: the published ones start 
 stands in docs/results.md.
 
 Data: the official release's RBox labels in DOTA's format, `SPLIT/images` and `SPLIT/labelTxt` below --config.data.root
-(`python -m data.ssdd --as_dota` writes them).
+(`haksnet build ssdd --as-dota` writes them, split as data/README.md says).
 
     python -m haksnet_jax.main --config=configs/ssdd.py --config.data.root=DIR
 """

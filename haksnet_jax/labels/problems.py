@@ -40,10 +40,8 @@ class Reason(enum.StrEnum):
     BAD_DIFFICULTY = "bad_difficulty", False, "a difficulty that is no whole number from 0 to 100: read as 0"
     CROSSED = "crossed", False, "edges cross: the points are in no order around the object; its box encloses all four"
     DUPLICATE = "duplicate", False, "same points and class as an earlier object"
-    NOT_FOUR_POINTS = "not_four_points", False, "an outline of other than four points: the smallest rectangle around it"
     PARTLY_OUTSIDE = "partly_outside", False, "the object reaches beyond its image"
     IN_NO_TILE = "in_no_tile", False, "no tile holds enough of the object"
-    IS_CROWD = "is_crowd", False, "a group of objects in one outline: read as a difficult object"
 
     # Files of labels.
     OTHER_FORMAT = "other_format", True, "a label file in another format than the one that is read"

@@ -1,7 +1,7 @@
 """FAIR1M: 37 fine-grained classes of aircraft, ships, vehicles, courts and roads.
 
 Source: Sun et al., "FAIR1M: A Benchmark Dataset for Fine-Grained Object Recognition in High-Resolution Remote Sensing
-Imagery", ISPRS 2022. Images have 1,000 to 10,000 pixels a side: write them in DOTA's format first (--as_dota), cut them
+Imagery", ISPRS 2022. Images have 1,000 to 10,000 pixels a side: write them in DOTA's format first (--as-dota), cut them
 by `haksnet split`, and build from the tiles by `haksnet build` --classes=fair1m.
 """
 

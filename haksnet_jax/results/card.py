@@ -3,24 +3,37 @@
 import json
 import pathlib
 import subprocess
+import tomllib
 
 from etils import epath
 
 from haksnet_jax import files
 
 
-def code_version():
-    """Commit of the checkout that runs, "-dirty" where it has changes, or "unknown" outside a checkout."""
-    folder = pathlib.Path(__file__).parent
+def code_version(package=None):
+    """Commit of the checkout that runs, "-dirty" where its code has changes, or "unknown" outside a checkout.
+
+    A repository that the package merely lies in (installed below it, or copied into it) is not its checkout. Data and
+    other files beside the package do not count as changes.
+
+    Args:
+      package: folder of the package; None: this one.
+    """
+    package = package or pathlib.Path(__file__).resolve().parents[1]
+    top = package.parent
 
     def git(*arguments):
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=top, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
+        described = tomllib.loads((top / "pyproject.toml").read_text(encoding="utf-8"))
+        is_ours = described.get("project", {}).get("name", "").replace("-", "_") == "haksnet_jax"
+        if not is_ours or pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != top:
+            return "unknown"
+        git("ls-files", "--error-unmatch", f"{package.name}/__init__.py")
+        changed = git("status", "--porcelain", "--", package.name)
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return "unknown"
 
 

@@ -107,13 +107,15 @@ class RunCheckpoints:
           CheckpointError: this one or the one before could not be written.
         """
         self._finish()
-        if step in self._manager.all_steps():
+        if step in self._manager.all_steps():  # saved already, or restored from: damaged ones were left aside
             return
         with self._naming_errors(step):
-            self._manager.save(
+            is_begun = self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position)),
             )
+            if not is_begun:
+                raise RuntimeError(f"there is a later one, step {self._manager.latest_step()}")
         self._being_saved = step
 
     def check(self):
@@ -186,9 +188,11 @@ class RunCheckpoints:
                         f"{folder} does not fit this configuration ({reason}); use another --workdir, or the "
                         "configuration that it was made with"
                     ) from error
-            logging.warning("%s is not whole and is left aside as %s.unusable (%s)", folder, step, reason)
-            if jax.process_index() == 0 and not files.is_bucket(folder):  # where nothing is renamed
-                folder.rename(free_name(folder.parent, f"{step}.unusable"))
+            aside = free_name(folder.parent, f"{step}.unusable")
+            logging.warning("%s is not whole and is left aside as %s (%s)", folder, aside.name, reason)
+            if jax.process_index() == 0:
+                move_folder(folder, aside)
+            hosts.any_host(False)  # the others look again when it is gone
             self._manager.reload()
         return None
 
@@ -216,6 +220,20 @@ class RunCheckpoints:
             with contextlib.suppress(Exception):  # (what went wrong was raised before)
                 self._manager.close()
             logging.flush()
+
+
+def move_folder(folder, target):
+    """Gives a folder another name; in a bucket, where nothing is renamed, its files are copied, and then removed."""
+    if not files.is_bucket(folder):
+        folder.rename(target)
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            move_folder(path, target / path.name)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            path.copy(target / path.name, overwrite=True)
+    folder.rmtree()
 
 
 def free_name(folder, name):

@@ -118,9 +118,9 @@ def best_so_far(task, workdir, first_step):
         if known is not None and not isinstance(known, int | float):
             raise UserError(f"{folder / checkpoint.MODEL_FILE}: expected a number as {task.BEST}, got {_short(known)}")
         return known  # (0 is a metric too)
-    if jax.process_index() == 0 and not files.is_bucket(folder):  # where nothing is renamed
+    if jax.process_index() == 0:
         aside = checkpoint.free_name(workdir, "best.earlier")
-        folder.rename(aside)
+        checkpoint.move_folder(folder, aside)
         logging.warning("%s holds the best weights of an earlier run without checkpoints: kept as %s", folder, aside)
     return None
 

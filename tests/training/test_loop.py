@@ -12,6 +12,7 @@ import dummy_task
 import jax
 import numpy as np
 import pytest
+from bucket import local_bucket
 from flax import nnx
 
 from haksnet_jax import files, tasks
@@ -166,6 +167,21 @@ def test_best_weights_of_an_earlier_start_without_checkpoints_are_kept(tmp_path,
     loop.run(dummy_task.make_config(num_steps=2), tmp_path)
     assert (tmp_path / "best.earlier" / "model.json").exists() and (tmp_path / "best" / "model.json").exists()
     assert "kept as" in caplog.text
+
+
+def test_a_damaged_step_in_a_bucket_is_left_aside_and_saved_again(caplog):
+    with local_bucket() as bucket:
+        workdir = "gs://some-bucket/runs/dummy"
+        loop.run(dummy_task.make_config(), workdir)
+        of_4 = {name for name in bucket if "/checkpoints/4/state/" in name}
+        largest = max(of_4, key=lambda name: len(bucket[name]))
+        bucket[largest] = bucket[largest][: len(bucket[largest]) // 2]
+        card = loop.run(dummy_task.make_config(), workdir)
+        assert card["facts"]["resumed_at_step"] == 2
+        assert "checkpoints/4 is not whole and is left aside as 4.unusable" in caplog.text
+        assert any("/checkpoints/4.unusable/state/" in name for name in bucket)
+        # Whole again: the next start has nothing left to do.
+        assert loop.run(dummy_task.make_config(), workdir)["facts"]["resumed_at_step"] == 4
 
 
 def test_weights_and_steps_draw_from_different_keys():

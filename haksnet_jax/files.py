@@ -86,6 +86,10 @@ def whole(path, *, sync=True):
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk is told of without a name
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -46,9 +46,10 @@ def train(
     from haksnet_jax.errors import UserError
     from haksnet_jax.pipeline.loader import PipelineError
     from haksnet_jax.training import checkpoint, loop
+    from haksnet_jax.training.log import quiet_libraries
     from haksnet_jax.training.stop import Stopped
 
-    logging.get_absl_handler().addFilter(checkpoint.log_filter)
+    quiet_libraries()
     devices.enable_compilation_cache()
     workdir = workdir or os.path.join("runs", config.name)
     membership = None

@@ -84,8 +84,9 @@ def entry():
 
 
 def _exit(status):
-    if status == STOPPED:
-        # At once: what still runs on a device crashes when the interpreter is taken apart under it.
+    if status in (STOPPED, FAILED):
+        # At once: what still runs on a device crashes when the interpreter is taken apart under it, and a library's
+        # thread may wait for ever for what failed.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()

@@ -7,7 +7,6 @@ their files.
 import concurrent.futures
 import contextlib
 import json
-import os
 import time
 
 import jax
@@ -30,18 +29,6 @@ from haksnet_jax.weights.model_folder import (  # noqa: F401
     unflatten,
 )
 from haksnet_jax.weights.sums import MANIFEST_FILE  # noqa: F401
-
-
-def log_filter(record):
-    """A filter of log records that leaves out Orbax's inner life.
-
-    Its tracebacks too, unless HAKSNET_TRACEBACK asks for them: what goes wrong ends the run with a CheckpointError.
-    """
-    if "orbax" not in record.pathname:
-        return True
-    if not os.environ.get("HAKSNET_TRACEBACK"):
-        record.exc_info = record.exc_text = None
-    return record.levelname != "INFO"
 
 
 def _reason(error):

@@ -2,8 +2,13 @@
 
 import datetime
 import json
+import logging as python_logging
 import math
+import os
+import sys
+import threading
 import time
+import traceback
 
 import jax
 import numpy as np
@@ -36,6 +41,33 @@ def read_metrics(path):
             continue
         records.append(record)
     return records
+
+
+def quiet_libraries():
+    """Lets libraries tell nothing of failures inside them, for the rest of the process.
+
+    What goes wrong ends the run with one sentence. Beside it Orbax logs each of its threads, asyncio each array that a
+    full disk did not take, and callbacks print tracebacks of event loops that are closed meanwhile. HAKSNET_TRACEBACK=1
+    shows it all.
+    """
+    if os.environ.get("HAKSNET_TRACEBACK"):
+        return
+    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL + 1)
+    of_callbacks, of_threads = sys.unraisablehook, threading.excepthook
+
+    def callback_hook(arguments):
+        if not (arguments.exc_type is RuntimeError and str(arguments.exc_value) == "Event loop is closed"):
+            of_callbacks(arguments)
+
+    def thread_hook(arguments):
+        places = [frame.filename for frame in traceback.extract_tb(arguments.exc_traceback)]
+        if not any(library in place for place in places for library in ("orbax", "tensorboardX")):
+            of_threads(arguments)
+        else:
+            logging.warning("a library's thread ended: %s: %s", arguments.exc_type.__name__, arguments.exc_value)
+
+    sys.unraisablehook, threading.excepthook = callback_hook, thread_hook
 
 
 class RunLog:

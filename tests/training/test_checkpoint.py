@@ -1,6 +1,5 @@
 """Checkpoints of a run that are damaged, and those that do not fit."""
 
-import logging
 import resource
 import shutil
 import time
@@ -135,19 +134,3 @@ def test_what_an_unfinished_save_leaves_is_not_a_checkpoint(tmp_path):
     # As Orbax names a folder while it writes it; a killed process leaves it so.
     (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-7")
     assert checkpoint.RunCheckpoints(tmp_path).restore_newest(_abstract(_state(0)))[0] == 1
-
-
-@pytest.mark.parametrize("asked", [False, True])
-def test_tracebacks_of_the_checkpoint_library_are_shown_where_they_are_asked_for(monkeypatch, asked):
-    monkeypatch.delenv("HAKSNET_TRACEBACK", raising=False)
-    if asked:
-        monkeypatch.setenv("HAKSNET_TRACEBACK", "1")
-    error = OSError(27, "File too large")
-
-    def shown(package):
-        path = f"site-packages/{package}/saver.py"
-        record = logging.LogRecord("absl", logging.ERROR, path, 1, "saving failed", (), (OSError, error, None))
-        return checkpoint.log_filter(record), record.exc_info is not None
-
-    assert shown("orbax") == (True, asked)
-    assert shown("haksnet_jax") == (True, True)

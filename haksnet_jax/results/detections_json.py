@@ -142,10 +142,13 @@ def _arrays(detections, where):
     """(boxes [n, 5], scores [n], names) of a list of detections; where one is wrong, the schema says which."""
     try:
         names = [one["label"] for one in detections]
-        scores = np.array([one["score"] for one in detections], np.float64)
-        boxes = np.array([one["box"] for one in detections], np.float64).reshape(-1, 5)
+        scores = np.array([one["score"] for one in detections])
+        boxes = np.array([one["box"] for one in detections])
+        kinds = scores.dtype.kind + boxes.dtype.kind  # (numbers in quotes would become numbers, if a type were named)
+        boxes = boxes.reshape(-1, 5)
         plain = (
-            scores.shape == (len(detections),)
+            set(kinds) <= {"f", "i"}
+            and scores.shape == (len(detections),)
             and len(boxes) == len(detections)
             and all(type(name) is str and name for name in names)
             and all(type(one["score"]) in (float, int) for one in detections)

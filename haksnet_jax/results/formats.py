@@ -7,6 +7,7 @@ each of them; `labels/formats` reads those that are formats of labels too.
 import csv
 import json
 import pathlib
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -269,15 +270,17 @@ def _write_geopackage(path, images):
         rows[3] += one.scores.tolist()
     with files.whole(path, sync=False) as temporary:
         for number, (crs, (geometry, image, label, score)) in enumerate(layers.items() or [(None, ([], [], [], []))]):
-            pyogrio.raw.write(
-                str(temporary),
-                np.array(geometry, object),
-                [np.array(image, object), np.array(label, object), np.array(score, np.float64)],
-                np.array(["image", "label", "score"]),
-                layer="detections" if number == 0 else f"detections_{number + 1}",
-                driver="GPKG",
-                geometry_type="Polygon",
-                crs=crs,
-                append=number > 0,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that a layer in pixels has no coordinate system
+                pyogrio.raw.write(
+                    str(temporary),
+                    np.array(geometry, object),
+                    [np.array(image, object), np.array(label, object), np.array(score, np.float64)],
+                    np.array(["image", "label", "score"]),
+                    layer="detections" if number == 0 else f"detections_{number + 1}",
+                    driver="GPKG",
+                    geometry_type="Polygon",
+                    crs=crs,
+                    append=number > 0,
+                )
     return Written([path], {})

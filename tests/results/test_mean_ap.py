@@ -268,3 +268,23 @@ def test_error_analysis_counts_every_object_and_detection_once(recorded):
     assert matrix[:, :-1].sum() == (errors.kind != KINDS.index("ignored")).sum()
     true_positives = fixture.manifest["eval_rbbox_map"]["iou_0.5_area"]["classes"]
     np.testing.assert_array_equal(np.diag(matrix)[:-1], [one["tp"] for one in true_positives])
+
+
+def test_equal_scores_count_together_whatever_their_order():
+    rng = np.random.default_rng(7)
+    square = np.array([[0, 0], [10, 0], [10, 10], [0, 10]], np.float64)
+    labels, detections = {}, {}
+    for image in range(6):
+        at = rng.permutation(9)[:5] * 20.0
+        labels[image] = {"polygons": square + at[:4, None, None], "labels": np.zeros(4, int)}
+        found = square + at[[0, 1, 1, 4], None, None]  # two true, one double, one false
+        detections[image] = {"polygons": found, "scores": np.full(4, 0.5), "labels": np.zeros(4, int)}
+    results = []
+    for order in (np.arange(6), np.arange(6)[::-1], rng.permutation(6)):
+        rows = rng.permutation(4)
+        mixed = {int(i): {name: values[rows] for name, values in detections[int(i)].items()} for i in order}
+        result = mean_average_precision(mixed, {int(i): labels[int(i)] for i in order}, ["ship"])
+        results.append(result.figures())
+    # One step: half of the objects at a precision of one half (12 of 24 detections).
+    assert results[0]["AP50_voc12"] == pytest.approx(0.25)
+    assert results[0] == results[1] == results[2] and result.num_tied() == 24

@@ -222,3 +222,40 @@ def test_tiles_of_a_resized_image_are_scaled_back():
     merged = tiles.merge_tiles({"P1__0.5__100___200": half, "P2__1__0___0": none})
     np.testing.assert_allclose(merged["P1"]["boxes"], [[220, 440, 16, 8, 0.3]], rtol=1e-6)
     assert merged["P2"]["boxes"].shape == (0, 5)
+
+
+def test_quadrilaterals_of_task1_files_are_moved_and_stay_as_they_are():
+    wedge = np.array([[10, 10], [40, 12], [38, 30], [12, 25]], np.float64)  # no rectangle
+    far = wedge + [0, 40]
+    two = {"polygons": np.stack([wedge, far]), "scores": np.array([0.9, 0.3]), "labels": np.zeros(2, int)}
+    found = {
+        "P1__100__0___0": two,
+        "P1__100__50___0": {"polygons": (wedge - [50, 0])[None], "scores": np.array([0.8]), "labels": np.zeros(1, int)},
+    }
+    merged = tiles.merge_tiles(found)["P1"]
+    np.testing.assert_array_equal(merged["polygons"], [wedge, far])
+    assert merged["scores"].tolist() == pytest.approx([0.9, 0.3])
+
+
+def test_quadrilaterals_are_compared_by_their_own_overlap():
+    # Two triangles-like halves of one square: their rectangles are the same, they share nothing.
+    lower = np.array([[0, 0], [40, 0], [39, 1], [1, 39]], np.float64)
+    upper = np.array([[40, 40], [0, 40], [1.5, 39.5], [39.5, 1.5]], np.float64)
+    kept = tiles.merge_polygons(np.stack([lower, upper]), np.array([0.9, 0.8]), np.zeros(2, int), iou_threshold=0.1)
+    assert len(kept) == 2
+    assert len(tiles.merge_polygons(np.stack([lower, lower]), np.array([0.9, 0.8]), np.zeros(2, int))) == 1
+
+
+def test_at_a_threshold_of_0_only_what_overlaps_goes():
+    rng = np.random.default_rng(0)
+    boxes = []
+    for number in range(200):
+        angle, width, height = rng.uniform(-1.5, 1.5), rng.uniform(40, 160), rng.uniform(8, 25)
+        across = np.array([-np.sin(angle), np.cos(angle)]) * (height + rng.uniform(0.01, 20))
+        first = np.array([400.0 + number * 1000, 400.0])
+        boxes += [[*centre, width, height, angle] for centre in (first, first + across)]
+    labels, scores = np.zeros(400, int), rng.uniform(size=400)
+    assert len(tiles.merge_detections(np.array(boxes), scores, labels, iou_threshold=0.0)) == 400
+    boxes = np.array(boxes)
+    boxes[1::2, :2] = boxes[::2, :2]
+    assert len(tiles.merge_detections(boxes, scores, labels, iou_threshold=0.0)) == 200

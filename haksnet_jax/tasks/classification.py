@@ -1,5 +1,7 @@
 """Classification of whole images, and with it the pre-training of the backbone that every other task takes."""
 
+import os
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -8,8 +10,8 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.inference.classification import ClassificationEvaluator
 from haksnet_jax.models import architecture, classification_loss
+from haksnet_jax.pipeline import bands, loader
 from haksnet_jax.pipeline import classification_sources as sources
-from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.classification_transforms import EvaluationRow, TrainingRow
 
 BEST = "top1"
@@ -31,7 +33,7 @@ def prepared(config):
         raise UserError(f"data.kind: expected one of {', '.join(KINDS)}, got {data.kind!r}")
     if min(data.image_size) < 32:
         raise UserError(f"data.image_size: expected at least 32 pixels a side, got {tuple(data.image_size)}")
-    config = _with_images(config)
+    config = _with_bands(config)
     num_bands = config.model.in_channels
     if num_bands != 3 and (augment.rand_augment_magnitude or augment.colour_jitter):
         raise UserError(
@@ -45,49 +47,24 @@ def prepared(config):
     least, largest = augment.crop_scale
     if not 0 < least <= largest <= 1:
         raise UserError(f"augment.crop_scale: expected (from, to) with 0 < from <= to <= 1, got {(least, largest)}")
-    if data.kind != "folder" and data.class_names:
+    if config.data.class_names:
         return config
-    source = _open(config, "train")
     with config.unlocked():
-        config.data.class_names = source.class_names
-        if data.kind == "folder":  # the same limits for both splits
-            config.data.limits = source.image_settings.limits or ()
+        config.data.class_names = _open(config, "train").class_names
     return config
 
 
-def _images_of(config):
-    """(ImageSettings of a configuration and of its training folder, what else is kept there)."""
-    data, more = config.data, {}
-    given = image_settings.checked(
-        image_settings.ImageSettings(tuple(data.bands) or None, tuple(data.limits) or None, data.nodata), "data."
-    )
-    if data.kind == "folder":
-        kept, more = image_settings.read_folder(_path(data, data.train.folder))
-        given = image_settings.merged(given, kept)
-    elif given != image_settings.DEFAULT:
-        raise UserError(f"data.bands, data.limits, data.nodata: expected none for data.kind={data.kind!r}")
-    return given, more
-
-
-def _with_images(config):
-    """A copy of the configuration with what is kept beside the training images: bands, limits, means, deviations."""
-    given, more = _images_of(config)
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.in_channels = channels = given.num_channels
-        config.data.bands = () if given.bands is None else tuple(given.bands)
-        config.data.limits = () if given.limits is None else tuple(given.limits)
-        config.data.nodata = given.nodata
-        for name in ("mean", "std"):
-            key, kept = f"pixel_{name}", more.get(name)
-            if len(config.model[key]) != channels and isinstance(kept, list) and len(kept) == channels:
-                config.model[key] = tuple(float(value) for value in kept)
-            if len(config.model[key]) != channels:
-                raise UserError(
-                    f"model.{key}: expected a number for each of the {channels} bands, got {len(config.model[key])}: "
-                    "`haksnet validate` measures them and keeps them beside the images, or state them"
-                )
-    return config
+def _with_bands(config):
+    """The configuration with what its training images say of bands, see `bands.completed`; they need not be there."""
+    data = config.data
+    if data.kind != "folder":
+        if bands.settings_of(config) != image_settings.DEFAULT:
+            raise UserError(f"data.bands, data.limits, data.nodata: expected none for data.kind={data.kind!r}")
+        return bands.completed(config)
+    folder = _path(data, data.train.folder)
+    if not os.path.isdir(folder):
+        return bands.completed(config)
+    return bands.completed(config, [os.path.join(folder, name) for name in sources.class_folders(folder)])
 
 
 def _path(data, path):
@@ -107,7 +84,7 @@ def _open(config, split):
             settings[name] = _path(data, settings[name])
     class_names = tuple(data.class_names) or None
     if data.kind == "folder":
-        settings["settings"] = _images_of(config)[0]
+        settings["settings"] = bands.settings_of(config)
         names = class_names or sources.class_folders(settings["folder"])
         return sources.ClassFolderSource(class_names=names, cache_mib=data.cache_mib, **settings)
     if data.kind == "tfds":
@@ -168,7 +145,7 @@ def model_info(config):
         "class_names": list(config.data.class_names),
         "pixel_mean": list(model.pixel_mean),
         "pixel_std": list(model.pixel_std),
-        "images": image_settings.to_json(_images_of(config)[0]),
+        **bands.model_info(config),
         "input_size": list(config.data.image_size),
         "crop_share": config.evaluation.crop_share,
         "num_views": config.evaluation.num_views,

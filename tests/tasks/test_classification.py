@@ -102,13 +102,14 @@ def test_classes_are_the_folders_and_wrong_settings_are_named(folders):
         config = tiny(folders)
         with config.unlocked():
             config[section][key] = value
+            if key == "colour_jitter":
+                config.data.bands = (1, 2)
         return config
 
     for section, key, value, said in (
         ("data", "kind", "records", "data.kind"),
         ("data", "image_size", (16, 16), "at least 32"),
-        ("data", "bands", (1, 2), "model.pixel_mean: expected a number for each of the 2 bands"),
-        ("model", "pixel_std", (1.0,), "model.pixel_std"),
+        ("augment", "colour_jitter", 0.4, "of red, green and blue"),
         ("augment", "crop_scale", (0.0, 1.0), "augment.crop_scale"),
         ("evaluation", "num_views", 4, "evaluation.num_views"),
     ):

@@ -1,5 +1,6 @@
 """JSON that may come from anywhere: read within limits, and compared with a schema before anything uses it."""
 
+import functools
 import json
 import math
 import re
@@ -95,15 +96,9 @@ def check(value, schema, *, where, error=UserError):
     Raises:
       UserError (or `error`): a sentence with the file, the path inside it, what is there and what was expected.
     """
-    import jsonschema  # a tenth of a second, for those who read such a file
-
-    checker = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int)
-    validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=checker)(schema)
-    found = next(validator.iter_errors(value), None)
+    found = next(_validator()(schema).iter_errors(value), None)
     if found is None:
         return
-    if found.validator in ("anyOf", "oneOf") and "description" not in found.schema:
-        found = jsonschema.exceptions.best_match([found])
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in found.absolute_path).lstrip(".")
     place = printable(place[:120]) or "its content"
     expected = found.schema.get("description", f"something that agrees with {found.validator}")
@@ -114,6 +109,14 @@ def check(value, schema, *, where, error=UserError):
         extra = next(name for name in found.instance if name not in found.schema.get("properties", {}))
         raise error(f"{where}: {place} has the unknown key {quoted(extra)}")
     raise error(f"{where}: {place} is {quoted(found.instance)}, expected {expected}")
+
+
+@functools.cache
+def _validator():
+    import jsonschema  # a tenth of a second, for those who read such a file
+
+    checker = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int)
+    return jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=checker)
 
 
 def quoted(value):

@@ -1,7 +1,7 @@
 """Families of files that may come from strangers: how each is damaged, and what is done with it afterwards.
 
-`FAMILIES[name](folder)` gives a function of random.Random that writes a damaged file and returns a function which uses it
-as the program does. That may raise a UserError and nothing else.
+`FAMILIES[name](folder)` gives a function of random.Random that writes a damaged file and returns a function which uses
+it as the program does. That may raise a UserError and nothing else.
 """
 
 import io
@@ -20,7 +20,7 @@ from haksnet_jax.distributed import messages
 from haksnet_jax.images import headers, reader
 from haksnet_jax.labels import label_set
 from haksnet_jax.pipeline import prepared
-from haksnet_jax.results import dota
+from haksnet_jax.results import detections_json
 from haksnet_jax.weights import convert, model_schema, sums, torch_reader
 from haksnet_jax.weights.stored_tensors import StoredTensor
 
@@ -53,8 +53,10 @@ def _pickles():
     values = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(3, np.int64)}
     dtype = Call(Global("numpy", "dtype"), ("f4", False, True), (3, "<", None, None, None, -1, -1, 0))
     array = Call(
-        Global("numpy.core.multiarray", "_reconstruct"), (Global("numpy", "ndarray"), (0,), b"b"), (1, (1,), dtype, False, b"abcd")
-    )  # fmt: skip
+        Global("numpy.core.multiarray", "_reconstruct"),
+        (Global("numpy", "ndarray"), (0,), b"b"),
+        (1, (1,), dtype, False, b"abcd"),
+    )
     trees = [
         {
             "state_dict": values,
@@ -248,7 +250,14 @@ _OBJECTS = {
         "images": [{"id": 1, "file_name": "a.png", "width": 200, "height": 100}],
         "categories": [{"id": 1, "name": "ship"}, {"id": 2, "name": "Small Car"}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [sum(_CORNERS, [])], "iscrowd": 0, "area": 1.0},
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "segmentation": [[35.0, 24.0, 79.0, 48.0, 69.0, 56.0, 25.0, 32.0]],
+                "iscrowd": 0,
+                "area": 1.0,
+            },
             {"id": 2, "image_id": 1, "category_id": 2, "bbox": [1, 2, 30, 40]},
         ],
     },
@@ -263,14 +272,21 @@ _OBJECTS = {
                             "type": "rectanglelabels",
                             "original_width": 200,
                             "original_height": 100,
-                            "value": {"x": 10, "y": 10, "width": 20, "height": 10, "rotation": 30, "rectanglelabels": ["ship"]},
+                            "value": {
+                                "x": 10,
+                                "y": 10,
+                                "width": 20,
+                                "height": 10,
+                                "rotation": 30,
+                                "rectanglelabels": ["ship"],
+                            },
                         }
                     ]
                 }
             ],
         }
     ],
-}  # fmt: skip
+}
 _ENTITIES = (
     '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>',
     '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>',
@@ -290,7 +306,7 @@ def labels(folder):
         if kind in _TEXTS:
             ending, text = _TEXTS[kind]
             if ending == "xml":
-                text = draw.choice((("",) * 6 + _ENTITIES)) + text.replace("<", " <").replace(">", "> ")
+                text = draw.choice(("",) * 6 + _ENTITIES) + text.replace("<", " <").replace(">", "> ")
                 if draw.random() < 0.02:
                     text = "<a>" * draw.choice((100, 100_000)) + text
             data = fuzz_mutate.damage_text(draw, text)
@@ -387,7 +403,7 @@ def json_of_ours(folder):
     kinds = {
         "model.json": (_MODEL, use_model),
         "manifest.json": ({"state/a": [1, 2], "model.json": [3, 4]}, lambda path: sums.difference(path.parent)),
-        "detections.json": (_DETECTIONS, lambda path: dota.read_detections_json(path, CLASSES)),
+        "detections.json": (_DETECTIONS, detections_json.read),
         "message.json": (_MESSAGE, use_message),
         "features.json": (_FEATURES, use_prepared),
         "dataset_info.json": (_INFO, use_prepared),

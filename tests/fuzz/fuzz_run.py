@@ -2,8 +2,9 @@
 
     python tests/fuzz/fuzz_run.py --families=pth,tiff --files=100000 [--seconds=3] --seed=0 --folder=DIR
 
-Prints what was seen as JSON. A failure is: an exception that is no UserError, a message that is no single printable line,
-more than 5 s of computing or 1 GiB of memory for a file, and every import, execution, writing, process or connection.
+Prints what was seen as JSON. A failure is: an exception that is no UserError, a message that is no single printable
+line, more than 5 s of computing or 1 GiB of memory for a file, and every import, execution, writing, process or
+connection.
 """
 
 import argparse
@@ -21,10 +22,10 @@ import traceback
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "goldens"))
 
-import cv2
-from fuzz_families import FAMILIES
+import cv2  # noqa: E402
+from fuzz_families import FAMILIES  # noqa: E402
 
-from haksnet_jax.errors import UserError
+from haksnet_jax.errors import UserError  # noqa: E402
 
 SECONDS = 5.0  # of computing, for one file
 BYTES = 1 << 30
@@ -53,11 +54,13 @@ class Guard:
         if not self.active or not event.startswith(FORBIDDEN):
             return
         if event == "open":
-            path, mode, flags = arguments
+            _, mode, flags = arguments
             writes = any(letter in (mode or "") for letter in "wax+")
             if not writes and not (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
                 return
         if event == "import" and str(arguments[0]).startswith(HARMLESS_IMPORTS):
+            return
+        if event == "marshal.loads" and b"/encodings/" in arguments[0]:
             return
         if event in ("exec", "compile"):
             code = arguments[0] if event == "exec" else arguments[1]

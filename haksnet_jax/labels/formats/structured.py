@@ -212,6 +212,8 @@ def read_tree(path):
     except DefusedXmlException as error:
         detail = f"the file defines or names something outside itself ({type(error).__name__}), which is not read"
         raise FormatError(Reason.BAD_XML, detail) from None
+    except (LookupError, ValueError) as error:  # an encoding that the parser does not know, or knows and does not read
+        raise FormatError(Reason.BAD_XML, f"the file names an encoding that is not read: {error}") from None
     if not handler.top.children:
         raise FormatError(Reason.BAD_XML, "the file is empty")
     return handler.top.children[0]

@@ -13,7 +13,7 @@ import cv2
 import fuzz_images
 import fuzz_mutate
 import numpy as np
-from torch_files import TINY, Call, Global, make_weights, pickle_bytes, stored, write_legacy
+from torch_files import TINY, Call, Global, make_weights, pickle_bytes, stored, tensor, write_legacy
 
 from haksnet_jax import json_files
 from haksnet_jax.distributed import messages
@@ -122,11 +122,14 @@ def pth(folder):
 
 def model_pth(folder):
     """A whole small detector: finding the weights, their names and shapes."""
-    weights = make_weights(TINY, "fuzz")
-    storages = {}
-    parts = fuzz_mutate.operations(
-        pickle_bytes(stored({"state_dict": weights, "meta": {"CLASSES": CLASSES}}, storages))
-    )
+    weights = {name: value for name, value in make_weights(TINY, "fuzz").items() if value.dtype == np.float32}
+    whole = np.concatenate([value.reshape(-1) for value in weights.values()])
+    views, offset = {}, 0
+    for name, value in weights.items():  # all in one storage, which is written sooner
+        views[name] = tensor("float32", "0", whole.size, value.shape, None, offset)
+        offset += value.size
+    storages = {"0": (whole.tobytes(), whole.size)}
+    parts = fuzz_mutate.operations(pickle_bytes({"state_dict": views, "meta": {"CLASSES": CLASSES}}))
     path = folder / "current.pth"
 
     def make(draw):

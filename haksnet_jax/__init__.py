@@ -4,7 +4,14 @@ detector = haksnet_jax.load("CHECKPOINT_FOLDER")
 detections = detector("harbour.tif")
 """
 
+import sys
+
 from haksnet_jax.version import __version__
+
+if sys.argv[:1] == ["-m"]:  # of `python -m haksnet_jax.SOMETHING`, before it is looked for
+    from haksnet_jax.cli import doors
+
+    doors.check(sys.orig_argv)
 
 __all__ = ["__version__", "load"]
 

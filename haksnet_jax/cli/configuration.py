@@ -168,9 +168,15 @@ def assign(config, key, text):
 def _nearest(config, key):
     known = list(paths(config))
     last = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    near += [one for one in known if difflib.SequenceMatcher(None, one.rpartition(".")[2], last).ratio() > 0.75]
-    near = list(dict.fromkeys(near))[:4]
+
+    def likeness(one):
+        whole, part = (
+            difflib.SequenceMatcher(None, *pair).ratio() for pair in ((one, key), (one.split(".")[-1], last))
+        )
+        return max(whole, part)
+
+    ranked = sorted(known, key=likeness, reverse=True)
+    near = [one for one in ranked if likeness(one) > max(0.6, likeness(ranked[0]) - 0.05)][:3]
     return f"meant is {' or '.join(near)}?" if near else f"the groups are {', '.join(config)}"
 
 

@@ -17,6 +17,7 @@ import os
 import pathlib
 import sys
 import traceback
+import warnings
 
 from haksnet_jax.cli import terminal
 from haksnet_jax.errors import UserError
@@ -39,6 +40,19 @@ COMMANDS = {
 }
 
 _PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
+
+# What other programs call them.
+_SYNONYMS = {
+    "detect": "predict",
+    "infer": "predict",
+    "val": "evaluate",
+    "test": "evaluate",
+    "score": "evaluate",
+    "check": "validate",
+    "tile": "split",
+    "pack": "build",
+    "env": "doctor",
+}
 
 OK, FAILED, WRONG_USE, STOPPED = 0, 1, 2, 130
 
@@ -170,8 +184,11 @@ def _say(text):
 
 def _set_up_log(arguments):
     """Lets log lines be plain lines on the terminal."""
-    from absl import logging
+    from absl import flags, logging
 
+    flags.FLAGS.mark_as_parsed()  # absl's own, which it would warn of at the first line
+    if not arguments.verbose:  # libraries' warnings are for those who write programs with them
+        warnings.filterwarnings("ignore", module=r"(?!haksnet_jax\b)")
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
@@ -213,7 +230,7 @@ def _without_command(argv, prog):
         )
         print(text, file=sys.stdout if name else sys.stderr)
         return OK if name else WRONG_USE
-    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    near = [_SYNONYMS[name]] if name in _SYNONYMS else difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     meant = f"meant is {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
     _say(f"error: {name!r} is no command; {meant} ({prog} --help lists them)")
     return WRONG_USE

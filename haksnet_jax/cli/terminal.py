@@ -94,8 +94,8 @@ class Parser(argparse.ArgumentParser):
             else:
                 spelled = name if name in options else name.replace("_", "-")
                 if spelled not in options:
-                    near = difflib.get_close_matches(spelled, options, n=2, cutoff=0.6)
-                    meant = f"; meant is {' or '.join(near)}?" if near else ""
+                    near = difflib.get_close_matches(spelled, options, n=1, cutoff=0.6)
+                    meant = f"; meant is {near[0]}?" if near else ""
                     self.error(f"unknown option {name}{meant}")
                 yield f"{spelled}{equals}{value}"
 

@@ -9,6 +9,8 @@ on where the run stopped. On several hosts the same command is started on each (
 run was asked to stop and has saved all it did.
 """
 
+import os
+
 from haksnet_jax.cli import configuration, terminal
 
 
@@ -45,6 +47,7 @@ def add_arguments(parser):
 def run(arguments):
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     config = configuration.of(arguments)
+    _require_writable(arguments.workdir)
     from haksnet_jax import main
 
     return main.train(
@@ -57,3 +60,17 @@ def run(arguments):
         join_token=arguments.join_token,
         resume=arguments.resume,
     )
+
+
+def _require_writable(workdir):
+    """Finds out before JAX is started whether the folder of the run can be made."""
+    from haksnet_jax import files
+    from haksnet_jax.errors import UserError
+
+    if workdir and not files.is_bucket(workdir):
+        try:
+            os.makedirs(workdir, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={workdir} cannot be written to ({error.strerror}); name another folder"
+            ) from error

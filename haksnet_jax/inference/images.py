@@ -38,6 +38,8 @@ def find_images(sources: Iterable[str]) -> tuple[list[pathlib.Path], int]:
             found = image_files.matching(source)
             if not found:
                 raise UserError(f"no file matches {source}")
+        elif "://" in str(source):
+            raise UserError(f"{source}: addresses are not read; download the image and name the file")
         else:
             raise UserError(f"{source} is neither a file, nor a folder, nor a pattern with *")
         paths += found

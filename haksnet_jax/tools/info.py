@@ -157,26 +157,24 @@ def _weights(path):
 
 
 def _image(path):
-    from haksnet_jax.images.headers import read_header
     from haksnet_jax.images.reader import ImageFile
 
-    header = read_header(path)
+    with ImageFile(path) as image:
+        header, names = image.header, [name or f"band {n}" for n, name in enumerate(image.band_names, start=1)]
+        chosen, nodata = image.chosen, {value for value in image.nodata if value is not None}
     facts = {
         "what": f"{header.format} image, {path.stat().st_size / 1e6:.1f} MB",
         "size": f"{header.width} x {header.height} pixels (columns x rows)",
-        "bands": header.channels,
+        "bands": f"{len(names)}: {', '.join(names)}",
+        "read as": ", ".join(names[index] for index in chosen),
         "bits": f"{header.bits}, {header.kind}",
     }
     if header.orientation != 1:
         facts["orientation"] = f"{header.orientation}: turned when it is read"
     if header.pages > 1:
         facts["pages"] = f"{header.pages}: the first one is read"
-    with ImageFile(path) as image:
-        names = [name or f"band {number}" for number, name in enumerate(image.band_names, start=1)]
-        facts["bands"] = f"{len(names)}: {', '.join(names)}"
-        facts["read as"] = ", ".join(names[index] for index in image.chosen)
-        if any(value is not None for value in image.nodata):
-            facts["nodata"] = ", ".join(sorted({str(value) for value in image.nodata}))
+    if nodata:
+        facts["nodata"] = ", ".join(map(str, sorted(nodata)))
     return facts | _place(path, header)
 
 

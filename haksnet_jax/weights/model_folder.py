@@ -173,11 +173,19 @@ def resolve(directory):
     if is_file_of_weights(directory):
         raise CheckpointError(
             f"{directory} is a file, expected the folder of a checkpoint: make one of it with "
-            f"`python -m haksnet_jax convert --input={directory} --output=DIR`"
+            f"`haksnet convert --input={directory} --output=DIR`"
         )
     directory = files.absolute(files.reachable(demo.or_path(directory, demo.MODEL)))
     if not directory.exists():
-        raise CheckpointError(f"{directory}: no such checkpoint folder")
+        if str(directory).endswith(_WEIGHT_FILES):
+            raise CheckpointError(
+                f"{directory}: there is no such file; a file of weights is brought over by "
+                "`haksnet convert --input=FILE --output=DIR`, and DIR is then the checkpoint"
+            )
+        raise CheckpointError(
+            f"{directory}: no such checkpoint folder; expected a run's folder (runs/NAME), one of its checkpoints, a "
+            "model that `haksnet convert` wrote, or `demo`, which comes with the package"
+        )
     if (directory / "state").exists() or (directory / ARRAYS_FILE).exists():  # a model alone, or one step of a run
         if (directory / MODEL_FILE).exists():
             return directory, directory / MODEL_FILE

@@ -79,7 +79,7 @@ def test_a_text_gets_the_type_of_what_is_there(present, text, value):
         (["--config.num_stpes=10"], "num_stpes: there is no such setting; meant is num_steps"),
         (["--config.optimizer.learningrate=1e-3"], "meant is optimizer.learning_rate"),
         (["--config.learning_rate=1e-3"], "meant is optimizer.learning_rate"),
-        (["--config.data=3"], "data: is a group of settings: data.class_names"),
+        (["--config.data=3"], "data: is a group of settings: data."),
         (["--config.num_steps=ten"], "num_steps: expected a whole number, got 'ten'"),
         (["--config.num_steps=1.5"], "num_steps: expected a whole number, got '1.5'"),
         (["--config.data.filter_empty=maybe"], "data.filter_empty: expected true or false, got 'maybe'"),
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_said_with_its_key(words, message):
     [
         ("dmeo", "meant is demo?"),
         ("nowhere/demo.py", "no such file, looked for from"),
-        ("configs/nothing.py", "there are demo, "),
+        ("configs/nothing.py", "there are "),
     ],
 )
 def test_a_missing_configuration_lists_those_there_are(name, message):

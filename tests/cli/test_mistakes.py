@@ -1,8 +1,8 @@
 """What newcomers type by mistake, and the sentence that answers it. A test for each kind that was seen.
 
-Mistakes that need a training or a long run have their tests beside what answers them: another model, data set or class
-order when a run is resumed, and Ctrl-C while a step is compiled (tests/training); labels of unknown classes (tests/labels,
-tests/cli/test_evaluate); drawings that an earlier run left (tests/inference).
+Mistakes that need a training or a long run have their tests beside what answers them: in tests/training another model,
+data set or class order when a run is resumed, and Ctrl-C while a step is compiled; in tests/labels and
+tests/cli/test_evaluate labels of unknown classes; in tests/inference drawings that an earlier run left.
 """
 
 import os

@@ -16,7 +16,7 @@ import numpy as np
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.results import detections_json, dota, geojson, visualize
+from haksnet_jax.results import detections_json, dota, geojson, tiles, visualize
 from haksnet_jax.results.detections import Detections
 
 _CSV_COLUMNS = (
@@ -51,27 +51,40 @@ def write_task1(folder, images, class_names) -> Written:
 
 
 def write_geojson(folder, images, class_names) -> Written:
-    """`geojson/NAME.geojson` in the image's coordinate system, and `NAME.wgs84.geojson` in longitude and latitude."""
-    written = Written([], {})
+    """`geojson/NAME.geojson` in the image's coordinate system, and `NAME.wgs84.geojson` in longitude and latitude.
+
+    Tiles whose scene has a place on the ground (`haksnet split` notes it) are merged into files of the scenes.
+    """
+    written, scenes, by_tile = Written([], {}), {}, {}
     for one in _by_stem(images):
+        scene = geojson.scene_of_tile(one.path) if one.path is not None else None
+        if scene is not None:
+            scenes[tiles.parse_tile_name(one.image).image] = scene
+            by_tile[one.image] = {**one.as_dict(), "size": one.size}
+            continue
         georeference, reason = geojson.read_georeference(one.path) if one.path is not None else (None, "")
         if georeference is None:
             if one.path is not None and one.path.suffix.lower() in (".tif", ".tiff"):  # nobody expects it of the others
                 _count(written, reason)
             continue
-        (folder / "geojson").mkdir(exist_ok=True)
-        for wgs84, ending in ((False, ".geojson"), (True, ".wgs84.geojson")):
-            try:
-                collection = geojson.feature_collection(
-                    one.as_dict(), class_names, georeference, wgs84=wgs84, image=one.image
-                )
-            except ValueError as error:
-                _count(written, f"in WGS84, {error}" if wgs84 else str(error))
-                continue
-            path = folder / "geojson" / f"{one.image}{ending}"
-            geojson.write_geojson(path, collection)
-            written.paths.append(path)
+        _write_geojson_of(folder, one.image, one.as_dict(), class_names, georeference, written)
+    for name, detections in tiles.merge_tiles(by_tile).items():
+        _write_geojson_of(folder, name, detections, class_names, scenes[name], written)
     return written
+
+
+def _write_geojson_of(folder, name, detections, class_names, georeference, written):
+    """Writes the two files of an image. Args: as `geojson.feature_collection`; written, Written that is added to."""
+    (folder / "geojson").mkdir(exist_ok=True)
+    for wgs84, ending in ((False, ".geojson"), (True, ".wgs84.geojson")):
+        try:
+            collection = geojson.feature_collection(detections, class_names, georeference, wgs84=wgs84, image=name)
+        except ValueError as error:
+            _count(written, f"in WGS84, {error}" if wgs84 else str(error))
+            continue
+        path = folder / "geojson" / f"{name}{ending}"
+        geojson.write_geojson(path, collection)
+        written.paths.append(path)
 
 
 def write_geopackage(folder, images, class_names) -> Written:

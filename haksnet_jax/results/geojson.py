@@ -1,5 +1,6 @@
 """Detections as GeoJSON: in the coordinate system of a georeferenced image, and in WGS84."""
 
+import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.images.headers import ImageError, read_header
+from haksnet_jax.results import tiles
 
 PLACES = "georeference.json"  # beside tiles
 
@@ -55,11 +57,37 @@ def read_georeference(path):
                 return None, "its place on the ground is given in numbers that are not finite"
             if not dataset.transform.is_identity:
                 return Georeference(tuple(dataset.transform)[:6], dataset.crs), ""
+            scene = scene_of_tile(path)
+            if scene is not None:
+                return of_tile(path, scene, dataset.width), ""
             if dataset.gcps[0] or dataset.rpcs:
                 return None, "it is placed by control points or a camera model; warp it to a map first (gdalwarp)"
     except rasterio.errors.RasterioError as error:
         return None, f"its place cannot be read ({error})"
     return None, "it is not georeferenced"
+
+
+def scene_of_tile(path):
+    """The Georeference of the scene that a tile of `haksnet split` was cut from, or None. Args: path of the tile."""
+    path = pathlib.Path(path)
+    if not tiles.is_tile_name(path.stem):
+        return None
+    return read_places(path.parent).get(tiles.parse_tile_name(path.stem).image)
+
+
+def of_tile(path, scene, width):
+    """The Georeference of a tile.
+
+    Args:
+      path: of the tile, whose name says where in the scene it lies.
+      scene: Georeference of the scene.
+      width: of the tile in pixels, by which a resized tile is told from its window.
+    """
+    tile = tiles.parse_tile_name(pathlib.Path(path).stem)
+    a, b, c, d, e, f = scene.transform
+    scale = tile.scale / width
+    transform = (a * scale, b * scale, a * tile.x + b * tile.y + c, d * scale, e * scale, d * tile.x + e * tile.y + f)
+    return Georeference(transform, scene.crs)
 
 
 def read_places(folder):
@@ -75,8 +103,11 @@ def read_places(folder):
       UserError: the file is damaged, or rasterio is not installed.
     """
     path = pathlib.Path(folder) / PLACES
-    if not path.is_file():
-        return {}
+    return _read_places(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@functools.lru_cache(maxsize=4)  # the tiles of a folder ask for it one by one
+def _read_places(path, _changed):
     try:
         import rasterio.crs
     except ImportError:

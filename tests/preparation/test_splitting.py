@@ -24,7 +24,7 @@ from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.pipeline import sources
 from haksnet_jax.preparation import splitting, tiling, validation
-from haksnet_jax.results import geojson
+from haksnet_jax.results import detections, formats, geojson
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = splitting.Parameters(tile=64, overlap=16)
@@ -505,3 +505,38 @@ def test_a_split_takes_no_label_for_a_file_of_another_image_and_names_case_and_h
     (annotations / "classes.txt").write_text("ship\n")
     summary = split(tmp_path, tmp_path / "out")
     assert (summary.num_written, summary.problems) == (1, [])
+
+
+def test_detections_on_tiles_of_a_geotiff_are_merged_into_the_geojson_of_the_scene(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    (tmp_path / "images").mkdir()
+    profile = {"driver": "GTiff", "height": 128, "width": 128, "count": 3, "dtype": "uint8", "photometric": "rgb"}
+    transform = rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_000_000)
+    with rasterio.open(tmp_path / "images/a.tif", "w", crs="EPSG:32632", transform=transform, **profile) as file:
+        file.write(np.moveaxis(noise(128, 128), -1, 0))
+    for name, resize in (("plain", False), ("resized", True)):
+        parameters = SMALL._replace(rates=(0.5, 1.0), resize=resize)
+        split(tmp_path, tmp_path / name, parameters, with_labels=False)
+        boxes, images = {}, []
+        for path in sorted((tmp_path / name / "images").glob("*.png")):
+            window, x, y = (int(part) for part in path.stem.replace("___", "__").split("__")[1:])
+            scale = 64 / window if resize else 1.0
+            side = 64 if resize else window
+            inside = x <= 50 <= x + window and y <= 60 <= y + window
+            boxes[path] = np.array([[(50 - x) * scale, (60 - y) * scale, 20 * scale, 8 * scale, 0.3]][: int(inside)])
+            scores, labels = np.full(int(inside), 0.9, np.float32), np.zeros(int(inside), np.int32)
+            about = {"image": path.stem, "path": path, "size": (side, side)}
+            images.append(detections.Detections(boxes[path].reshape(-1, 5), scores, labels, ("ship",), **about))
+        assert sum(map(len, boxes.values())) > 1  # windows overlap: it is seen more than once
+        (tmp_path / name / "found").mkdir()
+        written = formats.write_geojson(tmp_path / name / "found", images, ("ship",))
+        assert sorted(path.name for path in written.paths) == ["a.geojson", "a.wgs84.geojson"]
+        (feature,) = json.loads((tmp_path / name / "found/geojson/a.geojson").read_text())["features"]
+        middle = np.mean(feature["geometry"]["coordinates"][0][:4], axis=0)
+        # 1e-3 m: boxes are float32, of 100 px
+        np.testing.assert_allclose(middle, [400_000 + 0.5 * 50, 5_000_000 - 0.5 * 60], atol=1e-3)
+        for path, found in boxes.items():
+            place = geojson.read_georeference(path)[0]
+            if len(found):
+                ground = geojson.to_ground(found[:, None, :2], place)[0, 0]
+                np.testing.assert_allclose(ground, middle, atol=1e-3)

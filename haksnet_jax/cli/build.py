@@ -34,6 +34,9 @@ def add_arguments(parser):
     add("--output", metavar="DIR", help="folder to write to")
     add("--overwrite", action="store_true", help="build anew what is in the output folder already")
     add("--lossy", action="store_true", help="build although something has to be left out; it is named")
+    from haksnet_jax.images import settings as image_settings
+
+    image_settings.add_options(parser)
     add("--as-dota", action="store_true", help="write folders in DOTA's format instead of records")
 
 
@@ -69,13 +72,17 @@ def _chosen(arguments):
     """(function that makes the builder, folder of the source)."""
     import functools
 
+    from haksnet_jax.images import settings as image_settings
     from haksnet_jax.preparation import building
 
+    images = image_settings.of_options(arguments)
     if arguments.name:
         builder_class = building.builder_class(arguments.name)
-        return functools.partial(builder_class, lossy=arguments.lossy), arguments.source
+        return functools.partial(builder_class, lossy=arguments.lossy, images=images), arguments.source
     splits = building.splits_of(arguments.source, arguments.images, arguments.labels, arguments.split)
-    make = building.folder_builder(splits, arguments.classes, format=arguments.format, lossy=arguments.lossy)
+    make = building.folder_builder(
+        splits, arguments.classes, format=arguments.format, lossy=arguments.lossy, images=images
+    )
     return make, arguments.source or arguments.images[0]
 
 

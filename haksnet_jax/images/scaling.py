@@ -34,8 +34,13 @@ def for_images(paths, given=image_settings.DEFAULT, *, max_measured=256, num_thr
     """
     kept = {}
     for folder in dict.fromkeys(pathlib.Path(path).parent for path in paths):
-        kept.setdefault(image_settings.read_folder(folder)[0], folder)
-    settings = {image_settings.merged(given, one): folder for one, folder in kept.items()}
+        kept.setdefault(image_settings.merged(given, image_settings.read_folder(folder)[0]), folder)
+    # Folders that were cut one after the other may have been measured with different bits: the most serve for all.
+    highest = max((one.limits for one in kept if one.limits and one.limits[0] == 0), default=None)
+    settings = {
+        one._replace(limits=highest) if one.limits is None or one.limits[0] == 0 else one: folder
+        for one, folder in kept.items()
+    }
     if len(settings) > 1:
         (first, one), (second, other) = list(settings.items())[:2]
         raise UserError(

@@ -24,7 +24,7 @@ from haksnet_jax.geometry.polygons import boxes_to_polygons, outside_fraction, p
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.images.settings import DEFAULT
+from haksnet_jax.images.settings import DEFAULT, ImageSettings, read_folder
 from haksnet_jax.labels import folders
 from haksnet_jax.labels.dota import format_label_line
 from haksnet_jax.labels.label_set import LabelSet
@@ -32,6 +32,7 @@ from haksnet_jax.labels.objects import select
 from haksnet_jax.labels.problems import Problem, Reason, require_read, unknown_classes
 from haksnet_jax.pipeline import prepared, record_index, scenes
 
+_ONE_BAND = ImageSettings(bands=(1,))
 _MAX_TOLD = 20  # images that are named in one message
 SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
 
@@ -302,6 +303,7 @@ class TfdsSource:
 
     Attributes:
       class_names: the classes, in the order of the labels given out.
+      image_settings: ImageSettings by which the images of the records were read; pixels here have 8 bits.
     """
 
     def __init__(self, directory, split, class_names=None, *, data_dir=None, filter_empty=False, min_side=0.0):
@@ -344,6 +346,7 @@ class TfdsSource:
         self._name = f"{builder.data_dir} [{split}]"
         self._records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         self._min_side = min_side
+        self.image_settings, _ = read_folder(builder.data_dir)
         self._image_ids = self._num_objects = self._all_labels = None
         self._take_index(record_index.read(builder.data_dir, split, len(self._records)))
         self._indices = None
@@ -427,8 +430,24 @@ class TfdsSource:
         record = self._record(index)
         image_id = record["image_id"].decode()
         name = f"{self._name}, record {index}, image {image_id}"
-        image = reader.decode(bytes(record["image"]), name)
+        image = self._pixels(bytes(record["image"]), name)
         return {"image": image, **self._labels_of(record), "image_id": image_id}
+
+    @property
+    def num_channels(self):
+        """C of the images."""
+        return self.image_settings.num_channels
+
+    def _pixels(self, data, name):
+        """[H, W, C] of an encoded image; bands other than three lie below each other in a grey one."""
+        channels = self.num_channels
+        if channels == 3:
+            return reader.decode(data, name)
+        stacked = reader.decode(data, name, _ONE_BAND)[..., 0]
+        if len(stacked) % channels:
+            sentence = f"expected {channels} bands below each other, found {len(stacked)} rows; build the records anew"
+            raise ImageError("damaged_record", sentence, name)
+        return np.ascontiguousarray(np.moveaxis(stacked.reshape(channels, -1, stacked.shape[1]), 0, -1))
 
     def summary(self):
         """Text: how many images."""

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 
 from haksnet_jax import files
+from haksnet_jax.images import settings as image_settings
 from haksnet_jax.labels import classes, dota, folders
 from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.preparation import records
@@ -23,7 +24,7 @@ def builder_class(name):
     return getattr(module, DATA_SETS[name])
 
 
-def folder_builder(splits, class_list, *, format="dota", lossy=False):
+def folder_builder(splits, class_list, *, format="dota", lossy=False, images=image_settings.DEFAULT):
     """A function of data_dir that makes the builder of some folders.
 
     Args:
@@ -32,11 +33,14 @@ def folder_builder(splits, class_list, *, format="dota", lossy=False):
         DOTA's.
       format: of the labels.
       lossy: True builds although something has to be left out.
+      images: ImageSettings that are given; what they leave open is what is kept beside the images.
 
     Raises:
       UserError: the list cannot be read.
     """
-    common = {"lossy": lossy, "folders": splits, "format": format}
+    for folder, _ in splits.values():  # (the bands, of which the records' description speaks; limits come later)
+        images = images._replace(bands=images.bands or image_settings.read_folder(folder)[0].bands)
+    common = {"lossy": lossy, "images": images, "folders": splits, "format": format}
     names = listed_classes(splits, format) if class_list is None else None
     if names is None and (class_list or "dota10") in _DOTA_CONFIGS:
         return functools.partial(Dota, config=_DOTA_CONFIGS[class_list or "dota10"], **common)

@@ -3,7 +3,8 @@
 A data set gives its classes, its splits and a reader for its annotation files; everything it emits looks the same, so
 that one source reads them all:
 
-  image       PNG or JPEG bytes; three channels, eight bits
+  image       PNG or JPEG bytes; three channels, eight bits. Where other than three bands are chosen, a grey PNG that
+              holds one band below the other
   image_id    the file's name without extension
   objects     a sequence of polygon [8] float32 (x1 y1 ... x4 y4, pixels), label, difficulty int32
 
@@ -25,7 +26,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from haksnet_jax.errors import UserError
-from haksnet_jax.images import reader
+from haksnet_jax.images import reader, scaling
+from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.labels.problems import count_reasons, listed, losses, of_image, unknown_classes
 from haksnet_jax.pipeline import record_index, sources
@@ -53,6 +55,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     Args:
       lossy: True builds although annotations or images have to be left out.
+      images: ImageSettings that are given. What all images are read by is kept beside the records.
       **kwargs: of tfds.core.GeneratorBasedBuilder; file_format is always array_record.
     """
 
@@ -62,8 +65,9 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     CITATION = None
     CLASSES: tuple[str, ...] = ()
 
-    def __init__(self, *, lossy=False, **kwargs):
+    def __init__(self, *, lossy=False, images=image_settings.DEFAULT, **kwargs):
         self.lossy = lossy
+        self.images = images
         self.problems = []  # what was wrong with the source, filled while building
         self.num_objects = 0  # that were read
         super().__init__(file_format="array_record", **kwargs)
@@ -96,7 +100,9 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             citation=self.CITATION,
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                    "image": tfds.features.Image(
+                        shape=(None, None, 3 if self.images.num_channels == 3 else 1), encoding_format="png"
+                    ),
                     "image_id": tfds.features.Text(),
                     "objects": tfds.features.Sequence(
                         {
@@ -119,7 +125,22 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 raise DataError(f"Split {split} has {len(twice)} image names more than once, for example '{twice[0]}'.")
             content[split] = [(record.image, self._read(record)) for record in records]
         self.refuse_losses("annotations")
+        self._choose_images([path for images in content.values() for path, _ in images])
         return {split: self._generate_examples(images) for split, images in content.items()}
+
+    def _choose_images(self, paths):
+        """Settles by which bands and limits all images are read. Args: paths, of all splits' images."""
+        chosen = scaling.for_images(paths, self.images, max_measured=None)
+        if chosen.num_channels != self.images.num_channels:
+            raise DataError(
+                f"The images are kept with {image_settings.told(chosen)} ({image_settings.FILE} beside them): name "
+                "these bands by --bands."
+            )
+        self.images = chosen
+        self.statistics = {}
+        if chosen.bands is not None:
+            mean, std = scaling.band_statistics(paths, chosen)
+            self.statistics = {"mean": mean.round(3).tolist(), "std": std.round(3).tolist()}
 
     def _read(self, record):
         try:
@@ -154,7 +175,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if objects is None:
                 continue
             try:
-                data = encoded_image(path)
+                data = encoded_image(path, self.images)
             except (ImageError, OSError) as error:
                 self.problems.append(of_image(path, error))
                 self.refuse_losses("images")
@@ -162,17 +183,32 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield path.stem, {"image": io.BytesIO(data), "image_id": path.stem, "objects": objects}
 
 
-def encoded_image(path):
-    """The bytes of an image as three channels of eight bits: as they are where they fit, else decoded and as PNG.
+def encoded_image(path, settings=image_settings.DEFAULT):
+    """The bytes of an image of eight bits: as they are where they fit, else decoded and as PNG.
+
+    Args:
+      path: of the image.
+      settings: ImageSettings.
+
+    Returns:
+      PNG or JPEG of three channels; for another number of bands a PNG in which they lie below each other, see
+      `sources.TfdsSource`.
 
     Raises:
-      ImageError: the file is no image or cannot be decoded.
+      ImageError: the file is no image, cannot be decoded, or lacks a band.
       OSError: the file cannot be read.
     """
     header = read_header(path)
-    if header.format in ("PNG", "JPEG") and header.channels == 3 and header.bits == 8:
+    scaled = settings.limits is not None and settings.limits[1] <= 255
+    as_it_is = settings.bands is None and settings.nodata is None and not scaled
+    if as_it_is and header.format in ("PNG", "JPEG") and header.channels == 3 and header.bits == 8:
         return path.read_bytes()
-    return cv2.imencode(".png", cv2.cvtColor(reader.read(path), cv2.COLOR_RGB2BGR))[1].tobytes()
+    pixels = reader.read(path, settings)
+    if pixels.shape[-1] == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    else:
+        pixels = np.concatenate(np.moveaxis(pixels, -1, 0))
+    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def prepare(builder, source):
@@ -237,6 +273,8 @@ def prepare_at(make_builder, source, output, overwrite=False):
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces folders, which would only confuse here
             tfds.disable_progress_bar()
             built = prepare(builder, source)
+        if builder.images != image_settings.DEFAULT:
+            image_settings.write_folder(built, builder.images, builder.statistics)
         os.rmdir(folder)
         os.replace(built, folder)
         write_index(folder, builder.info.splits)

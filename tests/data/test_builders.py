@@ -328,7 +328,7 @@ def test_ctrl_c_while_building_leaves_what_was_there(tmp_path, monkeypatch, caps
     assert build(arguments) == 0
     before = sorted(path.name for path in (tmp_path / "out").iterdir())
 
-    def stop(_):
+    def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(records, "encoded_image", stop)

@@ -10,7 +10,7 @@ from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.settings import ImageSettings
 from haksnet_jax.pipeline import bands, loader
-from haksnet_jax.pipeline.sources import FolderSource
+from haksnet_jax.pipeline.sources import FolderSource, TfdsSource
 
 rasterio = pytest.importorskip("rasterio")
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -128,3 +128,31 @@ def test_bad_images_are_replaced_and_counted(partly_bad):
     assert not {int(one["image_index"][0]) for one in batches} & {3, 4, 5}
     again = loader.train_batches(source, replace_bad=True, first_example=4, **settings)
     assert next(again)["image_index"] == batches[4]["image_index"]
+
+
+@pytest.mark.parametrize("chosen", [None, (5, 4, 1, 2, 3), (4,), (3, 2, 1)])
+def test_records_hold_the_pixels_that_the_folder_shows(tmp_path, chosen):
+    from haksnet_jax.cli import program
+
+    images, labels = tmp_path / "train/images", tmp_path / "train/labelTxt"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    for index, largest in enumerate((500, 2000)):  # 9 and 11 bits: one choice of 11 for both
+        pixels = np.random.default_rng(index).integers(0, largest, (20, 30, 5)).astype(np.uint16)
+        write_tiff(images / f"{index}.tif", pixels)
+        (labels / f"{index}.txt").write_text("2 2 9 2 9 9 2 9 ship 0\n")
+    (tmp_path / "classes.txt").write_text("ship\n")
+    options = [] if chosen is None else ["--bands=" + ",".join(map(str, chosen))]
+    output = tmp_path / "records"
+    assert program.main(["build", f"--source={tmp_path}", f"--classes={tmp_path / 'classes.txt'}",
+                         f"--output={output}", *options]) == 0  # fmt: skip
+    records = TfdsSource(output, "train")
+    folder = FolderSource(images, labels, ("ship",), image_settings=ImageSettings(bands=chosen))
+    assert records.image_settings == folder.image_settings == ImageSettings(chosen, (0.0, 2047.0))
+    assert sorted(records.image_ids) == ["0", "1"]
+    for index, name in enumerate(records.image_ids):
+        np.testing.assert_array_equal(records[index]["image"], folder[int(name)]["image"])
+    config = bands.completed(configuration(), records=output)
+    assert config.model.in_channels == records.num_channels == len(chosen or (1, 2, 3))
+    batch = next(iter(loader.train_batches(records, batch_size=1, image_size=(32, 32), max_boxes=1, seed=0)))
+    assert batch["image"].shape == (1, 32, 32, records.num_channels)

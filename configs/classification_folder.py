@@ -1,6 +1,6 @@
 """HAKSNet-T on images of your own: one folder for each class, `train/CLASS/*.jpg` and `val/CLASS/*.jpg`.
 
-    haksnet validate --config=configs/classification_folder.py --config.data.root=mydata
+    haksnet validate --class-folders mydata/train mydata/val
     haksnet train --config=configs/classification_folder.py --config.data.root=mydata --config.pretrained=BACKBONE
 
 Classes are the names of the folders. Where there is no `val`, one folder is divided by a seed:

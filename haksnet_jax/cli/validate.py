@@ -5,6 +5,7 @@
     haksnet validate --images=images/train --labels=labels/train --format=yolo-obb
     haksnet validate --images=train/images --masks=train/masks
     haksnet validate --before=train/A --after=train/B --masks=train/label
+    haksnet validate --class-folders train val                        one folder of images for each class
 
 Exit status 1: something would be lost in training.
 """
@@ -36,6 +37,7 @@ def add_arguments(parser):
         default=2.0,
         help="pixels: objects with a shorter side are named; default: %(default)s, as in training",
     )
+    terminal.add_list(parser, "--class-folders", help="folders of splits, each with one folder of images a class")
     add("--fast", action="store_true", help="look at headers and ends of images without decoding them")
     image_settings.add_options(parser)
     add("--sheet", metavar="FILE.png", help="file for drawn samples")
@@ -54,6 +56,8 @@ def run(arguments):
     from haksnet_jax.labels.problems import unknown_classes
     from haksnet_jax.preparation import validation, validation_report
 
+    if arguments.class_folders:
+        return _run_class_folders(arguments)
     class_names = classes.read_class_names(arguments.classes) if arguments.classes else None
     if arguments.masks:
         return _run_masks(arguments, class_names)
@@ -116,6 +120,27 @@ def _run_masks(arguments, class_names):
             print(problem)
     lost = collections.Counter(problem.reason for problem in losses(report.problems))
     print("\nno problems" if not report.problems else f"\n{len(report.problems)} problems")
+    for reason, count in shown.most_common():
+        print(f"{count:7d}  {reason}{'  (something would be lost)' if reason in lost else ''}")
+    return 1 if lost else 0
+
+
+def _run_class_folders(arguments):
+    """Checks splits of images with one folder a class. Returns: exit status."""
+    from haksnet_jax.images import settings as image_settings
+    from haksnet_jax.preparation import class_validation
+
+    report = class_validation.validate_class_folders(
+        arguments.class_folders, settings=image_settings.of_options(arguments)
+    )
+    print(report.describe())
+    print("\nno problems" if not report.problems else "")
+    shown = collections.Counter()
+    for problem in report.problems:
+        shown[problem.reason] += 1
+        if shown[problem.reason] <= arguments.show:
+            print(problem)
+    lost = {problem.reason for problem in report.lost}
     for reason, count in shown.most_common():
         print(f"{count:7d}  {reason}{'  (something would be lost)' if reason in lost else ''}")
     return 1 if lost else 0

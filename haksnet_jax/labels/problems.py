@@ -64,6 +64,15 @@ class Reason(enum.StrEnum):
     EMPTY_CLASS = "empty_class", False, "a class that no mask has"
     ONE_CLASS = "one_class", False, "all masks together have one class only"
 
+    # Folders of whole images' classes.
+    CLASS_WITHOUT_IMAGES = "class_without_images", True, "the folder of a class holds no image"
+    CLASS_MISSING = "class_missing", True, "a split lacks the folder of a class that another one has"
+    NO_IMAGE = "no_image", False, "a file or folder beside the images of a class that is no image"
+    FEW_IMAGES = "few_images", False, "a class of fewer than ten images"
+    TWO_CLASSES = "two_classes", False, "the same image in the folders of two classes"
+    TWO_SPLITS = "two_splits", False, "the same image in two splits"
+    TWICE = "twice", False, "the same image a second time"
+
     # Images.
     SAME_NAME = "same_name", True, "two images differ in their endings alone"
     UNREADABLE_IMAGE = "unreadable_image", True, "an image that cannot be opened"

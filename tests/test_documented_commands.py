@@ -17,14 +17,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUN = ("README.md", "docs/first_hour.md", "docs/own_data.md")  # pages whose commands are run, in their order
 # Of the others, and of those pages: what a command's text has, and what is needed for it or which tests run its like.
 NEEDS = {
-    r"dota|tiles|records|submission|haksnet$|--protocol": "DOTA's archive; tests/cli and tests/preparation run their like",
-    r"ssdd|hrsc|dior|fair1m|hrsid|ucas|levir|dubai|eurosat|imagenet|resisc": "a data set's release; tests/data, tests/tasks",
+    r"dota|tiles|records|submission|--protocol": "DOTA's archive; tests/cli and tests/preparation run their like",
+    r"ssdd|hrsc|dior|fair1m|hrsid|ucas|levir|dubai|eurosat|imagenet|resisc": "a data set's release; tests/data",
     r"backbone|\.pth|pretrained|--init|init=|released|haks": "upstream's weights; tests/weights runs their like",
     r"--goldens": "the recordings of the reference; tests/tools/test_parity.py",
     r"^plan ": "the TPU compiler; tests/tools/test_plan.py",
     r"^benchmark": "minutes; tests/tools",
     r"--topology|BUCKET|srun|--coordinator|/shared": "several hosts or a bucket; tests/distributed",
-    r"=DIR|=FILE|=PREPARED|=IMAGES|=LABELS|=RUN|=WORKDIR|[A-Z]{3,}_[A-Z]+": "what a reader has; tests/cli runs their like",
+    r"=DIR|=FILE|=PREPARED|=IMAGES|=LABELS|=RUN|=WORKDIR|[A-Z]{3,}_[A-Z]+": "what a reader has; tests/cli",
 }
 # Of runs that only show that a command works.
 _MODEL = "model.channels=8,8,8,8 model.depths=1,1,1,1 model.mlp_ratios=2,2,2,2 model.fpn_channels=8 model.hidden=16"

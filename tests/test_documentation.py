@@ -36,7 +36,7 @@ def commands(text):
         if line.startswith("```"):
             fenced = not fenced
             continue
-        if not fenced and not line.startswith("    "):
+        if not fenced and (not line.startswith("    ") or "`" in line):  # no block of code, or text in a list
             continue
         for part in re.split(r"&&|\|\||;|\$ ", line):
             words = _words(part)

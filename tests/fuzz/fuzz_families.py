@@ -73,17 +73,17 @@ def _pickles():
 def _zip(draw, program, storages):
     """The zip form, sometimes damaged."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", draw.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,))) as file:
+    with zipfile.ZipFile(buffer, "w", draw.choice((zipfile.ZIP_STORED,) * 40 + (zipfile.ZIP_DEFLATED,))) as file:
         root = draw.choice(("archive/", "archive/", "a/b/", ""))
         file.writestr(f"{root}data.pkl", program)
         for key, (data, _) in storages.items():
             file.writestr(f"{root}data/{key}", data)
         if draw.random() < 0.3:
-            file.writestr(f"{root}byteorder", draw.choice((b"little", b"big", b"", b"x" * 100)))
+            file.writestr(f"{root}byteorder", draw.choice((b"little",) * 8 + (b"big", b"", b"x" * 100)))
         if draw.random() < 0.05:
             file.writestr(draw.choice(("code/x.py", "b/data.pkl", "../x", "\x1b[2J")), b"x")
     data = bytearray(buffer.getvalue())
-    if draw.random() < 0.4:  # a field of the directory
+    if draw.random() < 0.12:  # a field of the directory
         entry = data.index(b"PK\x01\x02")
         for _ in range(draw.randrange(4)):
             entry = data.find(b"PK\x01\x02", entry + 1) if data.find(b"PK\x01\x02", entry + 1) > 0 else entry
@@ -94,7 +94,7 @@ def _zip(draw, program, storages):
             + [(end + 10, "<H"), (end + 12, "<I"), (end + 16, "<I")]
         )
         struct.pack_into(form, data, place, draw.choice(fuzz_mutate.NUMBERS) % (1 << 8 * struct.calcsize(form)))
-    return fuzz_mutate.damage_bytes(draw, data) if draw.random() < 0.2 else bytes(data)
+    return fuzz_mutate.damage_bytes(draw, data) if draw.random() < 0.08 else bytes(data)
 
 
 def pth(folder):
@@ -124,20 +124,50 @@ def model_pth(folder):
     """A whole small detector: finding the weights, their names and shapes."""
     weights = {name: value for name, value in make_weights(TINY, "fuzz").items() if value.dtype == np.float32}
     whole = np.concatenate([value.reshape(-1) for value in weights.values()])
-    views, offset = {}, 0
+    views, offset, names = {}, 0, tuple(f"class {number}" for number in range(15))
     for name, value in weights.items():  # all in one storage, which is written sooner
         views[name] = tensor("float32", "0", whole.size, value.shape, None, offset)
         offset += value.size
     storages = {"0": (whole.tobytes(), whole.size)}
-    parts = fuzz_mutate.operations(pickle_bytes({"state_dict": views, "meta": {"CLASSES": CLASSES}}))
+    parts = fuzz_mutate.operations(pickle_bytes({"state_dict": views, "meta": {"CLASSES": names}}))
     path = folder / "current.pth"
 
     def make(draw):
-        path.write_bytes(_zip(draw, fuzz_mutate.damage_pickle(draw, parts, parts), storages))
-        options = {"ema": draw.random() < 0.1, "part": draw.choice((None, None, "teacher"))}
+        if draw.random() < 0.6:
+            program = pickle_bytes({"state_dict": _other_weights(draw, views), "meta": {"CLASSES": names}})
+            path.write_bytes(_zip(draw, program, storages))
+        else:
+            path.write_bytes(_zip(draw, fuzz_mutate.damage_pickle(draw, parts, parts), storages))
+        options = {"ema": draw.random() < 0.1, "part": draw.choice((None,) * 8 + ("teacher",))}
         return lambda: convert.read_torch_model(path, **options)
 
     return make
+
+
+def _other_weights(draw, views):
+    """Weights of which some have other names, shapes or kinds, or are missing or there twice."""
+    views = dict(views)
+    for _ in range(draw.choice((0, 1, 1, 2, 5))):
+        name = draw.choice(tuple(views))
+        change = draw.randrange(6)
+        if change == 0:
+            del views[name]
+        elif change == 1:
+            views[draw.choice(("module.", "teacher.", "ema.", "\x1b[2J", "x" * 3000)) + name] = views[name]
+        elif change == 2:
+            shape = draw.choice(((), (0,), (1,), (8,), (8, 8), (8, 3, 7, 7), (1,) * 33, (2**40, 0)))
+            views[name] = tensor("float32", "0", draw.choice((8, 10**6)), shape)
+        elif change == 3:
+            views[name] = draw.choice((None, 1.5, "text", [1], {"a": 1}, (1, 2), True))
+        elif change == 4:
+            views[name.replace(draw.choice((".0.", ".1.", "block", "norm")), draw.choice((".999.", "..", "9", "")))] = (
+                views[name]
+            )
+        else:
+            views = {
+                name.replace("backbone.", draw.choice(("", "backbone.backbone."))): one for name, one in views.items()
+            }
+    return views
 
 
 def safetensors(folder):

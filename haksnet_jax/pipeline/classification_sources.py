@@ -245,8 +245,6 @@ class TfdsClassificationSource:
         Raises:
           UserError: no prepared data set is there, or it has other splits, features or classes.
         """
-        import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
-
         builder = prepared.open_builder(directory, data_dir)
         if split not in builder.info.splits:
             found = ", ".join(builder.info.splits) or "none; prepare the data set first"
@@ -262,7 +260,7 @@ class TfdsClassificationSource:
             )
         self._name = f"{builder.data_dir} [{split}]"
         self._split = split
-        self._records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._records = prepared.Records(builder, split)
         if not len(self._records):
             raise UserError(f"{self._name} holds no image")
 

@@ -4,6 +4,7 @@ TFDS imports the module of every class that a folder's features.json names, so t
 any code run. Only the classes that builders here (and those of plain TFDS data sets of images) write are let through.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -127,6 +128,41 @@ def open_builder(directory, data_dir=None):
     import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
 
     return tfds.builder_from_directory(str(folder))
+
+
+class Records:
+    """The records of a split, by number: what TFDS gives, with one kind of error.
+
+    Args:
+      builder: of `open_builder`.
+      split: name of the split.
+
+    Raises:
+      UserError: a file of records is damaged; so do the calls.
+    """
+
+    def __init__(self, builder, split):
+        import tensorflow_datasets as tfds
+
+        self._name = f"{builder.data_dir} [{split}]"
+        with self._naming("its files of records"):
+            self._source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+            self._length = len(self._source)
+
+    @contextlib.contextmanager
+    def _naming(self, what):
+        try:
+            yield
+        except Exception as error:  # the libraries of the format raise whatever they like for a damaged file
+            reason = json_files.printable((str(error).splitlines() or [type(error).__name__])[0])[:200]
+            raise UserError(f"{self._name}: {what} cannot be read ({reason}); build the data set again") from error
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index):
+        with self._naming(f"record {index}"):
+            return self._source[int(index)]
 
 
 def check(folder):

@@ -18,7 +18,7 @@ import pathlib
 import cv2
 import numpy as np
 
-from haksnet_jax import files
+from haksnet_jax import files, json_files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.polygons import boxes_to_polygons, outside_fraction, polygons_to_boxes
 from haksnet_jax.images import files as image_files
@@ -322,8 +322,6 @@ class TfdsSource:
           UserError: no prepared data set is there, or its description is none of ours (`prepared`).
           ValueError: another split, class or feature is needed than the data set has.
         """
-        import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
-
         builder = prepared.open_builder(directory, data_dir)
         if any(part.strip() not in builder.info.splits for part in split.split("+")):
             found = ", ".join(builder.info.splits) or "none; prepare the data set first"
@@ -344,7 +342,7 @@ class TfdsSource:
             )
         self._label_of = np.array([self.class_names.index(name) for name in names], np.int32)
         self._name = f"{builder.data_dir} [{split}]"
-        self._records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._records = prepared.Records(builder, split)
         self._min_side = min_side
         self.image_settings, _ = read_folder(builder.data_dir)
         self._image_ids = self._num_objects = self._all_labels = None
@@ -384,7 +382,7 @@ class TfdsSource:
         self._image_ids, counts = [], []
         for index in range(len(self._records)):
             record = self._records[index]
-            self._image_ids.append(record["image_id"].decode())
+            self._image_ids.append(self._image_id(record))
             counts.append(len(self._labels_of(record)["labels"]))
         self._num_objects = np.array(counts, np.int32)
 
@@ -402,12 +400,28 @@ class TfdsSource:
             self._scan()
         return self._num_objects
 
+    def _image_id(self, record):
+        try:
+            return record["image_id"].decode()
+        except (KeyError, AttributeError, UnicodeDecodeError) as error:
+            raise UserError(f"{self._name}: a record has no image_id that is text; build the data set again") from error
+
     def _labels_of(self, record):
-        objects = record["objects"]
-        # An empty sequence comes back as a list, whatever its element.
-        polygons = np.asarray(objects["polygon"], np.float32).reshape(-1, 4, 2)
-        labels = self._label_of[np.asarray(objects["label"], np.int64).reshape(-1)]
-        difficulty = np.asarray(objects["difficulty"], np.int32).reshape(-1)
+        try:
+            objects = record["objects"]
+            # An empty sequence comes back as a list, whatever its element.
+            polygons = np.asarray(objects["polygon"], np.float32).reshape(-1, 4, 2)
+            numbers = np.asarray(objects["label"], np.int64).reshape(-1)
+            difficulty = np.asarray(objects["difficulty"], np.int32).reshape(-1)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{self._name}: a record has no objects of polygon, label and difficulty") from error
+        is_whole = len(polygons) == len(numbers) == len(difficulty) and np.isfinite(polygons).all()
+        if not is_whole or not ((numbers >= 0) & (numbers < len(self._label_of))).all():
+            raise UserError(
+                f"{self._name}: record {json_files.quoted(self._image_id(record))} has objects of other classes, of "
+                "corners that are not finite, or of different counts; build the data set again"
+            )
+        labels = self._label_of[numbers]
         if self._min_side > 0:
             _, keep = polygons_to_boxes(polygons, self._min_side)
             polygons, labels, difficulty = polygons[keep], labels[keep], difficulty[keep]
@@ -428,7 +442,7 @@ class TfdsSource:
 
     def __getitem__(self, index):
         record = self._record(index)
-        image_id = record["image_id"].decode()
+        image_id = self._image_id(record)
         name = f"{self._name}, record {index}, image {image_id}"
         image = self._pixels(bytes(record["image"]), name)
         return {"image": image, **self._labels_of(record), "image_id": image_id}

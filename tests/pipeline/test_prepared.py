@@ -1,6 +1,7 @@
 """A prepared data set is data: what its description names is never imported."""
 
 import json
+import random
 import shutil
 import sys
 
@@ -128,3 +129,48 @@ def test_a_missing_or_broken_description_is_named(folder):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(UserError, match=rf"features\.json.*{words}"):
             prepared.open_builder(folder)
+
+
+def test_damaged_files_of_records_are_one_sentence(folder):
+    """Bytes anywhere in them: a sentence, or the same image as before."""
+    path = next(folder.glob("*array_record*"))
+    whole, draw = path.read_bytes(), random.Random(0)
+    before = TfdsSource(folder, "train")[0]
+    refused = 0
+    for place in (*range(0, 200, 10), *(draw.randrange(len(whole)) for _ in range(20)), len(whole) - 5, None):
+        data = bytearray(whole)
+        if place is None:
+            del data[1000:]
+        else:
+            data[place] ^= 0x10
+        path.write_bytes(data)
+        try:
+            after = TfdsSource(folder, "train")[0]
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and "cannot be read" in str(error)
+        else:
+            np.testing.assert_array_equal(after["image"], before["image"])
+    assert refused > 5
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"objects": {"polygon": [[0.0] * 8], "label": [7], "difficulty": [0]}}, "of other classes"),
+        ({"objects": {"polygon": [[0.0] * 8], "label": [-1], "difficulty": [0]}}, "of other classes"),
+        ({"objects": {"polygon": [[np.nan] * 8], "label": [0], "difficulty": [0]}}, "corners that are not finite"),
+        ({"objects": {"polygon": [[0.0] * 8] * 2, "label": [0], "difficulty": [0]}}, "different counts"),
+        ({"objects": {"polygon": [[0.0] * 7], "label": [0], "difficulty": [0]}}, "has no objects of polygon"),
+        ({"objects": {}}, "has no objects of polygon"),
+        ({"image_id": b"\xff"}, "no image_id that is text"),
+        ({"image": b"no image"}, "record 0, image a"),
+    ],
+)
+def test_records_that_hold_something_else_are_one_sentence(change, expected, folder):
+    source = TfdsSource(folder, "train")
+    record = {**source._records[0], **change}
+    source._records = [record]
+    with pytest.raises(UserError, match=expected) as raised:
+        source[0]
+    assert "\n" not in str(raised.value)

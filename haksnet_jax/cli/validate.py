@@ -40,6 +40,12 @@ def add_arguments(parser):
     terminal.add_list(parser, "--class-folders", help="folders of splits, each with one folder of images a class")
     add("--fast", action="store_true", help="look at headers and ends of images without decoding them")
     image_settings.add_options(parser)
+    add(
+        "--keep",
+        action="store_true",
+        help=f"measure the bands of --images and keep bands, limits, means and deviations beside them in "
+        f"{image_settings.FILE}, where training finds them",
+    )
     add("--sheet", metavar="FILE.png", help="file for drawn samples")
     add(
         "--show",
@@ -73,6 +79,8 @@ def run(arguments):
         settings=image_settings.of_options(arguments),
     )
     print(validation_report.describe(report))
+    if arguments.keep:
+        _keep(arguments)
     if arguments.sheet:
         validation_report.write_sheet(report, arguments.sheet)
         print(f"\ndrawn samples: {arguments.sheet}")
@@ -96,6 +104,17 @@ def run(arguments):
     return 1 if report.lost else 0
 
 
+def _keep(arguments):
+    """Measures the images' bands and keeps what was found beside them."""
+    from haksnet_jax.images import scaling
+    from haksnet_jax.images import settings as image_settings
+
+    settings, mean, std = scaling.keep(arguments.images, image_settings.of_options(arguments))
+    for name, values in (("means", mean), ("deviations", std)):
+        print(f"{name} of the bands: {', '.join(f'{value:.1f}' for value in values)}")
+    print(f"kept in {arguments.images}/{image_settings.FILE} ({image_settings.told(settings)})")
+
+
 def _run_masks(arguments, class_names):
     """Checks masks of segmentation or of change. Returns: exit status."""
     from haksnet_jax.images import settings as image_settings
@@ -113,6 +132,8 @@ def _run_masks(arguments, class_names):
         names, legend = dense_validation.legend_of(arguments.images, class_names, arguments.palette)
         report = dense_validation.validate_masks(arguments.images, arguments.masks, names, legend, **more)
     print(report.describe())
+    if arguments.keep and arguments.images:
+        _keep(arguments)
     shown = collections.Counter()
     for problem in report.problems:
         shown[problem.reason] += 1

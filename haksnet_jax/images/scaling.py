@@ -9,6 +9,7 @@ import numpy as np
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
+from haksnet_jax.images.files import list_images
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.images.reader import ImageFile
 
@@ -113,6 +114,27 @@ def band_statistics(paths, settings, *, max_images=200, num_threads=None):
         raise ImageError("no_data", f"none of the {len(chosen)} images that were looked at has pixels with data")
     mean = total[1] / total[0]
     return mean, np.sqrt(np.maximum(total[2] / total[0] - mean**2, 0))
+
+
+def keep(folder, given=image_settings.DEFAULT):
+    """Measures the images of a folder and keeps what reading them takes beside them, for training to find.
+
+    Args:
+      folder: of images.
+      given: ImageSettings.
+
+    Returns:
+      (ImageSettings with limits where they are needed, mean [C], std [C]).
+
+    Raises:
+      UserError: the folder holds no image that can be read.
+      OSError: the file cannot be written.
+    """
+    paths = list_images(folder)
+    settings = for_images(paths, given, max_measured=None)
+    mean, std = band_statistics(paths, settings)
+    image_settings.write_folder(folder, settings, {"mean": mean.round(3).tolist(), "std": std.round(3).tolist()})
+    return settings, mean, std
 
 
 def _sums(path, settings):

@@ -5,6 +5,8 @@ from haksnet_jax.images import files as image_files
 from haksnet_jax.images import scaling
 from haksnet_jax.images import settings as image_settings
 
+_COLOURS = (123.675, 116.28, 103.53)  # ImageNet's means, which configurations state
+
 
 def settings_of(config):
     """ImageSettings of `config.data` (keys bands, limits, nodata; empty or absent: not given). Raises: UserError."""
@@ -49,7 +51,9 @@ def completed(config, folders=(), records=None):
         config.data.bands = () if given.bands is None else tuple(given.bands)
         config.data.limits = () if given.limits is None else tuple(given.limits)
         config.data.nodata = given.nodata
-        if len(config.model.pixel_mean) != channels or len(config.model.pixel_std) != channels:
+        # Means of colours say nothing of bands that were chosen, even if they are three.
+        unstated = given.bands is not None and tuple(config.model.pixel_mean) == _COLOURS and "mean" in kept
+        if unstated or len(config.model.pixel_mean) != channels or len(config.model.pixel_std) != channels:
             config.model.pixel_mean, config.model.pixel_std = _statistics(config, kept, paths, given)
     return config
 

@@ -156,3 +156,13 @@ def test_records_hold_the_pixels_that_the_folder_shows(tmp_path, chosen):
     assert config.model.in_channels == records.num_channels == len(chosen or (1, 2, 3))
     batch = next(iter(loader.train_batches(records, batch_size=1, image_size=(32, 32), max_boxes=1, seed=0)))
     assert batch["image"].shape == (1, 32, 32, records.num_channels)
+
+
+def test_validate_measures_the_bands_and_training_finds_them(folder, capsys):
+    from haksnet_jax.cli import program
+
+    assert program.main(["validate", f"--images={folder}", "--bands=3,2,1", "--keep"]) == 0
+    assert "means of the bands: 35.0, 25.0, 15.0" in capsys.readouterr().out
+    config = bands.completed(configuration(), (folder,))
+    assert (config.data.bands, config.model.pixel_mean) == ((3, 2, 1), (35.0, 25.0, 15.0))
+    assert config.model.pixel_std == (5.0, 5.0, 5.0)

@@ -36,9 +36,10 @@ def get_config():
     config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
 
     config.model = ml_collections.ConfigDict()
-    config.model.channels = (32, 64, 160, 256)  # HAKSNet-T
-    config.model.depths = (3, 3, 5, 2)
-    config.model.mlp_ratios = (8, 8, 4, 4)
+    config.model.backbone = "haksnet_t"
+    config.model.channels = ()  # empty: those of the named size
+    config.model.depths = ()  # (the same)
+    config.model.mlp_ratios = ()  # (the same)
     config.model.in_channels = 3  # set by data.bands
     config.model.decoder = "unetformer"  # unetformer or upernet
     config.model.decoder_channels = 64  # upernet: 512

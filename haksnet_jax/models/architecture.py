@@ -156,17 +156,19 @@ def build(info, *, dtype=jnp.float32, rngs, backbone_options=None, **options):
     )
 
 
-def haksnet_detector(size, num_classes, *, dtype=jnp.float32, rngs, unroll=None, remat=False, **options):
+def haksnet_detector(
+    size, num_classes, *, dtype=jnp.float32, rngs, drop_path_rate=0.1, unroll=None, remat=False, **options
+):
     """Oriented R-CNN with HAKSNet, where there is no description: for tests and measurements.
 
     Args:
       size: `haksnet.BackboneSize`.
       num_classes: K.
       dtype, rngs: as of `build`.
-      unroll, remat: of HAKSNet.
+      drop_path_rate, unroll, remat: of HAKSNet.
       **options: of OrientedRCNN.
     """
-    backbone = haksnet.HAKSNet(size, dtype=dtype, unroll=unroll, remat=remat, rngs=rngs)
+    backbone = haksnet.HAKSNet(size, drop_path_rate=drop_path_rate, dtype=dtype, unroll=unroll, remat=remat, rngs=rngs)
     return OrientedRCNN(backbone, num_classes, dtype=dtype, rngs=rngs, **options)
 
 

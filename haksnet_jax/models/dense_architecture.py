@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from haksnet_jax.errors import UserError
-from haksnet_jax.models.backbones.haksnet import BackboneSize, HAKSNet
+from haksnet_jax.models import architecture as architecture_of
 from haksnet_jax.models.change_detector import ChangeDetector, ChangerHead
 from haksnet_jax.models.segmenter import Segmenter
 from haksnet_jax.models.unetformer import UNetFormer
@@ -16,11 +16,7 @@ TASKS = ("segmentation", "change")
 
 def describe(model, num_classes, *, head=None):
     """The description of a model. Args: model, `config.model`; num_classes; head, for change. Returns: dict."""
-    description = {
-        "channels": list(model.channels),
-        "depths": list(model.depths),
-        "mlp_ratios": list(model.mlp_ratios),
-        "in_channels": model.in_channels,
+    description = architecture_of.describe_backbone(model) | {
         "decoder": model.decoder,
         "decoder_channels": model.decoder_channels,
         "num_classes": num_classes,
@@ -35,10 +31,9 @@ def build(
     pixel_mean,
     pixel_std,
     dtype=jnp.float32,
-    drop_path_rate=0.0,
+    backbone_options=None,
     dropout=0.0,
     auxiliary=True,
-    remat=False,
     rngs,
 ):
     """Builds the model of a task.
@@ -48,10 +43,9 @@ def build(
       architecture: dict, see `describe`.
       pixel_mean, pixel_std: normalisation, one number a band.
       dtype: of the arithmetic.
-      drop_path_rate: stochastic depth of the backbone's last block.
+      backbone_options: keyword arguments of `architecture.build_backbone`.
       dropout: of channels before the logits.
       auxiliary: whether there is an auxiliary head.
-      remat: see `HAKSNet`.
       rngs: source of the initial parameters.
 
     Returns:
@@ -60,17 +54,11 @@ def build(
     Raises:
       UserError: a decoder or head that there is not.
     """
-    size = BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios")))
-    if len(size.channels) != 4:
-        raise UserError(f"architecture: dense decoders take four maps, this backbone has {len(size.channels)} stages")
-    backbone = HAKSNet(
-        size,
-        in_channels=architecture.get("in_channels", 3),
-        drop_path_rate=drop_path_rate,
-        dtype=dtype,
-        remat=remat,
-        rngs=rngs,
-    )
+    backbone = architecture_of.build_backbone(architecture, dtype=dtype, rngs=rngs, **(backbone_options or {}))
+    if len(backbone.channels) != 4:
+        raise UserError(
+            f"architecture: dense decoders take four maps, this backbone has {len(backbone.channels)} stages"
+        )
     settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
     normalisation = {"pixel_mean": pixel_mean, "pixel_std": pixel_std}
     head = architecture.get("head", "difference")
@@ -78,13 +66,13 @@ def build(
         raise UserError(f"model.head: expected one of {', '.join(HEADS)}, got {head!r}")
     if task == "change" and head == "exchange":
         changer = ChangerHead(
-            size.channels, architecture["num_classes"], channels=architecture["head_channels"], **settings
+            backbone.channels, architecture["num_classes"], channels=architecture["head_channels"], **settings
         )
         return ChangeDetector(backbone, changer, **normalisation)
     if architecture["decoder"] not in DECODERS:
         raise UserError(f"model.decoder: expected one of {', '.join(DECODERS)}, got {architecture['decoder']!r}")
     decoder = DECODERS[architecture["decoder"]](
-        size.channels,
+        backbone.channels,
         architecture["num_classes"],
         channels=architecture["decoder_channels"],
         auxiliary=auxiliary,

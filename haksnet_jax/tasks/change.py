@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.models import architecture as architecture_of
 from haksnet_jax.models import dense_architecture
 from haksnet_jax.models.change_detector import ChangerHead
 from haksnet_jax.pipeline import bands
@@ -56,9 +57,8 @@ def build_model(config, *, rngs):
         pixel_mean=tuple(model.pixel_mean),
         pixel_std=tuple(model.pixel_std),
         dtype=jnp.dtype(model.dtype),
-        drop_path_rate=model.drop_path_rate,
+        backbone_options=architecture_of.backbone_options(model),
         dropout=model.dropout,
-        remat=model.remat,
         rngs=rngs,
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.classes import read_class_names
+from haksnet_jax.models import architecture as architecture_of
 from haksnet_jax.models import dense_architecture
 from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline.dense_sources import SCENE_MASK_CLASSES, MaskFolder, MaskScenes
@@ -125,9 +126,8 @@ def build_model(config, *, rngs):
         pixel_mean=tuple(model.pixel_mean),
         pixel_std=tuple(model.pixel_std),
         dtype=jnp.dtype(model.dtype),
-        drop_path_rate=model.drop_path_rate,
+        backbone_options=architecture_of.backbone_options(model),
         dropout=model.dropout,
-        remat=model.remat,
         rngs=rngs,
     )
 

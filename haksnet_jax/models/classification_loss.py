@@ -14,6 +14,7 @@ import scipy.special
 
 # Rectangles that are drawn for an image until one fits into it.
 ERASING_ATTEMPTS = 10
+_QUANTILES = 4096
 
 
 class Mixing(NamedTuple):
@@ -103,9 +104,11 @@ def _symmetric_beta(key, alpha):
     By the inverse of its distribution function in a table: JAX's own draws again until one is accepted, a loop whose
     every round the host of a GPU has to wait for.
     """
-    probabilities = np.linspace(0.0, 1.0, 4097)
-    quantiles = scipy.special.betaincinv(alpha, alpha, probabilities).astype(np.float32)
-    return jnp.interp(jax.random.uniform(key), probabilities.astype(np.float32), quantiles)
+    quantiles = scipy.special.betaincinv(alpha, alpha, np.linspace(0.0, 1.0, _QUANTILES + 1)).astype(np.float32)
+    place = jax.random.uniform(key) * _QUANTILES
+    below = jnp.minimum(place.astype(jnp.int32), _QUANTILES - 1)
+    low, high = jnp.asarray(quantiles)[below], jnp.asarray(quantiles)[below + 1]
+    return low + (place - below) * (high - low)
 
 
 def cutmix_rectangle(key, share, shape):

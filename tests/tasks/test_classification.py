@@ -13,6 +13,7 @@ from tiny_config import tiny_config
 from configs import classification_folder
 from haksnet_jax import tasks
 from haksnet_jax.errors import UserError
+from haksnet_jax.models import architecture
 from haksnet_jax.results.top_k import classification_result
 from haksnet_jax.tasks import classification
 from haksnet_jax.training import checkpoint, loop
@@ -135,6 +136,14 @@ def test_a_configuration_builds_and_has_no_key_that_nobody_knows(name, folders):
     model = nnx.eval_shape(lambda: classification.build_model(config, rngs=nnx.Rngs(0)))
     widths = {"haksnet_s": 512, "haksnet": 32}  # of the published sizes, and the demonstration's
     assert model.head.kernel.shape == (widths[config.model.backbone], len(config.data.class_names))
+
+
+def test_any_backbone_classifies():
+    config = importlib.import_module("configs.imagenet_t").get_config()
+    with config.unlocked():
+        config.model.backbone = "resnet_50"
+    _, params, _ = architecture.abstract(classification.model_info(classification.prepared(config)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 25_557_032  # torchvision's resnet50
 
 
 def test_counts_are_those_of_scikit_learn():

@@ -212,7 +212,7 @@ class Finder:
       1. the given names and aliases, letter by letter;
       2. the names as `written_names` writes them;
       3. names that differ only in case, blanks, underscores and hyphens, where exactly one class has that spelling
-         and no word is used up that can be a difficulty: `A1 0` is never A10.
+         and no word is used up that can be the difficulty: `A1 0` is never A10, `ARJ 21 0` is ARJ21.
     Where several names of one kind fit (`ship` and `ship 1`), the one whose rest reads best is taken: a difficulty and
     nothing else, then a difficulty and more columns, then nothing, then something that is no difficulty; then the
     longest.
@@ -250,8 +250,8 @@ class Finder:
             fits = []
             # A name in another spelling may have more words than the class: "Boeing 737" for Boeing737.
             for count in range(1, min(len(words), self._longest if kind < 2 else len(words)) + 1):
-                if kind == 2 and count > 1 and read_difficulty(words[count - 1]) is not None:
-                    break  # it would use up a difficulty
+                if kind == 2 and count > 1 and _may_be_difficulty(words, count - 1):
+                    break  # it would use up a column
                 name = " ".join(words[:count])
                 label = names.get(name if kind < 2 else plain(name))
                 if label is not None:
@@ -288,9 +288,15 @@ def name_and_difficulty(words):
       words: list of words, at least one.
 
     Returns:
-      (name, the word of the difficulty or None): `Boeing 737 0` is ("Boeing 737", "0"), since 737 is no difficulty.
+      (name, the word of the difficulty or None): `Su 30 0` is ("Su 30", "0"), since difficulties are small.
     """
     for count in range(1, len(words)):
-        if read_difficulty(words[count]) is not None:
+        if _may_be_difficulty(words, count):
             return " ".join(words[:count]), words[count]
     return " ".join(words), None
+
+
+def _may_be_difficulty(words, place):
+    """Whether a word behind a name can be the difficulty: 0, 1 or 2, or any other one at the end."""
+    value = read_difficulty(words[place])
+    return value is not None and (value <= 2 or place == len(words) - 1)

@@ -16,6 +16,7 @@ from haksnet_jax.labels import classes, encodings, objects, recognise
 from haksnet_jax.labels.objects import MAX_COORDINATE
 from haksnet_jax.labels.problems import Problem, Reason, shortened
 
+_REMEMBERED = 4096  # columns that are looked up once; where each line's differ (scores), memory must not grow with them
 _UNDERSCORED = re.compile(r"\d_\d")  # Python reads 1_0 as ten
 
 
@@ -107,7 +108,9 @@ def _parse(path, lines, finder):
             continue
         found = understood.get(words[8])
         if found is None:
-            found = understood[words[8]] = _understand(words[8], finder)
+            found = _understand(words[8], finder)
+            if len(understood) < _REMEMBERED:
+                understood[words[8]] = found
         label, difficulty, oddities = found
         for oddity in oddities:
             if oddity[0] == Reason.NO_DIFFICULTY:
@@ -147,7 +150,7 @@ def _finished(path, lines, found, problems):
     return found, problems
 
 
-@functools.lru_cache(maxsize=4096)  # the same few words end nearly all lines
+@functools.lru_cache(maxsize=_REMEMBERED)  # the same few words end nearly all lines
 def _understand(columns, finder):
     """What the columns behind the coordinates say.
 

@@ -38,6 +38,8 @@ def other_text_format(lines):
     for line in lines:
         if line.strip() and not HEADER.match(line):
             first.append(line.split())
+            if len(first) == 1 and len(first[0]) >= 9 and numbers(first[0][:8]) and numbers(first[0][8:9]) is None:
+                return None  # eight numbers and a name: no other format begins so
             if len(first) == 4:
                 break
     if not first:

@@ -185,9 +185,9 @@ def test_no_other_spelling_uses_up_a_column_or_chooses_between_two_classes(tmp_p
 
 
 def test_a_number_that_can_be_no_difficulty_may_belong_to_the_name(tmp_path):
-    kept, reasons = read(tmp_path, CLASSES["fair1m"], "Boeing 737 0", "boeing-787 1", "small car 1")
-    assert kept == [("Boeing737", 0), ("Boeing787", 1), ("Small Car", 1)]
-    assert reasons == ["class_respelled"] * 3
+    kept, reasons = read(tmp_path, CLASSES["fair1m"], "Boeing 737 0", "boeing-787 1", "small car 1", "ARJ 21 2")
+    assert kept == [("Boeing737", 0), ("Boeing787", 1), ("Small Car", 1), ("ARJ21", 2)]
+    assert reasons == ["class_respelled"] * 4
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_is_written_is_read_back_the_same(tmp_path):
 
 @pytest.mark.parametrize("form", ["0", "1", "1.0", "True"])
 def test_names_are_split_from_any_difficulty_when_no_classes_are_known(tmp_path, form):
-    names = ("Boeing 737", "A1", "Small Car", "1", "船 坞")
+    names = ("Boeing 737", "A1", "Small Car", "1", "船 坞", "Su 30", "A 10 C")
     path = write(tmp_path, "".join(f"{SQUARE} {name} {form}\n" for name in names))
     assert labels.written_class_names(path) == names
 

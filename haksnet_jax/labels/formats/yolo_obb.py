@@ -16,6 +16,10 @@ from haksnet_jax.labels.formats.structured import FormatError
 from haksnet_jax.labels.problems import Reason, shortened
 
 
+_MAX_YAML = 2**18  # bytes; a list of a thousand classes has 2**15
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def read_file(path, size, class_names):
     """Objects of one file.
 
@@ -82,10 +86,10 @@ def class_names_near(folder):
 
 
 def _names_in(path):
-    if path.stat().st_size > 2**20:
+    if path.stat().st_size > _MAX_YAML:
         return None
     try:
-        content = yaml.safe_load(encodings.decode(path.read_bytes()))
+        content = yaml.load(encodings.decode(path.read_bytes()), _Loader)
     except (yaml.YAMLError, encodings.EncodingError, RecursionError, ValueError) as error:
         raise UserError(f"{path} cannot be read as YAML: {shortened(str(error), 120)}") from None
     names = content.get("names") if isinstance(content, dict) else None
@@ -95,6 +99,9 @@ def _names_in(path):
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         return None
+    # Lists that name each other would grow without end as text.
+    if not all(isinstance(name, (str, int, float)) for name in names):
+        raise UserError(f"{path}: expected `names` to be names of classes")
     names = tuple(str(name).strip() for name in names)
     if len(set(names)) < len(names):
         raise UserError(f"{path}: `names` has a class twice")

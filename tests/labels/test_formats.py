@@ -358,3 +358,12 @@ def test_mutated_files_give_objects_and_problems_and_nothing_else(folder, name):
 
 def test_every_format_has_a_test():
     assert set(FORMATS) == {"auto", "geojson", *WRITERS}
+
+
+def test_a_yaml_of_lists_in_lists_is_refused_at_once(folder):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]  # 10^12 names as text
+    write(folder / "data.yaml", "\n".join([*lines, "names: [*a11, ship]"]))
+    write(folder / "labels/a.txt", "0 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2")
+    with pytest.raises(UserError, match=r"data\.yaml.*names of classes"):
+        LabelSet(folder / "labels", "yolo-obb")

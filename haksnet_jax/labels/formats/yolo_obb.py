@@ -15,7 +15,6 @@ from haksnet_jax.labels.formats.items import Item
 from haksnet_jax.labels.formats.structured import FormatError
 from haksnet_jax.labels.problems import Reason, shortened
 
-
 _MAX_YAML = 2**18  # bytes; a list of a thousand classes has 2**15
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

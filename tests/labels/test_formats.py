@@ -233,7 +233,7 @@ BOMB = (
         (b"", "bad_xml", ""),
         (BOMB.encode(), "bad_xml", "outside itself"),
         (b'<!DOCTYPE x SYSTEM "file:///etc/passwd"><annotation/>', "bad_xml", "outside itself"),
-        (b"<a>" * 200 + b"</a>" * 200, "bad_xml", "nested"),
+        (b"<a>" * 200 + b"</a>" * 200, "bad_xml", "elements are nested"),
     ],
 )
 def test_xml_that_cannot_be_read_is_one_problem(folder, data, reason, words):

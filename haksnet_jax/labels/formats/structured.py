@@ -16,7 +16,7 @@ from haksnet_jax.labels.problems import Problem, Reason, shortened
 
 MAX_BYTES = 2**30  # of one annotation file
 MAX_DEPTH = 64  # elements or lists inside each other
-MAX_ELEMENTS = 20_000_000  # of one XML file
+MAX_ELEMENTS = 2_000_000  # of one XML file, about 300 bytes of memory each
 
 
 class FormatError(ValueError):
@@ -212,6 +212,8 @@ def read_tree(path):
     except DefusedXmlException as error:
         detail = f"the file defines or names something outside itself ({type(error).__name__}), which is not read"
         raise FormatError(Reason.BAD_XML, detail) from None
+    except FormatError:
+        raise
     except (LookupError, ValueError) as error:  # an encoding that the parser does not know, or knows and does not read
         raise FormatError(Reason.BAD_XML, f"the file names an encoding that is not read: {error}") from None
     if not handler.top.children:

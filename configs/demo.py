@@ -9,7 +9,7 @@ is. `make demo` runs it.
 import ml_collections
 
 from configs import dota_ss_t
-from haksnet_jax.pipeline.sources import SCENE_CLASSES
+from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
 
 
 def get_config():

@@ -8,7 +8,7 @@ It shows that the whole path works, not how good HAKSNet is.
 import ml_collections
 
 from configs import imagenet_t
-from haksnet_jax.pipeline.sources import SCENE_CLASSES
+from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
 
 
 def get_config():

@@ -20,7 +20,7 @@ from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.files import EXTENSIONS, is_image
 from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.pipeline import prepared, scenes
-from haksnet_jax.pipeline.sources import SCENE_CLASSES
+from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
 
 _MAX_MEASURED = 1000  # images of more than 8 bits whose values are looked at for the limits
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}

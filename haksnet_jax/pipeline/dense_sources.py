@@ -22,7 +22,7 @@ from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.problems import Problem, Reason
 from haksnet_jax.pipeline import scenes
-from haksnet_jax.pipeline.sources import SCENE_CLASSES
+from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
 
 CHANGE_CLASSES = ("unchanged", "changed")
 SCENE_MASK_CLASSES = ("land", "water", *SCENE_CLASSES)

@@ -174,7 +174,8 @@ def test_worker_processes_give_the_same_batches(tmp_path):
     script.write_text(
         "import sys, numpy as np\n"
         "from haksnet_jax.pipeline import loader\n"
-        "from haksnet_jax.pipeline.sources import FolderSource, SCENE_CLASSES\n"
+        "from haksnet_jax.pipeline.folder_source import FolderSource\n"
+        "from haksnet_jax.pipeline.scene_source import SCENE_CLASSES\n"
         "if __name__ == '__main__':\n"
         "    source = FolderSource(sys.argv[1] + '/images', sys.argv[1] + '/labelTxt', SCENE_CLASSES)\n"
         "    taken = []\n"

@@ -461,7 +461,7 @@ def evaluate(
             except OSError as error:
                 raise UserError(f"cannot write {target}: {error.strerror}") from error
     if predicted:
-        found = _evaluated_files(predicted, labels, images, classes, labels_format, allow_unknown_classes)
+        found = evaluated_files(predicted, labels, images, classes, labels_format, allow_unknown_classes)
     else:
         found = evaluate_checkpoint(
             checkpoint,
@@ -483,7 +483,7 @@ def evaluate(
             f"No object is labelled, so there is no score. The predictions are in {output}:\n"
             f"  haksnet submit --predictions={output} --classes={output}/classes.txt --output=submission.zip"
         )
-        return _say_failed(found.failed)
+        return say_failed(found.failed)
     result = mean_average_precision(
         found.detections, found.labels, found.class_names, ignore_truncated=ignore_truncated
     )
@@ -502,10 +502,11 @@ def evaluate(
         )
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return _say_failed(found.failed)
+    return say_failed(found.failed)
 
 
-def _evaluated_files(source, labels, images, classes, labels_format, allow_unknown):
+def evaluated_files(source, labels, images, classes, labels_format, allow_unknown):
+    """Predictions and labels in files. Args: as `evaluate`. Returns: Evaluated."""
     paths = _images_of(images)
     names = read_class_names(classes) if classes else None
     detections, labels_by_image, names, problems, warnings = evaluate_files(
@@ -524,7 +525,8 @@ def _evaluated_files(source, labels, images, classes, labels_format, allow_unkno
     return Evaluated(detections, labels_by_image, names, _pictures_of(paths), {}, warnings)
 
 
-def _say_failed(failed):
+def say_failed(failed):
+    """Names images that could not be read. Args: failed, see `Evaluated`. Returns: exit status."""
     if not failed:
         return 0
     for name, reason in list(failed.items())[:_SHOWN]:

@@ -30,6 +30,7 @@ COMMANDS = {
     "validate": "check a data set: every problem with file and line",
     "split": "cut large images and their labels into tiles",
     "build": "pack a data set for training",
+    "report": "one HTML file of a run or an evaluation: metrics, errors, images",
     "submit": "pack predictions for DOTA's evaluation server",
     "plan": "memory and speed of a run on devices that are not here",
     "benchmark": "time the parts of a model on this machine",

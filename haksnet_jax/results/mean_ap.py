@@ -13,6 +13,7 @@ import numpy as np
 
 from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.boxes import boxes_to_corners
+from haksnet_jax.geometry.polygons import polygons_to_boxes
 
 IOU_THRESHOLDS = tuple((np.arange(10, 20) / 20).tolist())  # 0.5, 0.55, ... 0.95
 # i * 0.1 and not i / 10: three of these levels lie one rounding above 0.3, 0.6 and 0.7, and DOTA's own tool compares
@@ -245,7 +246,8 @@ class ErrorAnalysis(NamedTuple):
         counted = self.gt_found_as > -2
         found_as = np.where(self.gt_found_as < 0, num_classes, self.gt_found_as)
         np.add.at(matrix, (self.gt_label[counted], found_as[counted]), 1)
-        nothing_found = np.isin(self.kind, [KINDS.index(kind) for kind in ("poor overlap", "duplicate", "background")])
+        kinds = ("wrong angle", "poor overlap", "duplicate", "background")
+        nothing_found = np.isin(self.kind, [KINDS.index(kind) for kind in kinds])
         np.add.at(matrix, (num_classes, self.label[nothing_found]), 1)
         return matrix
 
@@ -282,7 +284,7 @@ class ErrorAnalysis(NamedTuple):
         return [(self.image_names[i], int(errors[i])) for i in worst if errors[i]]
 
 
-KINDS = ("correct", "poor overlap", "other class", "duplicate", "background", "ignored")
+KINDS = ("correct", "wrong angle", "poor overlap", "other class", "duplicate", "background", "ignored")
 
 
 def analyse_errors(
@@ -299,8 +301,9 @@ def analyse_errors(
 
     Detections are matched as for average precision. Of those that are not correct, one is a `duplicate` if it lies on
     an object of its class that a better one has found; else `other class` if IoU > iou_threshold with an object of
-    another class that nothing has found yet; else of `poor overlap` if its best IoU with an object of its class is
-    above 0.1; else `background`. Detections on ignored objects are `ignored`.
+    another class that nothing has found yet; else, if its best IoU with an object of its class is above 0.1, it has the
+    `wrong angle` if it would match that object at the object's own angle, and else is of `poor overlap`; else
+    `background`. Detections on ignored objects are `ignored`.
 
     Args:
       detections_by_image: as in `mean_average_precision`.
@@ -336,6 +339,9 @@ def analyse_errors(
 
     kind = np.full(len(outcome), KINDS.index("background"), np.int8)
     kind[best_iou > 0.1] = KINDS.index("poor overlap")
+    near = np.flatnonzero(best_iou > 0.1)
+    turned = _would_match_turned(detections.polygons[near], labels.polygons[best[near]], iou_threshold)
+    kind[near[turned]] = KINDS.index("wrong angle")
     kind[claims] = KINDS.index("other class")
     kind[(outcome == 0) & (best_iou > iou_threshold)] = KINDS.index("duplicate")
     kind[outcome == 1] = KINDS.index("correct")
@@ -358,6 +364,17 @@ def analyse_errors(
         labels.image,
         confused_with,
     )
+
+
+def _would_match_turned(polygons, objects, iou_threshold):
+    """[n] bool: whether polygons, turned around their centres to the angle of the objects, overlap them enough."""
+    boxes, truth = polygons_to_boxes(polygons)[0].astype(np.float64), polygons_to_boxes(objects)[0].astype(np.float64)
+    overlaps = []
+    for quarter in (0.0, np.pi / 2):  # of what is almost square, either side may be the longer one
+        turned = boxes.copy()
+        turned[:, 4] = truth[:, 4] + quarter
+        overlaps.append(polygon_iou.rotated_iou_pairs(turned, truth))
+    return np.maximum(*overlaps) > iou_threshold
 
 
 class Detected(NamedTuple):

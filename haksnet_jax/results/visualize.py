@@ -411,7 +411,13 @@ def errors_by_size_figure(counts):
     above.margins(y=0.12)
     above.set(ylabel="labelled objects")
     bottom = np.zeros(len(bins))
-    kinds = {"poor overlap": "#f4a259", "other class": "#8e6bbf", "duplicate": "#5aa469", "background": "#c8553d"}
+    kinds = {
+        "wrong angle": "#e9c46a",
+        "poor overlap": "#f4a259",
+        "other class": "#8e6bbf",
+        "duplicate": "#5aa469",
+        "background": "#c8553d",
+    }
     for kind, colour in kinds.items():
         below.bar(positions, counts[kind], bottom=bottom, color=colour, label=kind)
         bottom += counts[kind]

@@ -256,7 +256,7 @@ def test_errors_are_told_apart():
     counts = errors.by_size(edges=(10, 20))  # all are sqrt(200) = 14.1 pixels
     np.testing.assert_array_equal(counts["objects"], [0, 4, 0])
     np.testing.assert_array_equal(counts["missed"], [0, 3, 0])
-    assert {kind: int(counts[kind][1]) for kind in KINDS[:-1]} == dict.fromkeys(KINDS[:-1], 1)
+    assert {kind: int(counts[kind][1]) for kind in KINDS[:-1]} == dict.fromkeys(KINDS[:-1], 1) | {"wrong angle": 0}
     assert errors.worst_images() == [(0, 7)]
 
 
@@ -288,3 +288,12 @@ def test_equal_scores_count_together_whatever_their_order():
     # One step: half of the objects at a precision of one half (12 of 24 detections).
     assert results[0]["AP50_voc12"] == pytest.approx(0.25)
     assert results[0] == results[1] == results[2] and result.num_tied() == 24
+
+
+def test_what_would_match_at_the_objects_angle_has_the_wrong_angle():
+    truth = np.array([[50, 50, 40, 10, 0.0], [200, 50, 40, 10, 0.0], [350, 50, 10, 10, 0.1]])
+    boxes = np.array([[50, 50, 40, 10, 0.6], [212, 53, 40, 10, 0.0], [350, 50, 10, 10, 0.1 + np.pi / 2]])
+    labels = {"polygons": boxes_to_corners(truth), "labels": np.zeros(3, int)}
+    detections = {"boxes": boxes, "scores": np.array([0.9, 0.8, 0.7]), "labels": np.zeros(3, int)}
+    errors = analyse_errors([detections], [labels], ["ship"])
+    assert [KINDS[kind] for kind in errors.kind] == ["wrong angle", "poor overlap", "correct"]

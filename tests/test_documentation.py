@@ -23,7 +23,7 @@ _DOORS = {
     "data.dota.split": "split",
     "data.dota.build": "build",
 }
-_COMING = {"formats.md", "design.md", "weights.md", "SECURITY.md"}
+_COMING = {"design.md"}
 # Values that stand for what a reader has; a command with one of them is parsed with a value that fits.
 _PLACEHOLDERS = {"N": "3", "M": "2", "I": "0", "STEP": "100"}
 

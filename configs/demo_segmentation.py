@@ -19,7 +19,7 @@ def small(config):
     config.log_every = 20
     config.ema_decay = 0.98
 
-    config.model.backbone = "haksnet"  # of the widths here
+    config.model.backbone = "haksnet"
     config.model.channels = (16, 24, 32, 48)
     config.model.depths = (1, 1, 1, 1)
     config.model.mlp_ratios = (2, 2, 2, 2)

@@ -38,8 +38,8 @@ def get_config():
     config.model = ml_collections.ConfigDict()
     config.model.backbone = "haksnet_t"
     config.model.channels = ()  # empty: those of the named size
-    config.model.depths = ()  # (the same)
-    config.model.mlp_ratios = ()  # (the same)
+    config.model.depths = ()
+    config.model.mlp_ratios = ()
     config.model.in_channels = 3  # set by data.bands
     config.model.decoder = "unetformer"  # unetformer or upernet
     config.model.decoder_channels = 64  # upernet: 512

@@ -5,11 +5,7 @@ labels = predictor.labels(image)           # uint8 [H, W, C] -> uint8 [H, W]
 labels = predictor.labels(before, after)   # of a change detector
 """
 
-import functools
-import json
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,28 +13,12 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.inference import dense
-from haksnet_jax.models import dense_architecture
+from haksnet_jax.models import architecture
 from haksnet_jax.results import dense_maps
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.errors import CheckpointError
 
-
-@functools.lru_cache(maxsize=8)
-def _abstract_model(task, architecture, mean, std, dtype):
-    """(graph definition, parameters, statistics) of a model, by shapes alone."""
-
-    def build():
-        return dense_architecture.build(
-            task,
-            json.loads(architecture),
-            pixel_mean=mean,
-            pixel_std=std,
-            dtype=jnp.dtype(dtype),
-            auxiliary=False,
-            rngs=nnx.Rngs(0),
-        )
-
-    return nnx.split(nnx.eval_shape(build), nnx.Param, nnx.BatchStat)
+TASKS = {"segmentation": 1, "change": 2}  # images that are looked at together
 
 
 def load(directory, **options):
@@ -84,23 +64,18 @@ class DensePredictor:
         if precision not in ("float32", "bfloat16"):
             raise UserError(f"precision: expected float32 or bfloat16, got {precision!r}")
         self.task = model_info.get("task")
-        if self.task not in dense_architecture.TASKS:
-            raise CheckpointError(f"its task is {self.task!r}, expected one of {', '.join(dense_architecture.TASKS)}")
+        if self.task not in TASKS:
+            raise CheckpointError(f"its task is {self.task!r}, expected one of {', '.join(TASKS)}")
         try:
-            architecture = model_info["architecture"]
             self.class_names = tuple(model_info["class_names"])
-            mean, std = tuple(model_info["pixel_mean"]), tuple(model_info["pixel_std"])
             self.tile = int(model_info["input_size"][0])
             self.overlap = int(model_info["overlap"])
             colours = model_info.get("colours")
             self.image_settings = image_settings.from_json(model_info.get("images", {}), "model.json: images")
-            if len(self.class_names) != architecture["num_classes"]:
-                raise CheckpointError(
-                    f"model.json names {len(self.class_names)} classes, the model has {architecture['num_classes']}"
-                )
-            graph, params, stats = _abstract_model(
-                self.task, json.dumps(architecture, sort_keys=True), mean, std, precision
-            )
+            num_classes = model_info["architecture"]["num_classes"]
+            if len(self.class_names) != num_classes:
+                raise CheckpointError(f"model.json names {len(self.class_names)} classes, the model has {num_classes}")
+            graph, params, stats = architecture.abstract(model_info, dtype=precision)
         except (KeyError, TypeError, IndexError) as error:
             raise CheckpointError(f"model.json does not describe a model of {self.task}: {error!r}") from error
         variables = {
@@ -108,7 +83,7 @@ class DensePredictor:
             "batch_stats": model_folder.fill(nnx.as_pure(stats), arrays, what="the checkpoint"),
         }
         self.colours = dense_maps.colours_of(self.class_names, colours)
-        self.num_images = 2 if self.task == "change" else 1
+        self.num_images = TASKS[self.task]
         self.precision = precision
         mesh = devices.data_mesh(jax.local_devices())
         batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 4)

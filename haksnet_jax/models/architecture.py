@@ -30,6 +30,8 @@ BACKBONES = {
 MODELS = {
     "detection": "haksnet_jax.models.oriented_rcnn",
     "classification": "haksnet_jax.models.classifier",
+    "segmentation": "haksnet_jax.models.segmenter",
+    "change": "haksnet_jax.models.change_detector",
 }
 
 

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from haksnet_jax.errors import UserError
 from haksnet_jax.kernels.depthwise import depthwise_conv
 from haksnet_jax.models.dense_layers import Conv, ConvNorm, channel_dropout, enlarge, enlarge_class_maps
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import DepthwiseConv
-from haksnet_jax.models.segmenter import normalize
+from haksnet_jax.models.segmenter import build_decoder, normalize
+
+HEADS = ("difference", "exchange")
 
 
 def interleave(first, second):
@@ -182,3 +185,25 @@ class ChangeDetector(nnx.Module):
         """Args: before, after [B, H, W, C] pixel values. Returns: [B, 2, H, W] float32, sum 1 over the classes."""
         logits, _ = self(before, after)
         return jax.nn.softmax(enlarge_class_maps(logits, 4), axis=1)
+
+
+def build(backbone, architecture, *, pixel_mean, pixel_std, dropout=0.0, dtype=jnp.float32, rngs):
+    """The change detector of an architecture, see `models.architecture`.
+
+    Args:
+      backbone: module with `channels`; for the head "exchange" its call takes `after_stage`.
+      architecture: dict with `head`, `num_classes`, and `head_channels` or what `segmenter.build_decoder` needs.
+      pixel_mean, pixel_std, dropout, dtype, rngs: as of `segmenter.build`.
+
+    Raises:
+      UserError: no such head or decoder.
+    """
+    if architecture["head"] not in HEADS:
+        raise UserError(f"model.head: expected one of {', '.join(HEADS)}, got {architecture['head']!r}")
+    settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+    if architecture["head"] == "exchange":
+        width = architecture["head_channels"]
+        head = ChangerHead(backbone.channels, architecture["num_classes"], channels=width, **settings)
+    else:
+        head = build_decoder(backbone, architecture, **settings)
+    return ChangeDetector(backbone, head, pixel_mean=pixel_mean, pixel_std=pixel_std)

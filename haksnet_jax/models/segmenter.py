@@ -4,7 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from haksnet_jax.errors import UserError
 from haksnet_jax.models.dense_layers import enlarge_class_maps
+from haksnet_jax.models.unetformer import UNetFormer
+from haksnet_jax.models.upernet import UPerNet
+
+DECODERS = {"unetformer": UNetFormer, "upernet": UPerNet}
 
 
 def normalize(images, mean, std):
@@ -48,3 +53,37 @@ class Segmenter(nnx.Module):
         """Args: images [B, H, W, C] pixel values. Returns: [B, K, H, W] float32, sum 1 over the classes."""
         logits, _ = self(images)
         return jax.nn.softmax(enlarge_class_maps(logits, self.decoder.stride), axis=1)
+
+
+def build_decoder(backbone, architecture, *, dropout, dtype, rngs):
+    """The decoder that an architecture names. Args: as `build`. Raises: UserError, there is none that fits."""
+    if architecture["decoder"] not in DECODERS:
+        raise UserError(f"model.decoder: expected one of {', '.join(DECODERS)}, got {architecture['decoder']!r}")
+    if len(backbone.channels) != 4:
+        raise UserError(f"model.backbone: dense decoders take four maps, this one gives {len(backbone.channels)}")
+    return DECODERS[architecture["decoder"]](
+        backbone.channels,
+        architecture["num_classes"],
+        channels=architecture["decoder_channels"],
+        dropout=dropout,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def build(backbone, architecture, *, pixel_mean, pixel_std, dropout=0.0, dtype=jnp.float32, rngs):
+    """The segmenter of an architecture, see `models.architecture`.
+
+    Args:
+      backbone: module with `channels`.
+      architecture: dict with `decoder`, `decoder_channels` and `num_classes`.
+      pixel_mean, pixel_std: normalisation, one number a band.
+      dropout: of channels before the logits, in training.
+      dtype: of the arithmetic.
+      rngs: source of the initial parameters.
+
+    Raises:
+      UserError: no such decoder.
+    """
+    decoder = build_decoder(backbone, architecture, dropout=dropout, dtype=dtype, rngs=rngs)
+    return Segmenter(backbone, decoder, pixel_mean=pixel_mean, pixel_std=pixel_std)

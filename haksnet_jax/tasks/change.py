@@ -1,12 +1,9 @@
 """Change detection: two dates through one backbone, changed or not for every pixel, F1 of change on whole images."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from haksnet_jax.errors import UserError
-from haksnet_jax.models import architecture as architecture_of
-from haksnet_jax.models import dense_architecture
-from haksnet_jax.models.change_detector import ChangerHead
+from haksnet_jax.models.change_detector import HEADS, ChangerHead
 from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline.dense_sources import CHANGE_CLASSES, PairFolder, PairScenes
 from haksnet_jax.results.dense_maps import CHANGE_COLOURS
@@ -22,8 +19,8 @@ log_line = dense.log_line
 
 def prepared(config):
     """The configuration, checked. Raises: UserError, a value that cannot be used."""
-    if config.model.head not in dense_architecture.HEADS:
-        raise UserError(f"model.head: expected one of {', '.join(dense_architecture.HEADS)}, got {config.model.head!r}")
+    if config.model.head not in HEADS:
+        raise UserError(f"model.head: expected one of {', '.join(HEADS)}, got {config.model.head!r}")
     if not 0 <= config.augment.exchange <= 1:
         raise UserError(f"augment.exchange: expected a probability, got {config.augment.exchange}")
     return dense.with_bands(dense.checked(config), ("before_dir", "after_dir"))
@@ -50,23 +47,13 @@ def train_batches(config, source, **where):
 
 def build_model(config, *, rngs):
     """The change detector of a configuration. Args: config; rngs. Returns: ChangeDetector."""
-    model = config.model
-    return dense_architecture.build(
-        "change",
-        dense_architecture.describe(model, len(CHANGE_CLASSES), head=model.head),
-        pixel_mean=tuple(model.pixel_mean),
-        pixel_std=tuple(model.pixel_std),
-        dtype=jnp.dtype(model.dtype),
-        backbone_options=architecture_of.backbone_options(model),
-        dropout=model.dropout,
-        rngs=rngs,
-    )
+    return dense.build_model(config, model_info(config), rngs=rngs)
 
 
 def model_info(config):
     """What `model.json` says of the run's model."""
-    architecture = dense_architecture.describe(config.model, len(CHANGE_CLASSES), head=config.model.head)
-    return dense.model_info(config, "change", architecture, CHANGE_CLASSES, CHANGE_COLOURS)
+    heads = {name: config.model[name] for name in ("head", "head_channels")}
+    return dense.model_info(config, "change", CHANGE_CLASSES, CHANGE_COLOURS, **heads)
 
 
 def loss(config):

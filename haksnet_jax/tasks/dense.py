@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from haksnet_jax import files
@@ -11,7 +12,8 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference import dense
 from haksnet_jax.inference.dense_evaluator import DenseEvaluator
-from haksnet_jax.models import dense_loss
+from haksnet_jax.models import architecture, dense_loss
+from haksnet_jax.models.segmenter import DECODERS
 from haksnet_jax.pipeline import bands, loader
 from haksnet_jax.pipeline.dense_transforms import Augmentation
 
@@ -20,7 +22,6 @@ COUNTERS = {
     "num_empty": "crops_without_a_label",
 }
 KINDS = ("folder", "scenes")
-DECODERS = ("unetformer", "upernet")
 _MIN_SIDE = 64  # of what the network gets: the coarsest map needs two rows for its reflections
 
 
@@ -55,6 +56,7 @@ def checked(config):
         raise UserError(f"data.kind: expected one of {', '.join(KINDS)}, got {config.data.kind!r}")
     if config.model.decoder not in DECODERS:
         raise UserError(f"model.decoder: expected one of {', '.join(DECODERS)}, got {config.model.decoder!r}")
+    architecture.describe_backbone(config.model)  # (that there is such a backbone)
     least, largest = config.augment.scale_range
     if not 0 < least <= largest:
         raise UserError(f"augment.scale_range: expected a least and a largest factor above 0, got {(least, largest)}")
@@ -160,11 +162,26 @@ def evaluator_of(config, session, source, colours=None):
     )
 
 
-def model_info(config, task, architecture, class_names, colours=None):
-    """What `model.json` says of a dense model."""
+def build_model(config, info, *, rngs):
+    """The model of a configuration. Args: config; info, what model.json says; rngs. Returns: nnx.Module."""
+    return architecture.build(
+        info,
+        dtype=jnp.dtype(config.model.dtype),
+        rngs=rngs,
+        backbone_options=architecture.backbone_options(config.model),
+        dropout=config.model.dropout,
+    )
+
+
+def model_info(config, task, class_names, colours=None, **heads):
+    """What `model.json` says of a dense model. Args: heads, members of the architecture beside the decoder."""
+    decoder = {"decoder": config.model.decoder, "decoder_channels": config.model.decoder_channels}
     info = {
         "task": task,
-        "architecture": architecture,
+        "architecture": architecture.describe_backbone(config.model)
+        | decoder
+        | heads
+        | {"num_classes": len(class_names)},
         "class_names": list(class_names),
         "pixel_mean": list(config.model.pixel_mean),
         "pixel_std": list(config.model.pixel_std),

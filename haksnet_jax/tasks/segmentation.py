@@ -1,13 +1,10 @@
 """Semantic segmentation: a backbone and a decoder, the class of every pixel, mean IoU of whole images."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.classes import read_class_names
-from haksnet_jax.models import architecture as architecture_of
-from haksnet_jax.models import dense_architecture
 from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline.dense_sources import SCENE_MASK_CLASSES, MaskFolder, MaskScenes
 from haksnet_jax.tasks import dense
@@ -119,25 +116,12 @@ def batch_arrays(config):
 
 def build_model(config, *, rngs):
     """The segmenter of a configuration. Args: config; rngs. Returns: Segmenter."""
-    model = config.model
-    return dense_architecture.build(
-        "segmentation",
-        dense_architecture.describe(model, len(config.data.class_names)),
-        pixel_mean=tuple(model.pixel_mean),
-        pixel_std=tuple(model.pixel_std),
-        dtype=jnp.dtype(model.dtype),
-        backbone_options=architecture_of.backbone_options(model),
-        dropout=model.dropout,
-        rngs=rngs,
-    )
+    return dense.build_model(config, model_info(config), rngs=rngs)
 
 
 def model_info(config):
     """What `model.json` says of the run's model."""
-    names = config.data.class_names
-    return dense.model_info(
-        config, "segmentation", dense_architecture.describe(config.model, len(names)), names, colours(config)
-    )
+    return dense.model_info(config, "segmentation", config.data.class_names, colours(config))
 
 
 def loss(config):

@@ -23,6 +23,7 @@ def tiny(config, root, **data):
     with config.unlocked():
         config.update({"num_steps": 30, "batch_size_per_device": 1, "checkpoint_every": 0, "eval_every": 30})
         config.update({"log_every": 5, "ema_decay": 0.0})
+        config.model.backbone = "haksnet"
         config.model.update({"channels": (8, 8, 8, 16), "depths": (1, 1, 1, 1), "mlp_ratios": (1, 1, 1, 1)})
         config.model.update({"decoder_channels": 16, "dtype": "float32", "drop_path_rate": 0.0, "dropout": 0.0})
         config.data.update({"root": str(root), "image_size": (64, 64), "num_workers": 0, **data})

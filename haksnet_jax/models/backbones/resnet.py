@@ -136,13 +136,14 @@ class ResNet(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
 
-    def __call__(self, images, *, train=False, key=None):
+    def __call__(self, images, *, train=False, key=None, after_stage=None):
         """Computes the feature maps.
 
         Args:
           images: [B, H, W, in_channels] normalised.
           train: batch statistics instead of running ones, but for frozen parts and where `norm_eval` says otherwise.
           key: not used; other backbones drop paths with it.
+          after_stage: function of a stage's map and its number (1 to 4) whose result takes the map's place, or None.
 
         Returns:
           A map [B, ceil(H / s), ceil(W / s), C_s] float32 for each of the strides s = 4, 8, 16, 32.
@@ -157,6 +158,7 @@ class ResNet(nnx.Module):
             with jax.named_scope(f"stage_{number + 1}"):
                 for block in blocks:
                     x = nnx.remat(_apply, static_argnums=2)(block, x, trains) if self.remat else block(x, train=trains)
+            x = x if after_stage is None else after_stage(x, number + 1)
             maps.append(x)
         return tuple(maps)
 

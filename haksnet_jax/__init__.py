@@ -17,9 +17,20 @@ __all__ = ["__version__", "load"]
 
 
 def load(directory, **options):
-    """Loads a trained or converted detector: see `haksnet_jax.inference.predictor.load`."""
-    from haksnet_jax.inference import (
-        predictor as detector,  # here: it loads JAX, which importing the package alone should not
-    )
+    """Loads a trained or converted model.
 
-    return detector.load(directory, **options)
+    Args:
+      directory: a run's folder, one of its checkpoints, or a converted model.
+      **options: of what is returned.
+
+    Returns:
+      What its task asks for: `inference.predictor.Detector`; of a segmenter or change detector
+      `inference.dense_predictor.DensePredictor`.
+    """
+    # here: they load JAX, which importing the package alone should not
+    from haksnet_jax.inference import dense_predictor, predictor
+    from haksnet_jax.weights import model_folder
+
+    info_path = model_folder.resolve(directory)[1]
+    task = model_folder.read_model_info(info_path).get("task") if info_path.exists() else None
+    return (dense_predictor if task in dense_predictor.TASKS else predictor).load(directory, **options)

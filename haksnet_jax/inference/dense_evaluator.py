@@ -8,7 +8,6 @@ import numpy as np
 from haksnet_jax.distributed import hosts
 from haksnet_jax.inference import dense
 from haksnet_jax.labels.masks import IGNORED
-from haksnet_jax.pipeline.dense_transforms import IMAGES
 from haksnet_jax.results import dense_maps, visualize
 from haksnet_jax.results.confusion import ChangeConfusion, Confusion, confusion_matrix
 
@@ -63,27 +62,25 @@ class DenseEvaluator:
             np.linspace(0, len(self._source) - 1, min(self._num_pictures, len(self._source))).round().astype(int)
         )
         self.pictures = []
-        is_pair = False
         for job in dense.predict(self._session, self._jobs(), self._settings):
             index, example, labels = job.tag
-            is_pair = "before" in example
             matrix += confusion_matrix(_labels(example["mask"], num_classes), labels, num_classes)
             if pictures is not None and index in drawn and jax.process_index() == 0:
                 self.pictures.append(self._draw(index, example, labels, pictures))
         matrix = hosts.sum_over_hosts(matrix)
-        kind = ChangeConfusion if is_pair else Confusion
+        kind = ChangeConfusion if len(self._source.image_names) == 2 else Confusion
         return kind(matrix, tuple(self._source.class_names), self._left_out)
 
     def _jobs(self):
         for index in range(jax.process_index(), len(self._source), jax.process_count()):
             example = self._source[index]
-            images = tuple(dense.ArrayImage(example[name]) for name in IMAGES if name in example)
+            images = tuple(dense.ArrayImage(example[name]) for name in self._source.image_names)
             labels, sink = dense.fill_array(*example["mask"].shape)
             yield dense.Job(images, sink, (index, example, labels))
 
     def _draw(self, index, example, labels, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        images = [example[name] for name in IMAGES if name in example]
+        images = [example[name] for name in self._source.image_names]
         picture = dense_maps.comparison(images, labels, example["mask"], self._colours)
         strip = dense_maps.legend(picture.shape[1], self._source.class_names, self._colours)
         picture = np.concatenate([picture, strip])

@@ -6,7 +6,7 @@ example of segmentation is a dict:
   mask         [H, W] uint8 labels, 255 where there is none
   num_unknown  pixels of the mask whose value or colour is no class; they have no label
   image_id     str
-An example of change has `before` and `after` in the place of `image`.
+An example of change has `before` and `after` in the place of `image`; a source's `image_names` says which it is.
 """
 
 import os
@@ -80,6 +80,7 @@ class _Folders:
 
     Attributes:
       class_names: the classes, in the order of the labels.
+      image_names: what an example's images are called.
       image_ids: names that every folder has, sorted.
       problems: list of Problem: files that have no partner; they are left out.
       image_settings: ImageSettings by which all images are read, limits included where they are needed.
@@ -87,6 +88,7 @@ class _Folders:
 
     def __init__(self, folders, masks_dir, class_names, legend, cache_gib, image_settings):
         self.class_names = tuple(class_names)
+        self.image_names = tuple(folders)
         self._legend = legend
         self._cache_gib = cache_gib
         self._cache = _Cache(cache_gib)
@@ -228,6 +230,7 @@ class MaskScenes:
     """
 
     class_names = SCENE_MASK_CLASSES
+    image_names = ("image",)
 
     def __init__(self, num_scenes, size=192, seed=0, objects_per_scene=(3, 14)):
         if num_scenes < 1 or size < 64:
@@ -264,6 +267,7 @@ class PairScenes(MaskScenes):
     """Generated scenes at two dates, between which objects come and go. Args: as MaskScenes."""
 
     class_names = CHANGE_CLASSES
+    image_names = ("before", "after")
 
     def __getitem__(self, index):
         index = range(len(self))[index]

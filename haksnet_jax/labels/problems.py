@@ -68,6 +68,7 @@ class Reason(enum.StrEnum):
     CLASS_WITHOUT_IMAGES = "class_without_images", True, "the folder of a class holds no image"
     CLASS_MISSING = "class_missing", True, "a split lacks the folder of a class that another one has"
     NO_IMAGE = "no_image", False, "a file or folder beside the images of a class that is no image"
+    NO_CLASS = "no_class", True, "an image beside the folders of the classes, or in a folder inside of one"
     FEW_IMAGES = "few_images", False, "a class of fewer than ten images"
     TWO_CLASSES = "two_classes", False, "the same image in the folders of two classes"
     TWO_SPLITS = "two_splits", False, "the same image in two splits"

@@ -7,7 +7,6 @@ example is a dict:
   image_id  str
 """
 
-import collections
 import os
 import pathlib
 
@@ -104,14 +103,24 @@ class ClassFolderSource:
 
     Attributes:
       class_names: the classes, in the order of the labels.
-      image_ids: `CLASS/IMAGE.jpg` of each example.
+      image_ids: `PREFIX/CLASS/IMAGE.jpg` of each example.
       labels: [len] int32.
-      num_ignored: files that are no images, by their endings.
+      num_ignored: files and folders that are no images of a class: by their endings, or since they lie elsewhere.
       image_settings: ImageSettings by which all images are read.
     """
 
     def __init__(
-        self, folder, class_names, *, image_list=None, share=(0.0, 1.0), seed=0, cache_mib=0, settings=DEFAULT
+        self,
+        folder,
+        class_names,
+        *,
+        image_list=None,
+        share=(0.0, 1.0),
+        seed=0,
+        cache_mib=0,
+        settings=DEFAULT,
+        prefix="",
+        may_lack_classes=False,
     ):
         """Lists the files; images are read when asked for.
 
@@ -126,6 +135,8 @@ class ClassFolderSource:
           cache_mib: decoded images that are kept in the memory of each process, at most.
           settings: ImageSettings that are given; what they leave open is what is kept beside the images, or what their
             values say.
+          prefix: in front of the identifiers, to tell images of two folders apart that have the same names.
+          may_lack_classes: whether a class may have no image here, as in a small split for validation.
 
         Raises:
           UserError: a folder is missing or unknown, a class has no image, or an image of the list is not there.
@@ -134,7 +145,7 @@ class ClassFolderSource:
         self._folder = pathlib.Path(folder)
         found = class_folders(folder)
         missing, unknown = (sorted(a - b) for a, b in ((set(class_names), set(found)), (set(found), set(class_names))))
-        if missing or unknown:
+        if (missing and not may_lack_classes) or unknown:
             raise UserError(
                 f"{folder}: its folders are not the classes: "
                 + "; ".join(
@@ -146,8 +157,11 @@ class ClassFolderSource:
         if not 0 <= share[0] < share[1] <= 1:
             raise UserError(f"data.*.share: expected (from, to) with 0 <= from < to <= 1, got {tuple(share)}")
         wanted = None if image_list is None else self._read_list(image_list)
-        self.image_ids, labels, self.num_ignored = [], [], 0
+        self._files, labels = [], []
+        self.num_ignored = sum(entry.is_file() and is_image(entry.name) for entry in os.scandir(folder))
         for label, name in enumerate(self.class_names):
+            if name in missing:
+                continue
             files = sorted(entry.name for entry in os.scandir(self._folder / name) if not entry.name.startswith("."))
             images = [file for file in files if is_image(file)]
             self.num_ignored += len(files) - len(images)
@@ -157,18 +171,21 @@ class ClassFolderSource:
                 shuffled = np.random.default_rng([seed, label]).permutation(len(images))
                 first, last = (round(part * len(images)) for part in share)
                 images = [images[index] for index in sorted(shuffled[first:last])]
-            if not images:
+            if not images and not may_lack_classes:
                 raise UserError(f"{self._folder / name}: expected images of the class {name!r}, found none to take")
-            self.image_ids += [f"{name}/{file}" for file in images]
+            self._files += [f"{name}/{file}" for file in images]
             labels += [label] * len(images)
         if wanted:
             raise UserError(
                 f"{image_list}: {len(wanted)} of its images are not in {folder}, the first is {next(iter(wanted))!r}"
             )
+        if not labels:
+            raise UserError(f"{folder}: expected images in the folders of its classes, found none to take")
+        self.image_ids = [f"{prefix}/{file}" if prefix else file for file in self._files]
         self.labels = np.array(labels, np.int32)
         # A JPEG has 8 bits: one of each folder tells what is kept beside it, and a million headers stay unread.
-        first = {name.split("/")[0]: name for name in reversed(self.image_ids)}.values()
-        looked_at = dict.fromkeys([*first, *(name for name in self.image_ids if not _is_jpeg(name))])
+        first = {name.split("/")[0]: name for name in reversed(self._files)}.values()
+        looked_at = dict.fromkeys([*first, *(name for name in self._files if not _is_jpeg(name))])
         paths = [self._folder / name for name in looked_at]
         self.image_settings = scaling.for_images(paths, settings, max_measured=_MAX_MEASURED)
         self._cache_bytes = cache_mib * 2**20
@@ -199,7 +216,7 @@ class ClassFolderSource:
         example = {"label": int(self.labels[index]), "image_id": self.image_ids[index]}
         if index in self._cache:
             return example | {"image": self._cache[index]}
-        path = self._folder / self.image_ids[index]
+        path = self._folder / self._files[index]
         image = StoredImage(path.read_bytes(), name=str(path), settings=self.image_settings)
         if self._cache_bytes > 0:
             image = StoredImage(pixels=image.pixels(), name=str(path))
@@ -209,13 +226,13 @@ class ClassFolderSource:
 
     def summary(self):
         """Text: how many images, and of which class the most and the fewest."""
-        counts = collections.Counter(self.labels.tolist()).most_common()
-        (most, high), (fewest, low) = counts[0], counts[-1]
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        fewest, most = int(counts.argmin()), int(counts.argmax())
         text = (
-            f"{len(self)} images of {len(self.class_names)} classes in {self._folder}, {low} ("
-            f"{self.class_names[fewest]}) to {high} ({self.class_names[most]}) a class"
+            f"{len(self)} images of {len(self.class_names)} classes in {self._folder}, {counts[fewest]} "
+            f"({self.class_names[fewest]}) to {counts[most]} ({self.class_names[most]}) a class"
         )
-        return text + (f"; {self.num_ignored} files that are no images" if self.num_ignored else "")
+        return text + (f"; {self.num_ignored} files or folders left out" if self.num_ignored else "")
 
 
 def image_settings_of(model_info):

@@ -113,6 +113,7 @@ def validate_class_folders(folders, *, settings=DEFAULT, num_threads=None):
     with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
         for folder, own in found.items():
             counts[folder] = np.zeros(len(class_names), int)
+            problems += _without_class(pathlib.Path(folder), "it lies beside the folders of the classes")
             for label, name in enumerate(class_names):
                 if name not in own:
                     detail = f"there is no folder {name!r}, which another split has"
@@ -138,14 +139,22 @@ def _images(folder, problems):
     images = [name for name in names if is_image(name) and (folder / name).is_file()]
     others = [name for name in names if name not in set(images)]
     for name in others:
-        what = "a folder, which is not searched" if (folder / name).is_dir() else "no image by its ending"
-        problems.append(Problem(str(folder / name), 0, Reason.NO_IMAGE, f"it is {what}"))
+        if not (folder / name).is_dir():
+            problems.append(Problem(str(folder / name), 0, Reason.NO_IMAGE, "it is no image by its ending"))
+        else:
+            problems += _without_class(folder / name, "it lies in a folder inside of a class, which is not searched")
     if not images:
         kinds = collections.Counter(pathlib.Path(name).suffix.lower() or "no ending" for name in others)
         held = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common(3)) or "nothing"
         detail = f"the class has no image: the folder holds {held}"
         problems.append(Problem(str(folder), 0, Reason.CLASS_WITHOUT_IMAGES, detail))
     return [folder / name for name in images]
+
+
+def _without_class(folder, where):
+    """Problems of the images that lie in a folder which is no class'. Args: folder; where, in words."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and is_image(entry.name))
+    return [Problem(str(folder / name), 0, Reason.NO_CLASS, where) for name in names]
 
 
 def _compare(path, digest, first_seen, problems):

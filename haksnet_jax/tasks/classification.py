@@ -47,10 +47,11 @@ def prepared(config):
     least, largest = augment.crop_scale
     if not 0 < least <= largest <= 1:
         raise UserError(f"augment.crop_scale: expected (from, to) with 0 < from <= to <= 1, got {(least, largest)}")
-    if config.data.class_names:
-        return config
-    with config.unlocked():
-        config.data.class_names = _open(config, "train").class_names
+    if not config.data.class_names:
+        with config.unlocked():
+            config.data.class_names = _open(config, "train").class_names
+    if len(config.data.class_names) < 2:
+        raise UserError(f"data.class_names: expected at least two classes, got {tuple(config.data.class_names)}")
     return config
 
 
@@ -86,6 +87,9 @@ def _open(config, split):
     if data.kind == "folder":
         settings["settings"] = bands.settings_of(config)
         names = class_names or sources.class_folders(settings["folder"])
+        # Images of the two splits may have the same names; in one folder that is divided, each has one split alone.
+        settings["prefix"] = "" if data[split].folder == "." else data[split].folder
+        settings["may_lack_classes"] = split == "val"
         return sources.ClassFolderSource(class_names=names, cache_mib=data.cache_mib, **settings)
     if data.kind == "tfds":
         return sources.TfdsClassificationSource(class_names=class_names, **settings)

@@ -71,3 +71,15 @@ def test_few_images_are_named_and_a_split_is_named_once(splits):
         validate_class_folders([train, train])
     with pytest.raises(UserError, match="no folder in it"):
         validate_class_folders([train / "lake"])
+
+
+def test_images_without_a_class_are_named(splits):
+    train, _ = splits
+    shutil.copy(train / "lake" / "000.jpg", train / "loose.jpg")
+    (train / "lake" / "more").mkdir()
+    shutil.move(train / "lake" / "001.jpg", train / "lake" / "more" / "001.jpg")
+    report = validate_class_folders(splits)
+    assert [(p.path, str(p.reason)) for p in report.lost] == [
+        (str(train / "loose.jpg"), "no_class"),
+        (str(train / "lake" / "more" / "001.jpg"), "no_class"),
+    ]

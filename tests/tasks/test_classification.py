@@ -97,7 +97,11 @@ def test_its_backbone_starts_a_detector_and_its_head_does_not(finished, tmp_path
 def test_classes_are_the_folders_and_wrong_settings_are_named(folders):
     config = classification.prepared(tiny(folders))
     assert config.data.class_names == ("forest", "lake", "town")
-    assert len(classification.open_source(config, "val")) == 51
+    val = classification.open_source(config, "val")
+    assert len(val) == 51
+    assert not set(val.image_ids) & set(
+        classification.open_source(config, "train").image_ids
+    )  # though files are called alike
 
     def changed(section, key, value):
         config = tiny(folders)
@@ -109,6 +113,7 @@ def test_classes_are_the_folders_and_wrong_settings_are_named(folders):
 
     for section, key, value, said in (
         ("data", "kind", "records", "data.kind"),
+        ("data", "class_names", ("forest",), "at least two classes"),
         ("data", "image_size", (16, 16), "at least 32"),
         ("augment", "colour_jitter", 0.4, "of red, green and blue"),
         ("augment", "crop_scale", (0.0, 1.0), "augment.crop_scale"),

@@ -155,7 +155,9 @@ def run_settings(directory):
     folder = files.absolute(directory)
     for place in (folder, folder.parent, folder.parent.parent):
         if (place / "config.json").exists() and (place / "model.json").exists():
-            return json_files.load(place / "config.json")
+            from haksnet_jax.training.resume import config_history
+
+            return json_files.load(config_history(place)[-1])  # the newest: data may have moved since the run began
     return None
 
 

@@ -540,7 +540,7 @@ def measure_end_to_end(part, folder, image, batch, num_workers):
     )  # fmt: skip
     stream = iter(batches)
     state, _, learning_rate = part.arguments
-    names = ("image", "boxes", "labels", "valid", "image_size")
+    names = tuple(part.arguments[1])
     waited, start, steps = 0.0, None, 0
     while start is None or time.perf_counter() - start < 8:
         before = time.perf_counter()

@@ -74,7 +74,7 @@ def _run(task, config, workdir, mesh, stop, resume_policy):
     checkpoints = checkpoint.RunCheckpoints(workdir, max_to_keep=config.checkpoints_kept)
     data = resume.data_facts({"train": train_source, "val": val_source})
     first_step, first_example, state = resume.begin(
-        task, config, workdir, checkpoints, state, mesh, data, policy=resume_policy
+        task, config, workdir, checkpoints, state, mesh, data, global_batch=global_batch, policy=resume_policy
     )
     best = resume.best_so_far(task, workdir, first_step)
 
@@ -124,13 +124,13 @@ def _run(task, config, workdir, mesh, stop, resume_policy):
                     f"{config.max_skipped_steps}); the images are named above, the state before them is saved"
                 )
 
-        # -- evaluate and save, at the end of the run always
+        # -- save and evaluate, at the end of the run always; what an evaluation meets costs no steps
+        if done == num_steps or _due(config.checkpoint_every, done, num_steps):
+            checkpoints.save(done, state, position)
         if _due(config.eval_every, done, num_steps):
             result, best = _evaluate(task, config, workdir, mesh, state, evaluator, log, done, best)
-        stopping = done < num_steps and stop.agreed(at_line)
-        if stopping or done == num_steps or _due(config.checkpoint_every, done, num_steps):
+        if done < num_steps and stop.agreed(at_line):
             checkpoints.save(done, state, position)
-        if stopping:
             checkpoints.close()
             batches.close()
             log.close()
@@ -140,18 +140,13 @@ def _run(task, config, workdir, mesh, stop, resume_policy):
     # ---- The result card
     if result is None and first_step >= num_steps and config.eval_every:  # nothing was left to do
         result = evaluator(_variables(state), pictures=workdir / "pictures")
-    facts = _facts(task, config, state, length, log, best) | {
+    card = _card(task, config, state, length, log, best, result, evaluator.pictures)
+    card["facts"] |= {
         "train_images": len(train_source),
         "val_images": len(val_source),
         "minutes": round((time.monotonic() - started) / 60, 2),
         "resumed_at_step": first_step,
     }
-    card = {"facts": facts} | (result.to_json() if result else {})
-    last = result and result.figures()[task.BEST]
-    if last is not None:
-        card["last_evaluation"] = {task.BEST: last}
-    if evaluator.pictures:
-        card["picture"] = str(evaluator.pictures[0].path)
     if jax.process_index() == 0:
         write_result_card(workdir, card)
         log.draw_curves()
@@ -235,10 +230,16 @@ def _evaluate(task, config, workdir, mesh, state, evaluator, log, done, best):
     return result, value
 
 
-def _facts(task, config, state, length, log, best):
-    """The facts of the result card that do not change once the last step is done."""
+def _card(task, config, state, length, log, best, result, pictures):
+    """The result card: facts, the last evaluation, and one of its drawings."""
     counters = getattr(task, "COUNTERS", {})
-    return {
+    card = result.to_json() if result else {}
+    last = result and result.figures()[task.BEST]
+    if last is not None:
+        card["last_evaluation"] = {task.BEST: last}
+    if pictures:
+        card["picture"] = str(pictures[0].path)
+    facts = {
         "config": config.name,
         "task": config.get("task", "detection"),
         "date": datetime.date.today().isoformat(),
@@ -261,3 +262,4 @@ def _facts(task, config, state, length, log, best):
         "commit": code_version(),
         "jax": jax.__version__,
     }
+    return {"facts": facts} | card

@@ -62,7 +62,7 @@ def data_facts(sources):
     }
 
 
-def begin(task, config, workdir, checkpoints, state, mesh, data, *, policy="same"):
+def begin(task, config, workdir, checkpoints, state, mesh, data, *, global_batch, policy="same"):
     """Finds where the run begins, by the policy above, and writes down what describes it.
 
     Args:
@@ -73,6 +73,7 @@ def begin(task, config, workdir, checkpoints, state, mesh, data, *, policy="same
       state: TrainState with the initial values of a new run.
       mesh: of the run.
       data: `data_facts` of its data.
+      global_batch: images a step.
       policy: "same", or "anyway" to go on although something differs that should not.
 
     Returns:
@@ -99,6 +100,11 @@ def begin(task, config, workdir, checkpoints, state, mesh, data, *, policy="same
         return Beginning(0, 0, state)
     step, state, position = restored
     logging.info("resuming at step %d, example %d", step, position["examples"])
+    if position["global_batch"] != global_batch:
+        logging.warning(
+            "the run so far took %d images a step, now %d: it goes on at the same example",
+            position["global_batch"], global_batch,
+        )  # fmt: skip
     if stored is not None and (changes.refused or changes.allowed):
         _describe_change(task, config, workdir, step, data, another_model=bool(changes.refused))
     return Beginning(step, position["examples"], state)

@@ -41,7 +41,8 @@ def _steps(workdir):
 
 
 def test_a_task_is_one_file(tmp_path):
-    card = loop.run(dummy_task.make_config(num_steps=60), tmp_path)
+    config = dummy_task.make_config(num_steps=60, checkpoint_every=30, eval_every=30)
+    card = loop.run(config, tmp_path)
     assert card["facts"]["best_share_right"] >= 0.75 and card["facts"]["odd_examples"] == 60 * 2
     assert card["last_evaluation"] == card["mean"] == {"share_right": card["mean"]["share_right"]}
     losses = [line["loss"] for line in _lines(tmp_path) if "loss" in line]
@@ -141,6 +142,28 @@ def test_anyway_goes_on_and_old_checkpoints_keep_their_description(tmp_path):
     # And back, without averages.
     loop.run(dummy_task.make_config(num_steps=6, data__class_names=("more", "less")), tmp_path, resume_policy="anyway")
     assert not checkpoint.restore_numpy(tmp_path / "checkpoints" / "6" / "state").get("ema")
+
+
+def test_another_batch_goes_on_at_the_same_example(tmp_path, caplog):
+    loop.run(dummy_task.make_config(num_steps=2), tmp_path)
+    with caplog.at_level("INFO"):
+        loop.run(dummy_task.make_config(num_steps=4, batch_size_per_device=6), tmp_path)
+    assert "resuming at step 2, example 8" in caplog.text
+    assert "the run so far took 4 images a step, now 6: it goes on at the same example" in caplog.text
+    position = json.loads((tmp_path / "checkpoints" / "4" / "data" / "metadata").read_text())
+    assert position == {"examples": 8 + 2 * 6, "global_batch": 6}
+
+
+def test_an_evaluation_that_fails_costs_no_step(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no such image")
+
+    monkeypatch.setattr(dummy_task, "Result", fail)
+    with pytest.raises(OSError, match="no such image"):
+        loop.run(dummy_task.make_config(num_steps=3, eval_every=3, checkpoint_every=0), tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setitem(tasks.TASKS, "dummy", "dummy_task")
+    assert loop.run(dummy_task.make_config(num_steps=3, eval_every=3), tmp_path)["facts"]["resumed_at_step"] == 3
 
 
 @pytest.mark.parametrize("name", ["config.json", "run.json", "best/model.json"])

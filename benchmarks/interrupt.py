@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
-from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import model_folder
 
 
 def start(workdir, arguments, log):
@@ -49,8 +49,8 @@ def run(workdir, arguments, log_path, *, kill_after=None):
 def last_state(workdir):
     """(step, {name: array}) of the newest checkpoint."""
     step = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    state = checkpoint.restore_numpy(workdir / "checkpoints" / str(step) / "state")
-    return step, checkpoint.flatten(state)
+    state = model_folder.restore_numpy(workdir / "checkpoints" / str(step) / "state")
+    return step, model_folder.flatten(state)
 
 
 def main():

@@ -56,7 +56,7 @@ def save_narrow_detector(folder):
     from haksnet_jax.models.architecture import haksnet_detector
     from haksnet_jax.models.backbones.haksnet import BackboneSize
     from haksnet_jax.models.oriented_rcnn import PIXEL_MEAN, PIXEL_STD
-    from haksnet_jax.training import checkpoint
+    from haksnet_jax.weights import model_folder
 
     size = {"channels": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "mlp_ratios": (2, 2, 2, 2)}
     widths = {"fpn_channels": 32, "hidden": 64, "num_classes": 15}
@@ -72,14 +72,14 @@ def save_narrow_detector(folder):
         "padding_divisor": 32,
     }
     arrays = {
-        name: np.asarray(value) for name, value in (checkpoint.flatten(params) | checkpoint.flatten(stats)).items()
+        name: np.asarray(value) for name, value in (model_folder.flatten(params) | model_folder.flatten(stats)).items()
     }
     # Random scores are all alike: spread them, and let background be the rule, as it is for a trained detector.
     arrays["roi_head.logits.kernel"] = arrays["roi_head.logits.kernel"] * SPREAD
     arrays["roi_head.logits.bias"] = (
         arrays["roi_head.logits.bias"] + np.eye(1, 16, 15, dtype=np.float32)[0] * BACKGROUND
     )
-    checkpoint.save_model(folder, arrays, info)
+    model_folder.save_model(folder, arrays, info)
 
 
 def overlapping_pairs(detections, iou_threshold):

@@ -13,7 +13,7 @@ from haksnet_jax.geometry.polygons import polygons_to_boxes
 from haksnet_jax.inference import evaluator, session
 from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.structures import Detections
-from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.torch_weights import from_torch, read_architecture
 
 CLASS_NAMES = CLASSES["dota10"]
@@ -90,7 +90,7 @@ def save_tiny(folder, state_dict_file, *, input_size):
         "keep_ratio": True,
         "padding_divisor": 32,
     }
-    checkpoint.save_model(folder, from_torch(state_dict, architecture)[0], info)
+    model_folder.save_model(folder, from_torch(state_dict, architecture)[0], info)
     return folder
 
 

@@ -8,7 +8,7 @@ from reference_weights import make_state_dict
 
 from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones.haksnet import BackboneSize
-from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.torch_weights import from_torch, read_architecture
 
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -45,5 +45,5 @@ def detector_of(state_dict, **options):
         )
     )
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    fill = [checkpoint.fill(nnx.as_pure(state), arrays, what="reference weights") for state in (params, stats)]
+    fill = [model_folder.fill(nnx.as_pure(state), arrays, what="reference weights") for state in (params, stats)]
     return nnx.merge(graph, *fill)

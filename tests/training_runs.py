@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import model_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEMPORARY_FAILURE = 75  # sysexits.h
@@ -117,7 +117,7 @@ def run(workdir, *flags, kill=None, steps=1, wait=0.0, victims=(0,), **more):
 
 def state_of(workdir, step):
     """{name: numpy array} of everything that a run's checkpoint holds of its state."""
-    return checkpoint.flatten(checkpoint.restore_numpy(workdir / "checkpoints" / str(step) / "state"))
+    return model_folder.flatten(model_folder.restore_numpy(workdir / "checkpoints" / str(step) / "state"))
 
 
 def assert_same_state(workdir, expected_workdir, step):

@@ -17,18 +17,7 @@ from haksnet_jax import files
 from haksnet_jax.distributed import hosts
 from haksnet_jax.weights import sums
 from haksnet_jax.weights.errors import CheckpointError
-
-# (for the moment reached from here too: those who use them are on the way to importing them from there)
-from haksnet_jax.weights.model_folder import (  # noqa: F401
-    MODEL_FILE,
-    fill,
-    flatten,
-    load_model,
-    restore_numpy,
-    save_model,
-    unflatten,
-)
-from haksnet_jax.weights.sums import MANIFEST_FILE  # noqa: F401
+from haksnet_jax.weights.model_folder import restore_numpy
 
 
 def _reason(error):

@@ -22,6 +22,7 @@ from haksnet_jax.training.log import RunLog
 from haksnet_jax.training.state import create_state
 from haksnet_jax.training.step import abstract_batch, make_train_step
 from haksnet_jax.training.stop import Stopped, StopRequest
+from haksnet_jax.weights import model_folder
 
 
 def run(config, workdir, *, resume_policy="same"):
@@ -223,10 +224,10 @@ def _evaluate(task, config, workdir, mesh, state, evaluator, log, done, best):
     value = figures[task.BEST]
     if value is None or (best is not None and value <= best):  # the same on all hosts
         return result, best
-    arrays = checkpoint.flatten(variables["params"]) | checkpoint.flatten(variables["batch_stats"])
+    arrays = model_folder.flatten(variables["params"]) | model_folder.flatten(variables["batch_stats"])
     if jax.process_index() == 0:
         info = task.model_info(config) | {"step": done, **figures}
-        checkpoint.save_model(workdir / "best", arrays, info)
+        model_folder.save_model(workdir / "best", arrays, info)
     return result, value
 
 

@@ -24,7 +24,7 @@ from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.training import checkpoint
-from haksnet_jax.weights import bands
+from haksnet_jax.weights import bands, model_folder
 
 CONFIG_FILE = "config.json"  # as the run began
 RUN_FILE = "run.json"  # the data that it began with
@@ -117,12 +117,14 @@ def best_so_far(task, workdir, first_step):
     overwrite it.
     """
     folder = workdir / "best"
-    if not (folder / checkpoint.MODEL_FILE).exists():
+    if not (folder / model_folder.MODEL_FILE).exists():
         return None
     if first_step:
-        known = _read_json(folder / checkpoint.MODEL_FILE).get(task.BEST)
+        known = _read_json(folder / model_folder.MODEL_FILE).get(task.BEST)
         if known is not None and not isinstance(known, int | float):
-            raise UserError(f"{folder / checkpoint.MODEL_FILE}: expected a number as {task.BEST}, got {_short(known)}")
+            raise UserError(
+                f"{folder / model_folder.MODEL_FILE}: expected a number as {task.BEST}, got {_short(known)}"
+            )
         return known  # (0 is a metric too)
     if jax.process_index() == 0:
         aside = checkpoint.free_name(workdir, "best.earlier")
@@ -266,7 +268,7 @@ def _describe(task, config, workdir, data):
     """Writes what describes a new run."""
     if jax.process_index() != 0:
         return
-    _write_json(workdir / checkpoint.MODEL_FILE, task.model_info(config))
+    _write_json(workdir / model_folder.MODEL_FILE, task.model_info(config))
     files.write_text(workdir / CONFIG_FILE, config.to_json_best_effort(indent=2) + "\n")
     _write_json(workdir / RUN_FILE, {"data": data})
 
@@ -277,11 +279,11 @@ def _describe_change(task, config, workdir, step, data, *, another_model):
         return
     files.write_text(workdir / f"config_from_step_{step}.json", config.to_json_best_effort(indent=2) + "\n")
     if another_model:
-        before, now = workdir / checkpoint.MODEL_FILE, task.model_info(config)
+        before, now = workdir / model_folder.MODEL_FILE, task.model_info(config)
         if before.exists() and _read_json(before) != now:
             for folder in (workdir / "checkpoints").iterdir():
-                if (folder / "state").exists() and not (folder / checkpoint.MODEL_FILE).exists():
-                    files.write_text(folder / checkpoint.MODEL_FILE, before.read_text())
+                if (folder / "state").exists() and not (folder / model_folder.MODEL_FILE).exists():
+                    files.write_text(folder / model_folder.MODEL_FILE, before.read_text())
             _write_json(before, now)
         _write_json(workdir / RUN_FILE, {"data": data})
 
@@ -310,8 +312,8 @@ def load_initial_weights(task, config, state, mesh):
         )
         return state
     directory = config.pretrained or config.init
-    arrays, info = checkpoint.load_model(directory)
-    start = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
+    arrays, info = model_folder.load_model(directory)
+    start = model_folder.flatten(state.params) | model_folder.flatten(state.batch_stats)
     if config.init:
         _check_init(directory, arrays, info, task, config)
     prefixes = ()
@@ -331,7 +333,7 @@ def load_initial_weights(task, config, state, mesh):
     arrays |= devices.gather(mesh, {name: start[name] for name in kept})
 
     def fill(target):
-        filled = checkpoint.fill(target, arrays, what=directory)
+        filled = model_folder.fill(target, arrays, what=directory)
         return devices.place(filled, devices.state_sharding(mesh, filled))
 
     params, stats = fill(state.params), fill(state.batch_stats)

@@ -15,7 +15,7 @@ from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.labels.dota import format_label_line
 from haksnet_jax.results import dota, predictions
-from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import model_folder
 
 OBJECTS = {
     "small": [(40, 40, 30, 10, 20), (80, 100, 24, 12, 0)],
@@ -307,11 +307,11 @@ def test_a_run_is_evaluated_on_its_own_split(data, tiny, capsys, tmp_path):
             "detection": {"score_threshold": 0.05, "max_detections": 50},
         }
     )
-    arrays, info = checkpoint.load_model(tiny)
+    arrays, info = model_folder.load_model(tiny)
     workdir.mkdir()
     (workdir / "config.json").write_text(config.to_json())
     (workdir / "model.json").write_text(json.dumps(info))
-    checkpoint.save_model(workdir / "best", arrays, info)
+    model_folder.save_model(workdir / "best", arrays, info)
     for folder in (workdir, workdir / "best"):
         status, out, err = run(capsys, f"--checkpoint={folder}")
         assert status == 0, err

@@ -14,7 +14,7 @@ from haksnet_jax.models import classification_loss
 from haksnet_jax.models.backbones.haksnet import BackboneSize, HAKSNet
 from haksnet_jax.models.classification_loss import Mixing
 from haksnet_jax.models.classifier import Classifier
-from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.state_dicts import select_state_dict
 from haksnet_jax.weights.torch_reader import read_checkpoint
 from haksnet_jax.weights.torch_weights import from_torch, read_architecture
@@ -42,7 +42,7 @@ def test_logits_are_those_of_the_reference_backbone_with_mean_and_linear(golden,
     arrays |= {"head.kernel": weight.T, "head.bias": bias}
     size = BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios")))
     graph, params, stats = nnx.split(_classifier(size, 10), nnx.Param, nnx.BatchStat)
-    model = nnx.merge(graph, *(checkpoint.fill(nnx.as_pure(s), arrays, what="reference") for s in (params, stats)))
+    model = nnx.merge(graph, *(model_folder.fill(nnx.as_pure(s), arrays, what="reference") for s in (params, stats)))
 
     images = make_input(fixture.manifest["cases"]["tiny_random"]["input"]["seed"], (2, 3, 256, 256))
     logits = jax.jit(lambda x: model.logits(x))(jnp.asarray(np.moveaxis(images, 1, -1)))

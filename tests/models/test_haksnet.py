@@ -15,8 +15,7 @@ from haksnet_jax.models import layers
 from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones import haksnet
 from haksnet_jax.models.oriented_rcnn import num_parameters
-from haksnet_jax.training import checkpoint
-from haksnet_jax.weights import torch_weights
+from haksnet_jax.weights import model_folder, torch_weights
 
 # A block of 16 channels, one stage: the rows of the weight table name everything inside it.
 BLOCK_ARCHITECTURE = {
@@ -33,7 +32,9 @@ def _with_weights(make, manifest, theirs_prefix, ours_prefix, architecture=BLOCK
         if name != entry.theirs and name in weights:
             arrays[entry.ours.removeprefix(ours_prefix)] = entry.layout.to_ours(weights[name], entry.scope)
     graph, params, stats = nnx.split(make(nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
-    return nnx.merge(graph, *(checkpoint.fill(nnx.as_pure(state), arrays, what="fixture") for state in (params, stats)))
+    return nnx.merge(
+        graph, *(model_folder.fill(nnx.as_pure(state), arrays, what="fixture") for state in (params, stats))
+    )
 
 
 def _nhwc(x):
@@ -98,7 +99,7 @@ def test_a_block_gives_the_recorded_output_gradients_and_statistics(golden, mode
     )
     _compare(fixture, f"{name}/output", _nchw(output))
     _compare(fixture, f"{name}/grad_input", _nchw(input_gradient), rtol=1e-4)
-    ours = checkpoint.flatten(params_gradient) | checkpoint.flatten(new_stats)
+    ours = model_folder.flatten(params_gradient) | model_folder.flatten(new_stats)
     compared = 0
     for entry in torch_weights.entries(BLOCK_ARCHITECTURE):
         theirs = entry.theirs.removeprefix(BLOCK)
@@ -201,7 +202,7 @@ def test_the_whole_backbone_in_training_updates_its_statistics_as_recorded(golde
     for i, output in enumerate(outputs):
         key = f"tiny_random_train/stage{i + 1}"
         fixture.compare(key, _nchw(output), rtol=0, atol=1e-4 * fixture.manifest["arrays"][key]["abs_max"])
-    ours = {f"backbone.{name}": value for name, value in checkpoint.flatten(nnx.state(backbone)).items()}
+    ours = {f"backbone.{name}": value for name, value in model_folder.flatten(nnx.state(backbone)).items()}
     architecture = torch_weights.read_architecture(state_dict)
     compared = 0
     for entry in torch_weights.entries(architecture):
@@ -228,10 +229,10 @@ def test_unrolled_and_recomputed_blocks_give_the_same_gradients():
 
         return jax.jit(jax.grad(loss))(nnx.as_pure(params))
 
-    plain = checkpoint.flatten(gradient())
+    plain = model_folder.flatten(gradient())
     largest = max(float(jnp.abs(value).max()) for value in plain.values())
     for options in ({"unroll": True}, {"remat": True}):
-        for name, value in checkpoint.flatten(gradient(**options)).items():
+        for name, value in model_folder.flatten(gradient(**options)).items():
             # sums in another order; relative to the largest gradient, since biases before a norm are pure rounding
             np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-5 * largest, err_msg=f"{options} {name}")
 

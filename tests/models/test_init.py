@@ -11,7 +11,7 @@ from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones.haksnet import BackboneSize
 from haksnet_jax.tools.parity import networks
 from haksnet_jax.tools.parity.rows import Fixture
-from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import model_folder
 
 
 def test_initial_weights_are_distributed_as_the_recorded_ones(golden_file):
@@ -26,7 +26,7 @@ def test_initial_weights_are_distributed_as_the_recorded_ones(golden_file):
 def params():
     size = BackboneSize((32, 64, 96, 128), (1, 1, 2, 1), (8, 8, 4, 4))
     model = haksnet_detector(size, 15, channels=128, hidden=256, rngs=nnx.Rngs(1))
-    return {name: np.asarray(x) for name, x in checkpoint.flatten(nnx.state(model, nnx.Param)).items()}
+    return {name: np.asarray(x) for name, x in model_folder.flatten(nnx.state(model, nnx.Param)).items()}
 
 
 def test_constants(params):

@@ -16,7 +16,8 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.models import architecture
 from haksnet_jax.results.top_k import classification_result
 from haksnet_jax.tasks import classification
-from haksnet_jax.training import checkpoint, loop
+from haksnet_jax.training import loop
+from haksnet_jax.weights import model_folder
 
 CONFIGS = ("imagenet_t", "imagenet_s", "classification_folder", "eurosat", "resisc45", "demo_classification")
 
@@ -85,8 +86,8 @@ def test_its_backbone_starts_a_detector_and_its_head_does_not(finished, tmp_path
         config.model.mlp_ratios = (2, 2, 2, 2)
         config.optimizer.learning_rate = 0.0
     loop.run(config, tmp_path / "detector")
-    theirs, _ = checkpoint.load_model(workdir)
-    ours, _ = checkpoint.load_model(tmp_path / "detector")
+    theirs, _ = model_folder.load_model(workdir)
+    ours, _ = model_folder.load_model(tmp_path / "detector")
     taken = [name for name in theirs if name.startswith("backbone.") and name.split(".")[-1] not in ("mean", "var")]
     assert len(taken) > 50
     for name in taken:

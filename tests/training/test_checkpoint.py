@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from haksnet_jax.training import checkpoint
+from haksnet_jax.weights import sums
 
 
 def _largest(folder):
@@ -78,7 +79,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage, tmp_path, 
 @pytest.mark.parametrize("damage", [cut_off, without_an_array, without_position])
 def test_damage_is_found_without_a_manifest_too(damage, tmp_path):
     _saved(tmp_path)
-    (tmp_path / "checkpoints" / "2" / checkpoint.MANIFEST_FILE).unlink()
+    (tmp_path / "checkpoints" / "2" / sums.MANIFEST_FILE).unlink()
     damage(tmp_path / "checkpoints" / "2")
     assert checkpoint.RunCheckpoints(tmp_path).restore_newest(_abstract(_state(0)))[0] == 1
 
@@ -86,7 +87,7 @@ def test_damage_is_found_without_a_manifest_too(damage, tmp_path):
 def test_a_checkpoint_without_a_manifest_is_used(tmp_path):
     _saved(tmp_path)
     for step in (1, 2):  # both have one, though the second save began at once
-        (tmp_path / "checkpoints" / str(step) / checkpoint.MANIFEST_FILE).unlink()
+        (tmp_path / "checkpoints" / str(step) / sums.MANIFEST_FILE).unlink()
     assert checkpoint.RunCheckpoints(tmp_path).restore_newest(_abstract(_state(0)))[0] == 2
 
 

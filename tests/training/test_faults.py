@@ -15,7 +15,8 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.polygons import boxes_to_polygons
 from haksnet_jax.tasks import detection
-from haksnet_jax.training import checkpoint, loop, optimizer
+from haksnet_jax.training import loop, optimizer
+from haksnet_jax.weights import model_folder
 
 BEFORE = ("params", "batch_stats", "opt_state", "ema")  # what a step that is not finite leaves as it was
 
@@ -30,10 +31,10 @@ def _assert_same(found, expected, parts):
 def test_a_run_whose_updates_stay_not_finite_ends_with_a_sentence_and_the_weights_it_had(tmp_path, caplog):
     config = tiny_config(max_skipped_steps=2, num_steps=8, log_every=1)
     _, state = new_state(config, optimizer.of_config(config), devices.data_mesh())
-    arrays = {**checkpoint.flatten(state.params), **checkpoint.flatten(state.batch_stats)}
+    arrays = {**model_folder.flatten(state.params), **model_folder.flatten(state.batch_stats)}
     arrays = {name: np.array(value) for name, value in arrays.items()}
     arrays["rpn.logits.bias"][0] = 3e38  # (weights that are not finite themselves are refused when they are read)
-    checkpoint.save_model(tmp_path / "broken", arrays, detection.model_info(config))
+    model_folder.save_model(tmp_path / "broken", arrays, detection.model_info(config))
     with pytest.raises(
         UserError,
         match=r"step 3: 3 updates in a row were not finite \(limit max_skipped_steps=2\); the images are named above, "
@@ -132,7 +133,7 @@ def test_the_best_evaluation_stays_though_later_ones_are_worse(tmp_path):
 
     # By count, the newest two are there; by figure, the weights of the second step, which are not among them.
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "5"}
-    arrays, info = checkpoint.load_model(tmp_path / "run")
+    arrays, info = model_folder.load_model(tmp_path / "run")
     assert (info["step"], info["AP50_voc12"]) == (2, figures[2])
     expected = training_runs.state_of(tmp_path / "first", 2)  # the run before took the same steps
     for name, value in arrays.items():

@@ -18,8 +18,9 @@ from flax import nnx
 from haksnet_jax import files, tasks
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
-from haksnet_jax.training import checkpoint, log, loop, resume, stop
+from haksnet_jax.training import log, loop, resume, stop
 from haksnet_jax.training.state import create_state
+from haksnet_jax.weights import model_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -47,7 +48,7 @@ def test_a_task_is_one_file(tmp_path):
     assert card["last_evaluation"] == card["mean"] == {"share_right": card["mean"]["share_right"]}
     losses = [line["loss"] for line in _lines(tmp_path) if "loss" in line]
     assert len(losses) == 60 and losses[-1] < 0.8 * losses[0]
-    arrays, info = checkpoint.load_model(tmp_path)
+    arrays, info = model_folder.load_model(tmp_path)
     assert info["task"] == "dummy" and set(arrays) >= {"backbone.kernel", "head.bias", "mean"}
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert (
@@ -76,7 +77,7 @@ def test_a_run_is_evaluated_at_its_end_unless_never(tmp_path, caplog):
         card = loop.run(dummy_task.make_config(num_steps=3, eval_every=0), tmp_path / "never")
     assert "mean" not in card and not (tmp_path / "never" / "best").exists()
     assert "evaluation never; checkpoints every 2 steps and at the end, the newest 3 are kept" in caplog.text
-    assert checkpoint.load_model(tmp_path / "never")[1]["task"] == "dummy"  # the newest step is what loads
+    assert model_folder.load_model(tmp_path / "never")[1]["task"] == "dummy"  # the newest step is what loads
 
 
 def test_schedules_and_compilation_are_told_before_they_are_waited_for(tmp_path, caplog):
@@ -135,13 +136,13 @@ def test_anyway_goes_on_and_old_checkpoints_keep_their_description(tmp_path):
     other = dummy_task.make_config(num_steps=4, ema_decay=0.5, data__class_names=("more", "less"))
     card = loop.run(other, tmp_path, resume_policy="anyway")
     assert card["facts"]["resumed_at_step"] == 2
-    names = {step: checkpoint.load_model(tmp_path / "checkpoints" / str(step))[1]["class_names"] for step in (2, 4)}
+    names = {step: model_folder.load_model(tmp_path / "checkpoints" / str(step))[1]["class_names"] for step in (2, 4)}
     assert names == {2: ["less", "more"], 4: ["more", "less"]}
-    state = checkpoint.restore_numpy(tmp_path / "checkpoints" / "4" / "state")
+    state = model_folder.restore_numpy(tmp_path / "checkpoints" / "4" / "state")
     assert "params" in state["ema"]
     # And back, without averages.
     loop.run(dummy_task.make_config(num_steps=6, data__class_names=("more", "less")), tmp_path, resume_policy="anyway")
-    assert not checkpoint.restore_numpy(tmp_path / "checkpoints" / "6" / "state").get("ema")
+    assert not model_folder.restore_numpy(tmp_path / "checkpoints" / "6" / "state").get("ema")
 
 
 def test_another_batch_goes_on_at_the_same_example(tmp_path, caplog):
@@ -271,7 +272,7 @@ def test_a_run_that_is_asked_to_stop_says_where_and_goes_on_there(tmp_path):
     loop.run(dummy_task.make_config(num_steps=9), tmp_path / "parts")
     loop.run(dummy_task.make_config(num_steps=9), tmp_path / "whole")
     once, twice = (
-        checkpoint.flatten(checkpoint.restore_numpy(tmp_path / name / "checkpoints" / "9" / "state"))
+        model_folder.flatten(model_folder.restore_numpy(tmp_path / name / "checkpoints" / "9" / "state"))
         for name in ("whole", "parts")
     )
     assert once.keys() == twice.keys()

@@ -24,6 +24,7 @@ from haksnet_jax.tasks import detection
 from haksnet_jax.training import checkpoint, log, loop, optimizer, resume, stop
 from haksnet_jax.training.state import create_state
 from haksnet_jax.training.step import make_train_step
+from haksnet_jax.weights import model_folder
 
 
 def new_state(config, tx, mesh):
@@ -179,7 +180,7 @@ def test_four_devices_that_share_the_state_take_the_same_step_as_one(stepper, mo
     # sums over the batch in another order, in float32
     for name in ("loss", "loss_rpn_cls", "loss_rpn_box", "loss_roi_cls", "loss_roi_box", "grad_norm"):
         np.testing.assert_allclose(metrics_of_four[name], metrics[name], rtol=1e-4, err_msg=name)
-    ours, theirs = checkpoint.flatten(state.batch_stats), checkpoint.flatten(state_of_four.batch_stats)
+    ours, theirs = model_folder.flatten(state.batch_stats), model_folder.flatten(state_of_four.batch_stats)
     for name, value in ours.items():
         np.testing.assert_allclose(theirs[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -235,7 +236,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     assert (whole["facts"]["resumed_at_step"], resumed["facts"]["resumed_at_step"]) == (0, 2)
 
     def final(name):
-        return checkpoint.flatten(checkpoint.restore_numpy(tmp_path / name / "checkpoints" / "4" / "state"))
+        return model_folder.flatten(model_folder.restore_numpy(tmp_path / name / "checkpoints" / "4" / "state"))
 
     once, twice = final("whole"), final("parts")
     assert once.keys() == twice.keys() and len(once) > 300
@@ -251,7 +252,7 @@ def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path, mo
     assert "| **mean** |" in (tmp_path / "run" / "result.md").read_text()
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
     assert (tmp_path / card["picture"]).exists()
-    arrays, info = checkpoint.load_model(tmp_path / "run")
+    arrays, info = model_folder.load_model(tmp_path / "run")
     assert info["class_names"] == list(demo.get_config().data.class_names)
     assert info["architecture"]["channels"] == [4, 4, 8, 8]
     assert haksnet_jax.load(tmp_path / "run").proposal_caps["max_proposals"] == tiny_config().rpn.max_proposals
@@ -280,9 +281,9 @@ def test_a_run_in_a_bucket_is_evaluated_resumed_and_loaded(tmp_path):
         again = loop.run(config, workdir)
         assert again["facts"]["resumed_at_step"] == 4 and again["mean"] == card["mean"]
 
-        arrays, info = checkpoint.load_model(workdir)
+        arrays, info = model_folder.load_model(workdir)
         assert info["step"] == 4
-        expected, _ = checkpoint.load_model(tmp_path / "disk")
+        expected, _ = model_folder.load_model(tmp_path / "disk")
         for name, value in expected.items():
             np.testing.assert_array_equal(arrays[name], value, err_msg=name)
         assert evaluate.run_settings(workdir)["name"] == config.name
@@ -292,9 +293,9 @@ def _save_model(folder, **changes):
     """Saves the model of a new run. Returns: its arrays, what is known about it."""
     config = tiny_config(**changes)
     _, state = new_state(config, optimizer.make_optimizer(), devices.data_mesh())
-    arrays = checkpoint.flatten(state.params) | checkpoint.flatten(state.batch_stats)
+    arrays = model_folder.flatten(state.params) | model_folder.flatten(state.batch_stats)
     info = detection.model_info(config)
-    checkpoint.save_model(folder, arrays, info)
+    model_folder.save_model(folder, arrays, info)
     return arrays, info
 
 
@@ -311,8 +312,8 @@ def test_a_backbone_fills_only_the_backbone(tmp_path):
     config = tiny_config(pretrained=str(tmp_path / "model"), seed=5)
     mesh = devices.data_mesh()
     _, state = new_state(config, optimizer.make_optimizer(), mesh)
-    loaded = checkpoint.flatten(resume.load_initial_weights(detection, config, state, mesh).params)
-    fresh = checkpoint.flatten(new_state(config, optimizer.make_optimizer(), mesh)[1].params)
+    loaded = model_folder.flatten(resume.load_initial_weights(detection, config, state, mesh).params)
+    fresh = model_folder.flatten(new_state(config, optimizer.make_optimizer(), mesh)[1].params)
     for name, value in loaded.items():
         expected = saved[name] if name.startswith("backbone.") else fresh[name]
         np.testing.assert_array_equal(value, expected, err_msg=name)
@@ -324,7 +325,7 @@ def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go
     def start(**changes):
         config = tiny_config(seed=5, init=str(tmp_path / "model"), **changes)
         _, state = new_state(config, optimizer.make_optimizer(), mesh)
-        return checkpoint.flatten(state.params), checkpoint.flatten(
+        return model_folder.flatten(state.params), model_folder.flatten(
             resume.load_initial_weights(detection, config, state, mesh).params
         )
 
@@ -333,30 +334,30 @@ def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go
     # What `convert --allow-missing` left out starts at random, and is named.
     wanting = "roi_head.fc_1.kernel"
     some = {name: value for name, value in arrays.items() if name != wanting}
-    checkpoint.save_model(tmp_path / "model", some, info | {"without_value": [wanting]})
+    model_folder.save_model(tmp_path / "model", some, info | {"without_value": [wanting]})
     fresh, loaded = start()
     assert f"has no value for {wanting}: random start" in caplog.text
     for name, value in loaded.items():
         np.testing.assert_array_equal(value, fresh[name] if name == wanting else arrays[name], err_msg=name)
     # A name that is wanting without having been left out is damage.
-    checkpoint.save_model(tmp_path / "model", some, info)
+    model_folder.save_model(tmp_path / "model", some, info)
     with pytest.raises(checkpoint.CheckpointError, match=r"roi_head\.fc_1\.kernel is missing"):
         start()
 
     others = {"class_names": ["a", "b", "c", "d", "e"]}
-    checkpoint.save_model(tmp_path / "model", arrays, info | others)
+    model_folder.save_model(tmp_path / "model", arrays, info | others)
     _, loaded = start()
     assert "the classifier of a, b, c, d, e goes on as one of" in caplog.text
     np.testing.assert_array_equal(loaded["roi_head.logits.kernel"], arrays["roi_head.logits.kernel"])
     fresh, loaded = start(init_new_classes=True)
     np.testing.assert_array_equal(loaded["roi_head.logits.kernel"], fresh["roi_head.logits.kernel"])
 
-    checkpoint.save_model(tmp_path / "model", arrays, info | {"class_names": ["a", "b"]})
+    model_folder.save_model(tmp_path / "model", arrays, info | {"class_names": ["a", "b"]})
     with pytest.raises(UserError, match=r"knows 2 classes and data\.class_names has 5; init_new_"):
         start()
     backbone = info["architecture"] | {"fpn_channels": None}
     of_backbone = {name: value for name, value in arrays.items() if name.startswith("backbone.")}
-    checkpoint.save_model(tmp_path / "model", of_backbone, info | {"class_names": [], "architecture": backbone})
+    model_folder.save_model(tmp_path / "model", of_backbone, info | {"class_names": [], "architecture": backbone})
     with pytest.raises(UserError, match="holds a backbone alone; name it with pretrained"):
         start()
 

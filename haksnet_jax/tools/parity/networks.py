@@ -26,8 +26,8 @@ from haksnet_jax.models.roi_head import select_detections
 from haksnet_jax.pipeline import transforms
 from haksnet_jax.structures import GroundTruth, Proposals
 from haksnet_jax.tools.parity.rows import Comparison, Found, Limits, Row, equal_row, found_rows, match_boxes
-from haksnet_jax.training import checkpoint, optimizer
-from haksnet_jax.weights import convert
+from haksnet_jax.training import optimizer
+from haksnet_jax.weights import convert, model_folder
 from haksnet_jax.weights.torch_weights import entries, from_torch, read_architecture
 
 NETWORK = 1e-4  # of a tensor's largest value, float32
@@ -57,7 +57,7 @@ def _filled(architecture, arrays, **options):
         )
     )
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    filled = [checkpoint.fill(nnx.as_pure(state), arrays, what="reference weights") for state in (params, stats)]
+    filled = [model_folder.fill(nnx.as_pure(state), arrays, what="reference weights") for state in (params, stats)]
     return nnx.merge(graph, *jax.device_put(filled))
 
 
@@ -147,7 +147,7 @@ def block_rows(fixture):
         arrays = {our: entry.layout.to_ours(weights[short], entry.scope) for short, (entry, our) in named.items()}
         graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
         params, stats = (
-            checkpoint.fill(nnx.as_pure(state), arrays, what=f"{fixture.name}, {name}") for state in (params, stats)
+            model_folder.fill(nnx.as_pure(state), arrays, what=f"{fixture.name}, {name}") for state in (params, stats)
         )
         train = manifest.get("mode") == "train"
         # The parts of a block know no training mode: they hold no norms.
@@ -169,7 +169,7 @@ def block_rows(fixture):
             output, (gradient, input_gradient), new_stats = jax.jit(with_gradient)(params, x, back)
             gradients = Comparison(fixture, f"{name}: gradients", relative=1e-4)
             gradients.add_stored(f"{name}/grad_input", _nchw(input_gradient))
-            flat = checkpoint.flatten(gradient)
+            flat = model_folder.flatten(gradient)
             for short, (entry, our) in named.items():
                 if f"{name}/grad/{short}" in fixture:
                     gradients.add_stored(
@@ -185,7 +185,7 @@ def block_rows(fixture):
         after = [short for short in named if f"{name}/after/{short}" in fixture]
         if after:
             statistics = Comparison(fixture, f"{name}: batch statistics", relative=1e-5)
-            flat = checkpoint.flatten(new_stats)
+            flat = model_folder.flatten(new_stats)
             for short in after:
                 statistics.add_stored(f"{name}/after/{short}", flat[named[short][1]])
             rows.append(statistics.row())
@@ -275,7 +275,7 @@ def _architecture(model):
 
 def _upstream_arrays(model, state=None):
     """{upstream's name: array in upstream's layout} of a model's variables, or of a tree shaped like them."""
-    flat = checkpoint.flatten(nnx.state(model) if state is None else state)
+    flat = model_folder.flatten(nnx.state(model) if state is None else state)
     result = {}
     for entry in entries(_architecture(model)):
         if entry.ours in flat:
@@ -945,7 +945,9 @@ def checkpoint_rows(fixture):
                 rngs=nnx.Rngs(0),
             )
         )
-        zeros = {name: np.zeros(leaf.shape, np.float32) for name, leaf in checkpoint.flatten(nnx.state(state)).items()}
+        zeros = {
+            name: np.zeros(leaf.shape, np.float32) for name, leaf in model_folder.flatten(nnx.state(state)).items()
+        }
         filled = _filled(architecture, zeros | model.params)
         stages = _call(*nnx.split(filled.backbone), image)
         outputs = Comparison(fixture, f"{file}: outputs", relative=NETWORK)

@@ -1,5 +1,6 @@
 """The commands of README and the guides: run here on small data, or named with what tests lack to run them."""
 
+import json
 import os
 import pathlib
 import re
@@ -93,3 +94,17 @@ def test_the_commands_of_a_page_work_one_after_the_other(page, folder):
         assert done.returncode in allowed, f"{shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         ran += 1
     assert ran
+
+
+@pytest.mark.slow
+@pytest.mark.documented
+def test_the_notebook_runs(tmp_path):
+    pytest.importorskip("rasterio")
+    notebook = json.loads((ROOT / "examples" / "image_to_geojson.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
+    command = [sys.executable, "-c", "\n".join(cells)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "objects on the ground" in done.stdout and (tmp_path / "found.png").stat().st_size > 1000

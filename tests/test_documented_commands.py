@@ -24,6 +24,7 @@ NEEDS = {
     r"--goldens": "the recordings of the reference; tests/tools/test_parity.py",
     r"^plan ": "the TPU compiler; tests/tools/test_plan.py",
     r"^benchmark": "minutes; tests/tools",
+    r"^export": "minutes of compilation; tests/tools/test_export.py",
     r"--topology|BUCKET|srun|--coordinator|/shared": "several hosts or a bucket; tests/distributed",
     r"=DIR|=FILE|=PREPARED|=IMAGES|=LABELS|=RUN|=WORKDIR|[A-Z]{3,}_[A-Z]+": "what a reader has; tests/cli",
 }

@@ -90,7 +90,7 @@ def test_the_commands_of_a_page_work_one_after_the_other(page, folder):
         if words[0] == "train":
             words = [*words, "--set", *_SMALL.split(), *(_OF_SCENES.split() if "--config=demo" in words else ())]
         command = [sys.executable, "-m", "haksnet_jax", *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=600)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=900)
         allowed = (0, 1) if words[0] == "doctor" else (0,)  # of a machine with problems
         assert done.returncode in allowed, f"{shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         ran += 1
@@ -106,6 +106,6 @@ def test_the_notebook_runs(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
     command = [sys.executable, "-c", "\n".join(cells)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "objects on the ground" in done.stdout and (tmp_path / "found.png").stat().st_size > 1000

@@ -65,7 +65,8 @@ def with_classes(predictions, class_names, source) -> Predictions:
     """
     known = {name: label for label, name in enumerate(class_names)}
     numbers = np.array([known.get(name, -1) for name in predictions.class_names] or [-1], np.int32)
-    by_image, unknown = {}, {}
+    by_image: dict[str, dict] = {}
+    unknown: dict[str, int] = {}
     for image, one in predictions.by_image.items():
         labels = numbers[np.asarray(one["labels"], np.int64)] if len(one["labels"]) else np.zeros(0, np.int32)
         for label in np.asarray(one["labels"])[labels < 0].tolist():

@@ -344,7 +344,7 @@ def test_mutated_files_give_objects_and_problems_and_nothing_else(folder, name):
     WRITERS[name](folder)
     (path,) = (path for path in (folder / "labels").iterdir())
     data = path.read_bytes()
-    for _ in range(300):
+    for _ in range(150):
         path.write_bytes(mutated(rng, data))
         found = LabelSet(folder / "labels", name)
         problems = list(found.problems)

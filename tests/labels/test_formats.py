@@ -14,6 +14,7 @@ from haksnet_jax.geometry.polygons import boxes_to_polygons, polygons_to_boxes
 from haksnet_jax.labels import dota
 from haksnet_jax.labels.formats import structured
 from haksnet_jax.labels.label_set import FORMATS, LabelSet, recognise_format
+from haksnet_jax.results import detections, formats
 
 CLASSES = ("ship", "Small Car")
 WIDTH, HEIGHT = 200, 100
@@ -367,3 +368,24 @@ def test_a_yaml_of_lists_in_lists_is_refused_at_once(folder):
     write(folder / "labels/a.txt", "0 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2")
     with pytest.raises(UserError, match=r"data\.yaml.*names of classes"):
         LabelSet(folder / "labels", "yolo-obb")
+
+
+def test_what_predict_writes_is_read_back_as_labels(folder):
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(0.5, 0.1, 400_000, 0.1, -0.5, 5_000_000)  # turned against the map
+    profile = {"driver": "GTiff", "width": WIDTH, "height": HEIGHT, "count": 1, "dtype": "uint8"}
+    image = folder / "images/a.tif"
+    with rasterio.open(image, "w", crs="EPSG:32632", transform=place, **profile) as file:
+        file.write(np.zeros((1, HEIGHT, WIDTH), np.uint8))
+    boxes = np.array([box[:5] for box in OBJECTS])
+    labels = [CLASSES.index(box[5]) for box in OBJECTS]
+    about = {"image": "a", "path": image, "size": (WIDTH, HEIGHT)}
+    found = detections.Detections(boxes, [0.9, 0.8], labels, CLASSES, **about)
+    formats.write_geojson(folder, [found], CLASSES)
+    formats.FORMATS["yolo-obb"](folder, [found], CLASSES)
+    (folder / "yolo-obb/classes.txt").write_text("\n".join(CLASSES))
+    for name, path in (("geojson", folder / "geojson"), ("yolo-obb", folder / "yolo-obb")):
+        objects, problems = LabelSet(path, name).read("a", CLASSES, image)
+        assert problems == [] and objects.labels.tolist() == labels
+        # 2e-3 px: six decimals of the image in YOLO's lines, millimetres on the ground
+        np.testing.assert_allclose(polygons_to_boxes(objects.polygons)[0], polygons_to_boxes(CORNERS)[0], atol=2e-3)

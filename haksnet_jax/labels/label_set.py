@@ -52,6 +52,7 @@ class LabelSet:
             raise UserError(f"expected a format of labels among {', '.join(FORMATS)}, got '{format}'")
         if not self.path.exists():
             raise UserError(f"Expected labels at {self.path}, found nothing.")
+        folders.require_finished(self.path)
         self.format = recognise_format(self.path) if format == "auto" else format
         self.problems, self.class_names, self._files, self._items = [], None, {}, {}
         if self.format in _WHOLE:

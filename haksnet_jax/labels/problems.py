@@ -33,6 +33,7 @@ class Reason(enum.StrEnum):
     ZERO_AREA = "zero_area", True, "four points on one line, or in one place"
     MISSING_TAG = "missing_tag", True, "an annotation without something that every object has"
     NO_OUTLINE = "no_outline", True, "an annotation without an outline or a box that can be used"
+    BAD_OBJECT = "bad_object", True, "an object in JSON that is not of the form that is expected"
     WHOLLY_OUTSIDE = "wholly_outside", True, "the object lies outside its image"
     TOO_SMALL = "too_small", True, "a side of the object is shorter than asked for"
     CLASS_RESPELLED = "class_respelled", False, "the class was found by ignoring case, blanks, underscores and hyphens"

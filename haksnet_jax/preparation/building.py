@@ -10,6 +10,7 @@ from haksnet_jax import files
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.labels import classes, dota, folders
 from haksnet_jax.labels.label_set import LabelSet
+from haksnet_jax.labels.problems import UNREAD
 from haksnet_jax.preparation import records
 from haksnet_jax.preparation.data_sets.dota import Dota, Folder, split_folders
 from haksnet_jax.preparation.whole_folder import whole_folder
@@ -115,12 +116,21 @@ def write_dota(builder, source, output, *, overwrite=False):
         for _, annotation in images:
             builder.problems += annotation[1] if annotation else []
     builder.refuse_losses("annotations")
+    content = {
+        split: [(path, annotation) for path, annotation in images if annotation is None or _is_read(annotation[1])]
+        for split, images in content.items()
+    }
     with whole_folder(output, overwrite=overwrite, known_by=folders.CLASS_LIST) as folder:
         for split, images in content.items():
             for path, annotation in images:
                 _write_image(folder / split, path, annotation, builder.class_names)
         files.write_text(folder / folders.CLASS_LIST, "".join(f"{name}\n" for name in builder.class_names))
     return {split: len(images) for split, images in content.items()}
+
+
+def _is_read(problems):
+    """Whether the labels of an image are read: without them it would seem to have no objects."""
+    return not any(problem.reason in UNREAD for problem in problems)
 
 
 def _write_image(folder, path, annotation, class_names):

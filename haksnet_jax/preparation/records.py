@@ -29,7 +29,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import reader, scaling
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.labels.problems import count_reasons, listed, losses, of_image, unknown_classes
+from haksnet_jax.labels.problems import UNREAD, count_reasons, listed, losses, of_image, unknown_classes
 from haksnet_jax.pipeline import record_index, sources
 from haksnet_jax.preparation.whole_folder import whole_folder
 
@@ -153,6 +153,8 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         objects, problems = record.read()
         self.problems.extend(problems)
         self.num_objects += len(objects.labels)
+        if any(problem.reason in UNREAD for problem in problems):
+            return None  # it would seem to have no objects
         return [
             {"polygon": polygon.reshape(8).astype(np.float32), "label": int(label), "difficulty": int(difficulty)}
             for polygon, label, difficulty, _ in zip(*objects, strict=True)

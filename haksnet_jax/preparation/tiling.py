@@ -15,7 +15,7 @@ from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.labels import dota
 from haksnet_jax.labels.objects import Objects
-from haksnet_jax.labels.problems import Problem, Reason
+from haksnet_jax.labels.problems import UNREAD, Problem, Reason
 from haksnet_jax.results import geojson, tiles
 
 PADDING = (124, 116, 104)  # the reference's; images that are not of three 8-bit channels are padded with zeros
@@ -169,6 +169,8 @@ class _ImageCut:
         elif job.labels is not None:
             self._objects, problems, self._class_names = read_any_labels(job.labels, job.class_names)
             self.problems += problems
+        if any(problem.reason in UNREAD for problem in self.problems):
+            return  # its tiles would seem to have no objects
         started = time.perf_counter()
         with ImageFile(job.image, settings) as image:
             self._coding += time.perf_counter() - started

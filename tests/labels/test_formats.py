@@ -188,7 +188,7 @@ def test_coco_boxes_are_turned_counter_clockwise_by_detectron2_and_clockwise_by_
     ("change", "reason", "words"),
     [
         ({"iscrowd": None}, None, ""),
-        ({"iscrowd": "x"}, "bad_json", r"\$\.annotations\[0\]\.iscrowd"),
+        ({"iscrowd": "x"}, "bad_object", r"\$\.annotations\[0\]\.iscrowd"),
         ({"iscrowd": 10**30}, "bad_difficulty", "annotation 10"),
         ({"segmentation": {"counts": [1], "size": [2, 2]}}, "no_outline", "outline as polygons"),
         ({"segmentation": [[1, 2, 3]]}, "bad_number", "annotation 10"),
@@ -196,7 +196,7 @@ def test_coco_boxes_are_turned_counter_clockwise_by_detectron2_and_clockwise_by_
         ({"segmentation": [[1, 1, 5, 5, 9, 9, 3, 3]]}, "zero_area", "annotation 10"),
         ({"segmentation": None}, "no_outline", "annotation 10"),
         ({"category_id": 99}, "unknown_class", "category 99"),
-        ({"category_id": [1]}, "bad_json", r"\$\.annotations\[0\]\.category_id"),
+        ({"category_id": [1]}, "bad_object", r"\$\.annotations\[0\]\.category_id"),
     ],
 )
 def test_one_bad_annotation_is_named_and_the_others_are_read(folder, change, reason, words):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import subprocess
@@ -540,3 +541,27 @@ def test_detections_on_tiles_of_a_geotiff_are_merged_into_the_geojson_of_the_sce
             if len(found):
                 ground = geojson.to_ground(found[:, None, :2], place)[0, 0]
                 np.testing.assert_allclose(ground, middle, atol=1e-3)
+
+
+def test_an_image_whose_labels_cannot_be_read_has_no_tiles_and_no_record(tmp_path):
+    write_scene(tmp_path / "in/train", "good.png", noise(64, 64), ["1 1 20 1 20 20 1 20 ship 0"])
+    _, annotations = write_scene(tmp_path / "in/train", "bad.png", noise(64, 64), [])
+    (annotations / "bad.txt").write_bytes("1 1 20 1 20 20 1 20 ship 0".encode("utf-16"))
+    summary = split(tmp_path / "in/train", tmp_path / "tiles")
+    assert [problem.reason for problem in summary.lost] == ["bad_encoding"]
+    assert os.listdir(tmp_path / "tiles/images") == ["good__64__0___0.png"]
+    for options in ([], ["--as-dota"]):
+        arguments = [
+            "build",
+            f"--source={tmp_path / 'in'}",
+            f"--output={tmp_path / 'out'}",
+            "--classes=dota10",
+            *options,
+        ]
+        assert program.main(arguments) == 1
+        assert program.main([*arguments, "--lossy"]) == 0
+        if options:
+            assert os.listdir(tmp_path / "out/train/images") == ["good.png"]
+        else:
+            assert sources.TfdsSource(tmp_path / "out", "train").image_ids == ["good"]
+        shutil.rmtree(tmp_path / "out")

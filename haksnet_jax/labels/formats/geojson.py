@@ -73,7 +73,7 @@ def _described(raw, where):
             rings = msgspec.convert(feature.geometry.coordinates, forms[kind])
         except msgspec.ValidationError as error:
             detail = f"{shortened(str(error), 120)}, in $.geometry.coordinates of {where}"
-            raise FormatError(Reason.BAD_JSON, detail) from None
+            raise FormatError(Reason.BAD_OBJECT, detail) from None
         parts = [polygon[0] for polygon in (rings if kind == "MultiPolygon" else [rings]) if polygon]
         if any(len(point) < 2 for part in parts for point in part):
             raise FormatError(Reason.BAD_NUMBER, f"{where}: a point has fewer than two numbers")
@@ -89,13 +89,13 @@ def _to_pixels(image, crs):
         import rasterio
         import rasterio.warp
     except ImportError:
-        raise FormatError(Reason.NO_OUTLINE, "GeoJSON labels need rasterio: pip install rasterio") from None
+        raise FormatError(Reason.UNREADABLE_LABELS, "GeoJSON labels need rasterio: pip install rasterio") from None
     try:
         with rasterio.open(image) as dataset:
             inverse, own = ~dataset.transform, dataset.crs
             if dataset.transform.is_identity:
                 raise FormatError(
-                    Reason.NO_OUTLINE, f"{image} is not georeferenced, and its labels are places on the ground"
+                    Reason.UNREADABLE_LABELS, f"{image} is not georeferenced, and its labels are places on the ground"
                 )
         named = (crs or {}).get("properties")
         name = named.get("name") if isinstance(named, dict) else None

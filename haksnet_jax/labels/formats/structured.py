@@ -68,7 +68,8 @@ def decode_json(data, form, where="$"):
         return msgspec.json.decode(data, type=form)
     except msgspec.ValidationError as error:
         text, _, inside = str(error).partition(" - at `$")
-        raise FormatError(Reason.BAD_JSON, f"{shortened(text, 200)}, at {where}{inside.rstrip('`')}") from None
+        reason = Reason.BAD_JSON if where == "$" else Reason.BAD_OBJECT
+        raise FormatError(reason, f"{shortened(text, 200)}, at {where}{inside.rstrip('`')}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(
             Reason.BAD_JSON, f"the file is no JSON that can be read: {shortened(str(error), 200)}"

@@ -187,7 +187,7 @@ def main(argv=None):
     for name in ("result.json", "result.md", "metrics.jsonl", "curves.png"):
         shutil.copy(workdir / name, out)
     if not (workdir / "best" / "model.json").exists():
-        sys.exit("error: the run kept no weights of a best evaluation; is config.eval_every larger than the run?")
+        sys.exit("error: the run kept no weights of a best evaluation; is config.eval_every 0?")
     settings = run_settings(workdir)
     predictions, seconds["predict"] = predict(workdir, settings, settings["precision"])
     scores = workdir / "scores"

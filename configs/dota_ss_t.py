@@ -12,8 +12,6 @@ Prepare the tiles and the records (see data/README.md), then:
 import ml_collections
 
 from haksnet_jax.labels.classes import CLASSES
-from haksnet_jax.models.detection_loss import LossSettings
-from haksnet_jax.models.oriented_rcnn import BoxSettings
 
 
 def get_config():
@@ -40,7 +38,7 @@ def get_config():
     config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
 
     config.model = ml_collections.ConfigDict()
-    config.model.backbone = "haksnet_t"
+    config.model.backbone = "haksnet_t"  # a family and its size; a family alone takes the sizes here
     config.model.channels = ()  # empty: those of the named size; upstream: embed_dims
     config.model.depths = ()  # (the same)
     config.model.mlp_ratios = ()  # (the same)
@@ -98,8 +96,19 @@ def get_config():
     config.optimizer.warmup_ratio = 1 / 3
     config.optimizer.max_warmup_fraction = 0.1  # of the run
 
-    config.boxes = ml_collections.ConfigDict(BoxSettings()._asdict())  # anchors and deltas, as upstream
-    config.loss = ml_collections.ConfigDict(LossSettings()._asdict())  # weights and betas, as upstream
+    config.boxes = ml_collections.ConfigDict()  # kept with the model: its weights mean nothing without them
+    config.boxes.anchor_scale = 8.0  # side of a square anchor in strides of its level
+    config.boxes.anchor_ratios = (0.5, 1.0, 2.0)  # heights of a place's anchors divided by their widths
+    config.boxes.rpn_stds = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)  # the six deltas of the RPN are divided by these
+    config.boxes.roi_stds = (0.1, 0.1, 0.2, 0.2, 0.1)  # the five deltas of the RoI head
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.rpn_cls_weight = 1.0  # factors of the four losses
+    config.loss.rpn_box_weight = 1.0
+    config.loss.roi_cls_weight = 1.0
+    config.loss.roi_box_weight = 1.0
+    config.loss.rpn_beta = 1 / 9  # difference of a delta where smooth L1 turns from square to linear
+    config.loss.roi_beta = 1.0
 
     config.rpn = ml_collections.ConfigDict()
     config.rpn.num_samples = 256  # anchors an image

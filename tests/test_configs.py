@@ -5,7 +5,10 @@ import importlib
 import pytest
 from flax import nnx
 
+from haksnet_jax.errors import UserError
 from haksnet_jax.labels import classes
+from haksnet_jax.models.detection_loss import LossSettings
+from haksnet_jax.models.oriented_rcnn import BoxSettings
 from haksnet_jax.preparation.data_sets import dior_r, dota, fair1m, hrsc2016, hrsid
 from haksnet_jax.tasks import detection
 
@@ -52,3 +55,34 @@ def test_a_configuration_of_folders_builds_and_its_caps_cut_no_candidate(name):
     made = nnx.eval_shape(lambda: detection.build_model(config, rngs=nnx.Rngs(config.seed)))
     # Widths of the last stage: those of the published sizes.
     assert made.fpn.laterals[-1].kernel.shape[-2] == (512 if name == "ssdd_s" else 256)
+
+
+def test_older_configurations_get_the_values_that_the_present_ones_write_out():
+    config = importlib.import_module("configs.dota_ss_t").get_config()
+    assert tuple(config.boxes[name] for name in BoxSettings._fields) == BoxSettings()
+    assert tuple(config.loss[name] for name in LossSettings._fields) == LossSettings()
+    info = detection.model_info(config)
+    with config.unlocked():
+        for name in ("task", "boxes", "loss"):
+            del config[name]
+        for name in ("in_channels", "batch_norm_momentum", "backbone"):
+            del config.model[name]
+        config.model.update({"channels": (32, 64, 160, 256), "depths": (3, 3, 5, 2), "mlp_ratios": (8, 8, 4, 4)})
+    assert detection.model_info(detection.prepared(config)) == info
+    detection.loss(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("boxes", {"anchor_size": 3}, "boxes.anchor_size: expected one of anchor_scale, anchor_ratios"),
+        ("loss", {"beta": 3}, "loss.beta: expected one of rpn_cls_weight"),
+        ("model", {"pixel_mean": (1.0, 2.0)}, "expected a number for each of the 3 bands, got 2 and 3"),
+    ],
+)
+def test_settings_that_there_are_not_are_named(key, value, message):
+    config = importlib.import_module("configs.dota_ss_t").get_config()
+    with config.unlocked():
+        config[key].update(value)
+    with pytest.raises(UserError, match=message):
+        detection.prepared(config)

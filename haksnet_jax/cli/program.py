@@ -12,6 +12,7 @@ import errno
 import glob
 import importlib
 import importlib.util
+import io
 import logging as python_logging
 import os
 import pathlib
@@ -119,7 +120,9 @@ def _dispatch(argv, prog):
     module = importlib.import_module(f"haksnet_jax.cli.{name}")
     _set_up_log(arguments)
     _leave_out_absent_tpus()
-    return guarded(module.run, arguments, verbose=arguments.verbose, prog=parser.prog)
+    quiet = contextlib.redirect_stderr(_Warnings(sys.stderr)) if arguments.quiet else contextlib.nullcontext()
+    with quiet:
+        return guarded(module.run, arguments, verbose=arguments.verbose, prog=parser.prog)
 
 
 def parser_of(command, prog="haksnet"):
@@ -214,7 +217,28 @@ def _leave_out_absent_tpus():
 
 def _is_ours(record):
     """Whether a line of the log is one of this package, or a warning: libraries tell much that no user acts on."""
+    if record.name == "matplotlib.font_manager":  # that it makes a list of fonts, once a machine
+        return False
     return record.levelno >= python_logging.WARNING or record.pathname.startswith(_PACKAGE)
+
+
+class _Warnings(io.TextIOBase):
+    """The standard error of --quiet: of what commands say on their way, warnings and errors alone."""
+
+    def __init__(self, stream):
+        self._stream, self._line = stream, ""
+
+    def write(self, text):
+        """Passes on whole lines that begin with a warning or an error."""
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if line.lower().startswith(("warning", "error")):
+                self._stream.write(f"{line}\n")
+        return len(text)
+
+    def flush(self):
+        """Flushes the stream behind it."""
+        self._stream.flush()
 
 
 def _without_command(argv, prog):

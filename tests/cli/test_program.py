@@ -156,6 +156,20 @@ def test_a_users_mistake_is_a_sentence_and_a_bug_keeps_its_traceback(capsys, tmp
     assert program.guarded(lambda: 75) == 75
 
 
+def test_quiet_leaves_warnings_errors_and_results(capsys, monkeypatch):
+    def run(_):
+        print("1 of 2 images", file=sys.stderr)
+        print("warning: 2 labels are left out", file=sys.stderr, flush=True)
+        print("the result")
+        raise UserError("x: expected 1")
+
+    monkeypatch.setattr("haksnet_jax.cli.version.run", run)
+    assert program.main(["version", "--quiet"]) == 1
+    assert tuple(capsys.readouterr()) == ("the result\n", "warning: 2 labels are left out\nerror: x: expected 1\n")
+    assert program.main(["version"]) == 1
+    assert capsys.readouterr().err.startswith("1 of 2 images\n")
+
+
 def test_a_broken_pipe_is_no_error():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     # The reader is gone before the first line is written.

@@ -14,6 +14,7 @@ release comes from and how it lies.
 import sys
 
 from haksnet_jax.cli import terminal
+from haksnet_jax.wording import counted
 
 DATA_SETS = ("dior_r", "fair1m", "hrsc2016", "hrsid", "ssdd")
 
@@ -94,6 +95,6 @@ def _tell(builder, counts, output):
         print(f"{len(builder.problems)} problems: {count_reasons(builder.problems)}", file=sys.stderr)
         print(listed(builder.problems), file=sys.stderr)
     for split, count in counts.items():
-        print(f"{split}: {count} images")
+        print(f"{split}: {counted(count, 'image')}")
     print(f"classes: {', '.join(builder.class_names)}")
     print(f"written to {output}")

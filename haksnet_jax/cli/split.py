@@ -13,6 +13,7 @@ import sys
 import time
 
 from haksnet_jax.cli import terminal
+from haksnet_jax.wording import counted
 
 _TILE_FORMATS = ("png", "jpg", "tif")
 
@@ -87,12 +88,11 @@ def run(arguments):
 def _tell(summary, arguments):
     """Prints what was cut and what is missing. Returns: exit status."""
     lost, where = summary.lost, pathlib.Path(arguments.output) / "split_problems.txt"
-    print(f"{summary.num_images} images, {summary.num_tiles} tiles in {summary.seconds:.1f} s")
+    images, tiles = counted(summary.num_images, "image"), counted(summary.num_tiles, "tile")
+    print(f"{images}, {tiles} in {summary.seconds:.1f} s")
     if arguments.labels:
-        print(
-            f"{summary.num_objects} objects; {summary.num_written} labels in tiles (overlaps count again), "
-            f"{summary.num_truncated} of them truncated"
-        )
+        objects, labels = counted(summary.num_objects, "object"), counted(summary.num_written, "label")
+        print(f"{objects}; {labels} in tiles (overlaps count again), {summary.num_truncated} of them truncated")
     else:
         print("no labels")
     if summary.num_blank:

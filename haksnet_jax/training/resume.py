@@ -268,6 +268,8 @@ def _describe(task, config, workdir, data):
     """Writes what describes a new run."""
     if jax.process_index() != 0:
         return
+    for path in config_history(workdir)[1:]:  # of a run whose checkpoints are gone
+        path.unlink()
     _write_json(workdir / model_folder.MODEL_FILE, task.model_info(config))
     files.write_text(workdir / CONFIG_FILE, config.to_json_best_effort(indent=2) + "\n")
     _write_json(workdir / RUN_FILE, {"data": data})

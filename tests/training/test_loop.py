@@ -186,9 +186,11 @@ def test_damaged_lines_of_the_metrics_are_named_and_left_out(tmp_path, caplog):
 
 def test_best_weights_of_an_earlier_start_without_checkpoints_are_kept(tmp_path, caplog):
     loop.run(dummy_task.make_config(num_steps=2), tmp_path)
+    (tmp_path / "config_from_step_2.json").write_text("{}")
     for path in (tmp_path / "checkpoints").iterdir():
         path.rename(tmp_path / f"gone.{path.name}")
     loop.run(dummy_task.make_config(num_steps=2), tmp_path)
+    assert resume.config_history(tmp_path) == [tmp_path / "config.json"]
     assert (tmp_path / "best.earlier" / "model.json").exists() and (tmp_path / "best" / "model.json").exists()
     assert "kept as" in caplog.text
 

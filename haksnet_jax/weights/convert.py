@@ -170,9 +170,10 @@ def read_torch_model(
             f"{_first_three(list(report.not_finite))}; no result could be trusted (--allow-nonfinite takes them)",
             model.text(),
         )
-    if len(info.get("pixel_mean", ())) != architecture["in_channels"]:
+    num_bands = architecture.get("in_channels", 3)
+    if len(info.get("pixel_mean", ())) != num_bands:
         raise ConversionError(
-            f"{path}: its first layer takes {architecture['in_channels']} bands and it does not say how they are "
+            f"{path}: its first layer takes {num_bands} bands and it does not say how they are "
             "normalised: only files with three bands, or those that this program wrote, can be converted"
         )
     return model
@@ -194,11 +195,11 @@ def _same_architecture(found, described):
 
 def _description(architecture, names, described, meta, tree):
     """What `model.json` says of a model, but for its source. `architecture` gets what goes without saying in files."""
-    for key, value in (("in_channels", 3), ("backbone", "haksnet")):
-        architecture[key] = architecture.get(key, value)
     if described is not None:
         known = {key: value for key, value in described.items() if key not in ("source", "without_value")}
         return known | {"architecture": architecture, "class_names": list(names)}
+    for key, value in (("in_channels", 3), ("backbone", "haksnet")):
+        architecture[key] = architecture.get(key, value)
     if is_classifier(architecture):
         of_a_detector = ("fpn_channels", "hidden")
         return {

@@ -2,6 +2,7 @@
 
 detector = haksnet_jax.load("CHECKPOINT_FOLDER")
 detections = detector("harbour.tif")
+detections.boxes, detections.scores, detections.names
 """
 
 import sys
@@ -13,7 +14,7 @@ if sys.argv[:1] == ["-m"]:  # of `python -m haksnet_jax.SOMETHING`, before it is
 
     doors.check(sys.orig_argv)
 
-__all__ = ["__version__", "load"]
+__all__ = ["Detections", "__version__", "load"]
 
 
 def load(directory, **options):
@@ -21,11 +22,15 @@ def load(directory, **options):
 
     Args:
       directory: a run's folder, one of its checkpoints, or a converted model.
-      **options: of what is returned.
+      **options: of what is returned; for a detector precision ("float32" or "bfloat16"), batch_size (windows at a time
+        on each device) and accelerators (devices to use).
 
     Returns:
-      What its task asks for: `inference.predictor.Detector`; of a segmenter or change detector
-      `inference.dense_predictor.DensePredictor`.
+      What its task asks for: `inference.predictor.Detector`, which called with an image, a folder or a list gives
+      `Detections`; of a segmenter or change detector `inference.dense_predictor.DensePredictor`.
+
+    Raises:
+      UserError: nothing usable is there, or an option cannot be used.
     """
     # here: they load JAX, which importing the package alone should not
     from haksnet_jax.inference import dense_predictor, predictor
@@ -34,3 +39,11 @@ def load(directory, **options):
     info_path = model_folder.resolve(directory)[1]
     task = model_folder.read_model_info(info_path).get("task") if info_path.exists() else None
     return (dense_predictor if task in dense_predictor.TASKS else predictor).load(directory, **options)
+
+
+def __getattr__(name):
+    if name == "Detections":
+        from haksnet_jax.results.detections import Detections
+
+        return Detections
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -260,7 +260,7 @@ def _pyogrio():
     try:
         import pyogrio
     except ImportError as error:
-        raise UserError(f"GeoPackage needs the package pyogrio ({error}): pip install 'haksnet_jax[geo]'") from error
+        raise UserError(f"GeoPackage needs the package pyogrio ({error}): pip install pyogrio") from error
     return pyogrio
 
 

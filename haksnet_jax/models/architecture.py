@@ -14,6 +14,7 @@ A new backbone, or the model of a new task, is one file and one line here.
 
 import functools
 import importlib
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -41,7 +42,7 @@ def _family(name):
     return importlib.import_module(BACKBONES[name])
 
 
-def known_backbones():
+def known_backbones() -> list[str]:
     """Names that `model.backbone` may have: families, for sizes of one's own, and families with a size."""
     names = []
     for family, path in BACKBONES.items():
@@ -49,7 +50,7 @@ def known_backbones():
     return names
 
 
-def describe_backbone(model):
+def describe_backbone(model: Any) -> dict[str, Any]:
     """The part of an architecture that describes the backbone.
 
     Args:
@@ -83,7 +84,9 @@ def describe_backbone(model):
     return {"backbone": family, "in_channels": model.get("in_channels", None) or 3, **sizes}
 
 
-def build_backbone(architecture, *, dtype=jnp.float32, rngs, **options):
+def build_backbone(
+    architecture: dict[str, Any], *, dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any
+) -> nnx.Module:
     """The backbone of an architecture.
 
     Args:
@@ -104,7 +107,7 @@ def build_backbone(architecture, *, dtype=jnp.float32, rngs, **options):
     )
 
 
-def backbone_options(model):
+def backbone_options(model: Any) -> dict[str, Any]:
     """Keyword arguments of `build_backbone` that a configuration holds.
 
     Args:
@@ -128,7 +131,14 @@ def _model(info):
     return importlib.import_module(MODELS[task])
 
 
-def build(info, *, dtype=jnp.float32, rngs, backbone_options=None, **options):
+def build(
+    info: dict[str, Any],
+    *,
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+    backbone_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> nnx.Module:
     """The model of a description.
 
     Args:
@@ -174,7 +184,7 @@ def haksnet_detector(
     return OrientedRCNN(backbone, num_classes, dtype=dtype, rngs=rngs, **options)
 
 
-def abstract(info, *, dtype=jnp.float32):
+def abstract(info: dict[str, Any], *, dtype: Any = jnp.float32) -> tuple[Any, nnx.State, nnx.State]:
     """The model of a description by its shapes alone.
 
     Args:

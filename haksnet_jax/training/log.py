@@ -9,10 +9,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from haksnet_jax import files
 from haksnet_jax.results import visualize
@@ -21,7 +24,7 @@ from haksnet_jax.results.events import event_writer
 METRICS_FILE = "metrics.jsonl"
 
 
-def read_metrics(path):
+def read_metrics(path: epath.Path) -> list[dict[str, Any]]:
     """Reads a run's metrics; a line that cannot be read is named in a warning and left out.
 
     Args:
@@ -43,7 +46,7 @@ def read_metrics(path):
     return records
 
 
-def quiet_libraries():
+def quiet_libraries() -> None:
     """Lets libraries tell nothing of failures inside them, for the rest of the process.
 
     What goes wrong ends the run with one sentence. Beside it Orbax logs each of its threads, asyncio each array that a
@@ -103,14 +106,14 @@ class RunLog:
             self._records = [record for record in read_metrics(path) if record["step"] <= first_step]
         self._events = event_writer(workdir / "events") if self._is_writer else None
 
-    def add(self, metrics, batch, waited):
+    def add(self, metrics: dict[str, Any], batch: dict[str, Any], waited: float) -> None:
         """Keeps a step's metrics (still on the devices) until the next line is written."""
         self._pending.append((metrics, batch["image_index"], waited))
         for name, values in batch.items():
             if name.startswith("num_"):
                 self.counts[name] = self.counts.get(name, 0) + int(np.sum(values))
 
-    def write(self, step, learning_rate, image_ids):
+    def write(self, step: int, learning_rate: float, image_ids: Sequence[str]) -> int:
         """Writes the means since the last line. Returns: how many updates in a row were not finite at its end."""
         fetched = jax.device_get([metrics for metrics, _, _ in self._pending])
         now = time.monotonic()
@@ -147,12 +150,12 @@ class RunLog:
         left = datetime.timedelta(seconds=round((self._num_steps - record["step"]) * self._global_batch / speed))
         return f"{speed:.1f} images/s  data wait {1000 * record['waited_for_data']:.0f} ms  ETA {left}"
 
-    def images_per_second(self):
+    def images_per_second(self) -> float | None:
         """Median over the lines so far, or None."""
         speeds = [record["images_per_second"] for record in self._records if "images_per_second" in record]
         return round(float(np.median(speeds)), 2) if speeds else None
 
-    def evaluated(self, step, result, pictures):
+    def evaluated(self, step: int, result: Any, pictures: Sequence[Any]) -> None:
         """Writes an evaluation's metrics and drawings."""
         figures = {name: value for name, value in result.figures().items() if value is not None}
         self._append({"step": step, **figures})
@@ -171,7 +174,7 @@ class RunLog:
             if name != "step":
                 self._events.add_scalar(name.replace(":", "_"), value, record["step"])
 
-    def draw_curves(self):
+    def draw_curves(self) -> None:
         """Writes `curves.png`: losses (the task's first prefix) and scores (its others) over the steps."""
         losses, scores = {}, {}
         for record in self._records:
@@ -184,7 +187,7 @@ class RunLog:
         figure = visualize.training_figure(losses, scores or None)
         visualize.save_figure(figure, self._workdir / "curves.png")
 
-    def close(self):
+    def close(self) -> None:
         """Flushes the event files."""
         if self._events:
             self._events.close()

@@ -5,11 +5,14 @@ It knows no task: what is trained is a dict of arrays, a loss and an evaluator, 
 
 import contextlib
 import datetime
+import os
 import time
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 import haksnet_jax
 from haksnet_jax import files, tasks
@@ -25,7 +28,7 @@ from haksnet_jax.training.stop import Stopped, StopRequest
 from haksnet_jax.weights import model_folder
 
 
-def run(config, workdir, *, resume_policy="same"):
+def run(config: ConfigDict, workdir: str | os.PathLike, *, resume_policy: str = "same") -> dict[str, Any]:
     """Trains a model, or goes on with the run that `workdir` holds, and evaluates it.
 
     Args:

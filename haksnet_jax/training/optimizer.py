@@ -1,19 +1,22 @@
 """Learning rate over the steps, gradient clipping and AdamW, as upstream's recipe has them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
+from ml_collections import ConfigDict
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.pipeline import loader
 
 
-def scaled_learning_rate(learning_rate, *, global_batch, reference_batch, scaling, ceiling):
+def scaled_learning_rate(
+    learning_rate: float, *, global_batch: int, reference_batch: int, scaling: str, ceiling: float
+) -> float:
     """The learning rate for the batch at hand, from the one stated for a reference batch.
 
     Args:
@@ -48,18 +51,18 @@ def scaled_learning_rate(learning_rate, *, global_batch, reference_batch, scalin
 
 
 def learning_rate_schedule(
-    peak,
+    peak: float,
     *,
-    num_steps,
-    steps_per_epoch,
-    schedule,
-    drop_epochs=(),
-    drop_factor=0.1,
-    warmup_steps=500,
-    warmup_ratio=1 / 3,
-    max_warmup_fraction=0.1,
-    final_ratio=0.0,
-):
+    num_steps: int,
+    steps_per_epoch: int,
+    schedule: str,
+    drop_epochs: Sequence[float] = (),
+    drop_factor: float = 0.1,
+    warmup_steps: int = 500,
+    warmup_ratio: float = 1 / 3,
+    max_warmup_fraction: float = 0.1,
+    final_ratio: float = 0.0,
+) -> tuple[Callable[[int], float], int]:
     """Learning rate of each step (0-based).
 
     Args:
@@ -105,7 +108,7 @@ def learning_rate_schedule(
     return learning_rate, warmup
 
 
-def clip_by_global_norm(max_norm):
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """Scales all gradients by min(1, max_norm / (norm + 1e-6)), PyTorch's rule; optax's own leaves out the 1e-6."""
 
     def update(updates, state, params=None):
@@ -173,10 +176,10 @@ class RunLength(NamedTuple):
     num_steps: int
     peak: float
     warmup_steps: int
-    learning_rate: Callable
+    learning_rate: Callable[[int], float]
 
 
-def run_length(config, num_images, global_batch):
+def run_length(config: ConfigDict, num_images: int, global_batch: int) -> RunLength:
     """The length and learning rates of an experiment. Args: config; num_images, 0: unknown; global_batch."""
     settings = config.optimizer
     peak = scaled_learning_rate(
@@ -198,7 +201,7 @@ def run_length(config, num_images, global_batch):
     return RunLength(global_batch, steps_per_epoch, num_steps, peak, warmup_steps, learning_rate)
 
 
-def describe_schedule(config, length):
+def describe_schedule(config: ConfigDict, length: RunLength) -> str:
     """What the learning rate does after the warm-up, in words. Args: config; length, RunLength."""
     settings = config.optimizer
     if settings.schedule == "cosine":
@@ -208,7 +211,7 @@ def describe_schedule(config, length):
     return f"times {settings.drop_factor:g} at steps {', '.join(within)}" if within else "constant"
 
 
-def of_config(config):
+def of_config(config: ConfigDict) -> optax.GradientTransformation:
     """The optax.GradientTransformation of an experiment."""
     settings = config.optimizer
     return make_optimizer(

@@ -19,11 +19,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 
 from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.training import checkpoint
+from haksnet_jax.training.state import TrainState
 from haksnet_jax.weights import bands, model_folder
 
 CONFIG_FILE = "config.json"  # as the run began
@@ -51,7 +53,7 @@ class Beginning(NamedTuple):
     state: Any
 
 
-def data_facts(sources):
+def data_facts(sources: dict[str, Any]) -> dict[str, dict]:
     """What identifies data. Args: {split: source}. Returns: {split: {"images": number, "digest": of their names}}."""
     return {
         split: {
@@ -62,7 +64,18 @@ def data_facts(sources):
     }
 
 
-def begin(task, config, workdir, checkpoints, state, mesh, data, *, global_batch, policy="same"):
+def begin(
+    task: Any,
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    checkpoints: checkpoint.RunCheckpoints,
+    state: TrainState,
+    mesh: jax.sharding.Mesh,
+    data: dict[str, dict],
+    *,
+    global_batch: int,
+    policy: str = "same",
+) -> Beginning:
     """Finds where the run begins, by the policy above, and writes down what describes it.
 
     Args:
@@ -110,7 +123,7 @@ def begin(task, config, workdir, checkpoints, state, mesh, data, *, global_batch
     return Beginning(step, position["examples"], state)
 
 
-def best_so_far(task, workdir, first_step):
+def best_so_far(task: Any, workdir: epath.Path, first_step: int) -> float | None:
     """The metric of the weights in `best/`, or None where there are none of this run.
 
     What an earlier run left there without leaving a checkpoint is set aside: this one's first evaluation would
@@ -155,11 +168,17 @@ def _restore(checkpoints, state, mesh, *, had_ema):
 class Changes(NamedTuple):
     """What differs from the run so far, in words: what must not, and what may."""
 
-    refused: list
-    allowed: list
+    refused: list[str]
+    allowed: list[str]
 
 
-def compare(task, stored, config, stored_data, data):
+def compare(
+    task: Any,
+    stored: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict,
+    stored_data: dict[str, dict],
+    data: dict[str, dict],
+) -> Changes:
     """Compares an experiment with that of a run.
 
     Args:
@@ -213,7 +232,7 @@ def _short(value):
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def config_history(workdir):
+def config_history(workdir: epath.Path) -> list[epath.Path]:
     """The files of a run's configurations: as it began, then by the step from which each later one holds."""
     later = {}
     for path in workdir.glob("config_from_step_*.json"):
@@ -293,7 +312,9 @@ def _describe_change(task, config, workdir, step, data, *, another_model):
 # ---- weights to begin with
 
 
-def load_initial_weights(task, config, state, mesh):
+def load_initial_weights(
+    task: Any, config: ml_collections.ConfigDict, state: TrainState, mesh: jax.sharding.Mesh
+) -> TrainState:
     """Puts pre-trained weights into a new state: a backbone (`pretrained`) or a whole model (`init`).
 
     Raises:

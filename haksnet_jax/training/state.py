@@ -1,9 +1,11 @@
 """Everything that a step of training changes, as pure arrays laid out on the mesh."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
@@ -35,7 +37,14 @@ class TrainState(NamedTuple):
     skipped_in_a_row: Any
 
 
-def create_state(build_model, tx, mesh, *, seed, ema):
+def create_state(
+    build_model: Callable[[nnx.Rngs], nnx.Module],
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    *,
+    seed: int,
+    ema: bool,
+) -> tuple[Any, TrainState]:
     """Makes the initial state on the mesh.
 
     Args:

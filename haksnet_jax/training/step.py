@@ -1,5 +1,8 @@
 """One step of training: gradients of a task's loss, an update, an average of the weights; all or nothing."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,7 +11,15 @@ from flax import nnx
 from haksnet_jax.distributed import mesh as devices
 
 
-def make_train_step(graph, tx, mesh, loss, *, ema_decay, accumulate_steps=1):
+def make_train_step(
+    graph: Any,
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    loss: Callable[[nnx.Module, dict, jax.Array], tuple[jax.Array, dict]],
+    *,
+    ema_decay: float,
+    accumulate_steps: int = 1,
+) -> Any:
     """Compiles (at its first call) one step of training.
 
     Args:

@@ -73,7 +73,7 @@ class StopRequest:
         self._watcher.join()
         self._read.close()
 
-    def agreed(self, at_line):
+    def agreed(self, at_line: bool) -> bool:
         """Whether the run ends at this step. Several hosts agree on it when they write a line of the log.
 
         Args:

@@ -40,6 +40,9 @@ MAY_CHANGE = (
     "mesh", "model.remat", "augment", "optimizer", "evaluation", "data.root", "data.num_workers", "data.stall_seconds",
     "data.train.directory", "data.train.images_dir", "data.train.labels_dir",
     "data.val.directory", "data.val.images_dir", "data.val.labels_dir",
+    "mixing", "data.cache_mib", "data.train.image_list", "data.val.image_list",  # of classification
+    "data.cache_gib", "data.train.masks_dir", "data.train.before_dir", "data.train.after_dir",
+    "data.val.masks_dir", "data.val.before_dir", "data.val.after_dir",
 )  # fmt: skip
 # Sizes may be written out or named; what comes of it is compared.
 _SIZES = ("model.backbone", "model.channels", "model.depths", "model.mlp_ratios", "model.width")

@@ -5,9 +5,10 @@ import math
 import cv2
 import numpy as np
 import shapely
+from numpy.typing import ArrayLike
 
 
-def polygons_to_boxes(polygons, min_side=0.0):
+def polygons_to_boxes(polygons: ArrayLike, min_side: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """The smallest rectangle around each polygon, as a le90 box.
 
     Args:
@@ -41,7 +42,7 @@ def polygons_to_boxes(polygons, min_side=0.0):
     return np.where(valid[:, None], boxes, np.float32(0)), valid
 
 
-def boxes_to_polygons(boxes):
+def boxes_to_polygons(boxes: ArrayLike) -> np.ndarray:
     """Corner points of oriented boxes.
 
     Args:
@@ -58,7 +59,7 @@ def boxes_to_polygons(boxes):
     return corners + boxes[:, None, :2]
 
 
-def outside_fraction(polygons, width, height):
+def outside_fraction(polygons: ArrayLike, width: float, height: float) -> np.ndarray:
     """How much of each polygon's area (of its convex hull) lies outside the image.
 
     Args:

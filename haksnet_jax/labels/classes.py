@@ -4,6 +4,7 @@ import collections
 import functools
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from haksnet_jax.errors import UserError
@@ -100,7 +101,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 
 
-def read_class_names(text):
+def read_class_names(text: str) -> tuple[str, ...]:
     """Class names from a published list or a file with one class a line.
 
     Args:
@@ -135,12 +136,12 @@ def read_class_names(text):
     return names
 
 
-def plain(name):
+def plain(name: str) -> str:
     """A name without what people spell differently: case, blanks, underscores, hyphens."""
     return re.sub(r"[\s_-]+", "", name).lower()
 
 
-def similar(class_names):
+def similar(class_names: Iterable[str]) -> list[list[str]]:
     """Lists of names that differ in plain spelling alone. Args: class_names. Returns: list of lists."""
     spellings = collections.defaultdict(list)
     for name in class_names:
@@ -149,7 +150,7 @@ def similar(class_names):
 
 
 @functools.lru_cache(maxsize=64)
-def written_names(class_names):
+def written_names(class_names: tuple[str, ...]) -> dict[str, str]:
     """Each class as it stands in a label file: blanks as hyphens, since blanks separate the columns.
 
     Where that would be the name of another class too, the blanks stay; `Finder` reads both back.
@@ -183,7 +184,7 @@ MAX_DIFFICULTY = 100  # DOTA has 0 and 1, the tile splitter writes 2, and the re
 _TRUTH = {"true": 1, "false": 0}
 
 
-def read_difficulty(word):
+def read_difficulty(word: str) -> int | None:
     """A difficulty in any of its spellings: `1`, `1.0`, `True`. Returns: int from 0 to 100, or None if it is none."""
     if word.isdecimal() and len(word) < 4:
         value = int(word)
@@ -191,16 +192,17 @@ def read_difficulty(word):
         return _TRUTH[word.lower()]
     else:
         try:
-            value = float(word)
+            number = float(word)
         except ValueError:
             return None
-        if "_" in word or not value.is_integer():  # is_integer is False for NaN and infinity
+        if "_" in word or not 0 <= number <= MAX_DIFFICULTY or not number.is_integer():
             return None
-    return int(value) if 0 <= value <= MAX_DIFFICULTY else None
+        value = int(number)
+    return value if value <= MAX_DIFFICULTY else None
 
 
 @functools.lru_cache(maxsize=64)
-def finder(class_names, class_aliases=()):
+def finder(class_names: tuple[str, ...], class_aliases: tuple[tuple[str, str], ...] = ()) -> "Finder":
     """The Finder of some classes. Args: tuple of names; tuple of (spelling, name)."""
     return Finder(class_names, dict(class_aliases))
 
@@ -243,7 +245,7 @@ class Finder:
         )
         self._longest = max((len(name.split()) for name in exact), default=1)
 
-    def find(self, text):
+    def find(self, text: str) -> Found | None:
         """Found, or None. Args: text, all columns behind the coordinates."""
         words = text.split()
         for kind, names in enumerate(self._kinds):
@@ -262,7 +264,7 @@ class Finder:
                 return Found(label, rest[0] if rest else None, " ".join(name) if kind == 2 else None)
         return None
 
-    def find_name(self, name):
+    def find_name(self, name: str) -> tuple[int, bool] | None:
         """A class by its name alone. Args: name. Returns: (label, whether it is spelled exactly so), or None."""
         words = " ".join(name.split())
         for kind, names in enumerate(self._kinds):
@@ -281,7 +283,7 @@ def _rank(rest):
     return 0 if len(rest) == 1 else 1
 
 
-def name_and_difficulty(words):
+def name_and_difficulty(words: list[str]) -> tuple[str, str | None]:
     """Splits the columns behind the coordinates without a list of classes: the name ends before the first difficulty.
 
     Args:

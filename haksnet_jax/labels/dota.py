@@ -7,20 +7,26 @@ problem. Every oddity becomes a `Problem`, whose reason knows whether the line i
 
 import array
 import functools
+import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from haksnet_jax.labels import classes, encodings, objects, recognise
-from haksnet_jax.labels.objects import MAX_COORDINATE
+from haksnet_jax.labels.objects import MAX_COORDINATE, Objects
 from haksnet_jax.labels.problems import Problem, Reason, shortened
+
+Path = str | os.PathLike[str]
 
 _REMEMBERED = 4096  # columns that are looked up once; where each line's differ (scores), memory must not grow with them
 _UNDERSCORED = re.compile(r"\d_\d")  # Python reads 1_0 as ten
 
 
-def read_labels(path, class_names, *, class_aliases=None):
+def read_labels(
+    path: Path, class_names: Sequence[str], *, class_aliases: dict[str, str] | None = None
+) -> tuple[Objects, list[Problem]]:
     """Reads one label file.
 
     Args:
@@ -42,7 +48,7 @@ def read_labels(path, class_names, *, class_aliases=None):
     return _parse(str(path), lines, finder)
 
 
-def read_lines(path, finder=None):
+def read_lines(path: Path, finder: classes.Finder | None = None) -> tuple[list[str], Problem | None]:
     """The lines of a label file, or the problem for which it cannot be read.
 
     Text that is not UTF-8 is read where the classes tell its encoding: where one of the encodings tried (GBK, Latin-1)
@@ -67,16 +73,16 @@ def read_lines(path, finder=None):
         lines = _lines(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         lines = _lines(data.decode("utf-8-sig", errors="replace"))  # a stray byte must not hide the other lines
-        for encoding in ("gb18030", "cp1252") if finder else ():
+        for encoding in ("gb18030", "cp1252"):
             told = _lines(data.decode(encoding, errors="replace"))
-            if all(line.isascii() or finder.find(" ".join(line.split()[8:])) for line in told):
+            if finder and all(line.isascii() or finder.find(" ".join(line.split()[8:])) for line in told):
                 lines = told
                 break
     other = recognise.other_text_format(lines)
     return (lines, None) if other is None else ([], Problem(str(path), 0, Reason.OTHER_FORMAT, other))
 
 
-def raw_lines(path):
+def raw_lines(path: Path) -> list[str]:
     """The first lines of a text file, as far as they can be read at all, to recognise it by."""
     with open(path, "rb") as file:
         return _lines(file.read(65536).decode("utf-8-sig", errors="replace"))
@@ -198,24 +204,26 @@ def _bad_number(word, words):
     return Reason.BAD_NUMBER, detail
 
 
-def written_class_names(path):
+def written_class_names(path: Path) -> tuple[str, ...]:
     """Class names of a label file as they are written, each once, in the order of the file.
 
     Raises:
       OSError: the file cannot be read.
     """
-    names = {}
+    names: dict[str, None] = {}
     for line in read_lines(path)[0]:
         words = line.split()
         if len(words) < 9 or recognise.HEADER.match(line) or recognise.numbers(words[:8]) is None:
             continue
         points = next((i for i, word in enumerate(words[8:]) if recognise.numbers([word]) is None), 0)
         if points < 2:
-            names.setdefault(classes.name_and_difficulty(words[8:])[0])
+            names.setdefault(classes.name_and_difficulty(words[8:])[0], None)
     return tuple(names)
 
 
-def format_label_line(polygon, class_name, difficulty=0, class_names=()):
+def format_label_line(
+    polygon: np.ndarray, class_name: str, difficulty: int = 0, class_names: Sequence[str] = ()
+) -> str:
     """One line of a label file, without its line end.
 
     Blanks in a class become hyphens, since blanks separate the columns; `read_labels` finds the class all the same.

@@ -11,7 +11,7 @@ class EncodingError(ValueError):
         self.line = line
 
 
-def is_utf16(data):
+def is_utf16(data: bytes) -> bool:
     """Whether bytes are UTF-16: by their byte order mark, or since every second byte of their beginning is zero."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
@@ -19,7 +19,7 @@ def is_utf16(data):
     return len(start) >= 4 and b"\0" in start and 0 in (sum(start[0:-1:2]), sum(start[1::2]))
 
 
-def decode(data):
+def decode(data: bytes) -> str:
     """The text of bytes in UTF-8 or UTF-16, with or without a byte order mark.
 
     Raises:

@@ -5,6 +5,7 @@ file for all images (`coco`, `cvat`, `label-studio`).
 """
 
 import functools
+import os
 import pathlib
 
 from haksnet_jax.errors import UserError
@@ -37,7 +38,7 @@ class LabelSet:
       problems: list of Problem with files as a whole.
     """
 
-    def __init__(self, path, format="dota"):
+    def __init__(self, path: str | os.PathLike[str], format: str = "dota"):
         """Finds the label files; one file for all images is read at once.
 
         Args:
@@ -54,7 +55,10 @@ class LabelSet:
             raise UserError(f"Expected labels at {self.path}, found nothing.")
         folders.require_finished(self.path)
         self.format = recognise_format(self.path) if format == "auto" else format
-        self.problems, self.class_names, self._files, self._items = [], None, {}, {}
+        self.problems: list[Problem] = []
+        self.class_names: tuple[str, ...] | None = None
+        self._files: dict[str, pathlib.Path] = {}
+        self._items: dict[str, list] = {}
         if self.format in _WHOLE:
             self._read_whole()
         elif not self.path.is_dir():
@@ -100,11 +104,17 @@ class LabelSet:
         self.class_names = tuple(dict.fromkeys(names)) or None
 
     @property
-    def files(self):
+    def files(self) -> dict[str, pathlib.Path]:
         """Dict from the name of an image, without its ending, to the pathlib.Path of the file with its labels."""
         return self._files
 
-    def read(self, stem, class_names, image=None, class_aliases=None):
+    def read(
+        self,
+        stem: str,
+        class_names: tuple[str, ...],
+        image: str | os.PathLike[str] | None = None,
+        class_aliases: dict[str, str] | None = None,
+    ) -> tuple[objects.Objects, list[Problem]]:
         """The labels of one image.
 
         Args:
@@ -128,7 +138,7 @@ class LabelSet:
             return objects.none(), [Problem(str(path), 0, Reason.UNREADABLE_LABELS, str(error.strerror or error))]
         return found, problems
 
-    def names_in(self, stem):
+    def names_in(self, stem: str) -> tuple[str, ...]:
         """Class names of one image's labels, as written, in their order; () where they cannot be read."""
         try:
             if self.format == "dota":
@@ -138,7 +148,7 @@ class LabelSet:
             return ()
         return tuple(dict.fromkeys(item.name for item in found if not isinstance(item, FormatError)))
 
-    def found_class_names(self):
+    def found_class_names(self) -> tuple[str, ...]:
         """The classes that the labels list themselves, else all that are written in them, in alphabetical order."""
         if self.class_names is not None:
             return self.class_names
@@ -169,7 +179,7 @@ def _size(image):
     return header.width, header.height
 
 
-def recognise_format(path):
+def recognise_format(path: pathlib.Path) -> str:
     """The format of labels, by the endings and beginnings of the first files.
 
     Args:

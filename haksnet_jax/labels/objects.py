@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from haksnet_jax.labels.problems import Problem, Reason
 
@@ -25,7 +26,7 @@ class Objects(NamedTuple):
     lines: np.ndarray
 
 
-def of_rows(polygons, labels, difficulty, lines):
+def of_rows(polygons: ArrayLike, labels: ArrayLike, difficulty: ArrayLike, lines: ArrayLike) -> Objects:
     """Objects of lists or arrays. Args: [N * 8] numbers, and three times [N]."""
     return Objects(
         np.array(polygons, np.float64).reshape(-1, 4, 2),
@@ -35,17 +36,17 @@ def of_rows(polygons, labels, difficulty, lines):
     )
 
 
-def none():
+def none() -> Objects:
     """No objects."""
     return of_rows([], [], [], [])
 
 
-def select(objects, rows):
+def select(objects: Objects, rows: np.ndarray) -> Objects:
     """Some of the objects. Args: objects; rows, an index or mask of arrays."""
     return Objects(*(part[rows] for part in objects))
 
 
-def checked(path, objects, names=None):
+def checked(path: object, objects: Objects, names: list[str] | None = None) -> tuple[Objects, list[Problem]]:
     """Leaves out objects without area, and names those that are crossed or there twice.
 
     Args:

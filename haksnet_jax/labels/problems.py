@@ -135,7 +135,7 @@ def of_image(path, error):
     return Problem(str(path), 0, reason, detail)
 
 
-def require_read(problems):
+def require_read(problems: list[Problem]) -> None:
     """Refuses labels of which whole files are not read: their images would seem to have no objects.
 
     Args:
@@ -150,33 +150,33 @@ def require_read(problems):
         raise UserError(f"{unread[0]}{more}")
 
 
-def losses(problems):
+def losses(problems: list[Problem]) -> list[Problem]:
     """Those of some problems by which something is left out."""
     return [problem for problem in problems if problem.loses]
 
 
-def printable(text):
+def printable(text: str) -> str:
     """The text with every character escaped that a terminal would obey or that cannot be encoded."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def shortened(text, limit=60):
+def shortened(text: str, limit: int = 60) -> str:
     """A value from a file, to be quoted in a sentence: at most `limit` characters, none that a terminal obeys."""
     text = printable(text.strip())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def count_reasons(problems):
+def count_reasons(problems: list[Problem]) -> str:
     """`3 unknown_class, 1 zero_area`: the problems counted by reason, the most frequent first."""
-    counts = {}
+    counts: dict[str, int] = {}
     for problem in problems:
         counts[problem.reason] = counts.get(problem.reason, 0) + 1
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def listed(problems, per_reason=5):
+def listed(problems: list[Problem], per_reason: int = 5) -> str:
     """The problems one a line, at most so many of each reason; the rest only counted."""
-    by_reason = {}
+    by_reason: dict[str, list[Problem]] = {}
     for problem in problems:
         by_reason.setdefault(problem.reason, []).append(problem)
     lines = []
@@ -187,7 +187,13 @@ def listed(problems, per_reason=5):
     return "\n".join(lines)
 
 
-def unknown_classes(problems, num_known, *, allow=False, remedy="name the classes of these labels"):
+def unknown_classes(
+    problems: list[Problem],
+    num_known: int,
+    *,
+    allow: bool = False,
+    remedy: str = "name the classes of these labels",
+) -> str | None:
     """What to say of labels that are left out for their class.
 
     Args:
@@ -202,7 +208,7 @@ def unknown_classes(problems, num_known, *, allow=False, remedy="name the classe
     Raises:
       UserError: their share is above MAX_UNKNOWN_SHARE, and not allowed.
     """
-    counts = {}
+    counts: dict[str, int] = {}
     for problem in problems:
         if problem.reason == Reason.UNKNOWN_CLASS:
             counts[problem.subject] = counts.get(problem.subject, 0) + 1

@@ -96,7 +96,10 @@ def check(value, schema, *, where, error=UserError):
     Raises:
       UserError (or `error`): a sentence with the file, the path inside it, what is there and what was expected.
     """
-    found = next(_validator()(schema).iter_errors(value), None)
+    try:
+        found = next(_validator()(schema).iter_errors(value), None)
+    except RecursionError:  # the parser goes as deep as Python, and the library's messages a little deeper
+        raise error(f"{where}: its JSON is nested too deeply") from None
     if found is None:
         return
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in found.absolute_path).lstrip(".")

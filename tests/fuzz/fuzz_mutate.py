@@ -140,7 +140,7 @@ def damage_json(draw, value):
             draw.choice(("1", "0", "true", '"')), draw.choice(("NaN", "-Infinity", "1e999", "\\ud800", "[[")), 1
         )
     if draw.random() < 0.03:
-        depth = draw.choice((50, 500, 5000, 100_000))
+        depth = draw.choice((50, 500, 900, 950, 980, 990, 5000, 100_000))
         text = text.replace(draw.choice(("1", "0", "[]", "null")), "[" * depth + "]" * depth, 1)
     data = text.encode("utf-8", "surrogatepass")
     return damage_bytes(draw, data) if draw.random() < 0.15 else data

@@ -105,7 +105,7 @@ def fuzz(name, folder, guard, *, seed, num_files, seconds):
     """Runs one family. Returns: dict of counts and failures."""
     folder.mkdir(parents=True)
     make = FAMILIES[name](folder)
-    counts, failures, kinds, slowest = {"read": 0, "refused": 0}, [], set(), 0.0
+    counts, failures, kinds, slowest = {"read": 0, "refused": 0}, [], set(), (0.0, 0)
     end = time.monotonic() + seconds
     for number in range(num_files):
         if time.monotonic() > end or len(failures) >= MAX_FAILURES:
@@ -114,7 +114,7 @@ def fuzz(name, folder, guard, *, seed, num_files, seconds):
         use = make(draw)
         started = time.process_time()
         outcome, wrong = _what_is_wrong(use, guard)
-        slowest = max(slowest, time.process_time() - started)
+        slowest = max(slowest, (time.process_time() - started, number))
         counts[outcome] += 1
         if wrong:
             kind = wrong.strip().splitlines()[-1][:80]
@@ -123,7 +123,7 @@ def fuzz(name, folder, guard, *, seed, num_files, seconds):
                 kept = folder.parent / f"failure-{name}-{seed}-{number}"
                 shutil.copytree(folder, kept)
                 failures.append({"seed": seed, "number": number, "kept": str(kept), "what": wrong})
-    return {**counts, "failures": failures, "slowest": round(slowest, 3)}
+    return {**counts, "failures": failures, "slowest": {"seconds": round(slowest[0], 3), "number": slowest[1]}}
 
 
 def main():

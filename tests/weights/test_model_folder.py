@@ -206,6 +206,14 @@ def test_a_description_that_no_model_can_have_is_one_sentence(case, tmp_path):
         (b'{"architecture": {}, "a": -1e999}', r"model\.json: it holds the number -1e999"),
         (b'{"architecture": {}, "architecture": {}}', r"model\.json: it names the key 'architecture' twice"),
         (b'{"architecture": ' + b"[" * 100_000, r"model\.json: its JSON is nested too deeply"),
+        (
+            b'{"architecture": {}, "task": ' + b"[" * 970 + b"]" * 970 + b"}",
+            r"model\.json: .*(nested too deeply|expected)",
+        ),
+        (
+            b'{"architecture": {}, "task": ' + b"[" * 900 + b"]" * 900 + b"}",
+            r"model\.json: .*(nested too deeply|expected)",
+        ),
         (b'{"architecture": ' + b"9" * 10_000 + b"}", r"model\.json: it holds a whole number of thousands of digits"),
         (b'{"architecture": "\xff"}', r"model\.json is not valid JSON: byte 18 is not UTF-8"),
         (b" " * (5 << 20), r"model\.json has 5,242,880 bytes"),

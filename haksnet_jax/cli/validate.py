@@ -63,6 +63,13 @@ def run(arguments):
     from haksnet_jax.preparation import validation, validation_report
 
     if arguments.class_folders:
+        others = ("images", "masks", "before", "after", "labels", "keep", "sheet")
+        given = [f"--{name}" for name in others if getattr(arguments, name)]
+        if given:
+            raise terminal.UsageError(
+                f"--class-folders and {given[0]}: expected one of them; classes are the folders' names, and training "
+                "measures the bands of their images itself"
+            )
         return _run_class_folders(arguments)
     class_names = classes.read_class_names(arguments.classes) if arguments.classes else None
     if arguments.masks:

@@ -47,6 +47,7 @@ def test_images_that_cannot_be_read_and_empty_classes_are_lost(splits, capsys):
     assert report.problems[3].path == str(val)
     assert program.main(["validate", "--class-folders", *map(str, splits)]) == 1
     assert "(something would be lost)" in capsys.readouterr().out
+    assert program.main(["validate", "--class-folders", str(train), "--keep"]) == 2
 
 
 def test_the_same_image_is_found_in_splits_classes_and_twice(splits):

@@ -11,6 +11,7 @@ from etils import epath
 from haksnet_jax import files, json_files, tasks
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
+from haksnet_jax.images import reader
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.images.reader import ImageFile
@@ -340,7 +341,7 @@ def evaluate_checkpoint(
         detections,
         labels_by_image,
         detector.class_names,
-        lambda name: source[position[name]]["image"],
+        lambda name: reader.picture(source[position[name]]["image"]),
         failed,
         warnings,
     )

@@ -41,6 +41,11 @@ def decode(data, name, settings=DEFAULT):
     return image.read(0, 0, image.width, image.height)
 
 
+def picture(pixels):
+    """[H, W, 3] to be drawn on, of pixels [H, W, C]: the first three bands, or the first one as grey."""
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+
+
 class ImageFile:
     """An image file, read as a whole or window by window.
 

@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.images import reader
 from haksnet_jax.inference.evaluator import Picture
 from haksnet_jax.pipeline import loader
 from haksnet_jax.results import visualize
@@ -138,7 +139,7 @@ class ClassificationEvaluator:
         wrong = np.flatnonzero(classes[:, 0] != labels)
         surest = heapq.nlargest(self._num_pictures, wrong, key=lambda index: scores[index, 0])
         if surest:
-            images = [self._source[int(index)]["image"].pixels()[..., :3] for index in surest]
+            images = [reader.picture(self._source[int(index)]["image"].pixels()) for index in surest]
             captions = [f"{names[labels[i]]}, taken for {names[classes[i, 0]]} {scores[i, 0]:.2f}" for i in surest]
             sheet = visualize.contact_sheet(images, captions, cell=240)
             path = folder / "mistakes.png"

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.images import reader
 from haksnet_jax.inference.session import make_step
 from haksnet_jax.pipeline import loader
 from haksnet_jax.results import visualize
@@ -166,7 +167,7 @@ class Evaluator:
         for index in order:
             shown = found[index]["scores"] >= settings.picture_score
             picture = visualize.draw_detections(
-                self._source[index]["image"],
+                reader.picture(self._source[index]["image"]),
                 *(found[index][name][shown] for name in ("boxes", "scores", "labels")),
                 self._source.class_names,
             )

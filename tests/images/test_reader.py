@@ -250,3 +250,9 @@ def test_a_thumbnail_shows_the_whole_image(tmp_path, monkeypatch):
         assert small.shape == (100, 140, 3) and factor == 0.25
         np.testing.assert_array_equal(small, cv2.resize(smooth, (140, 100), interpolation=cv2.INTER_AREA))
         assert image.thumbnail(1000)[0].shape == (400, 560, 3)
+
+
+@pytest.mark.parametrize("channels, shown", [(1, (0, 0, 0)), (2, (0, 0, 0)), (3, (0, 1, 2)), (5, (0, 1, 2))])
+def test_bands_of_any_number_are_drawn_as_a_picture(channels, shown):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, channels), np.uint8)
+    np.testing.assert_array_equal(reader.picture(pixels), pixels[..., list(shown)])

@@ -158,8 +158,49 @@ def run_settings(directory):
         if (place / "config.json").exists() and (place / "model.json").exists():
             from haksnet_jax.training.resume import config_history
 
-            return json_files.load(config_history(place)[-1])  # the newest: data may have moved since the run began
+            path = config_history(place)[-1]  # the newest: data may have moved since the run began
+            settings = json_files.load(path)
+            json_files.check(settings, _RUN_CONFIG, where=path)
+            return settings
     return None
+
+
+def _count(high):
+    return {"type": "integer", "minimum": 1, "maximum": high, "description": f"a whole number from 1 to {high}"}
+
+
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1, "description": "a number from 0 to 1"}
+# What evaluating takes from a run's configuration; the rest is looked at by those who use it.
+_RUN_CONFIG = {
+    "type": "object",
+    "description": "the configuration of a run",
+    "properties": {
+        "name": {"type": "string", "maxLength": 1000, "description": "a name"},
+        "task": {"type": "string", "maxLength": 100, "description": "the name of a task"},
+        "data": {"type": "object", "description": "an object of settings"},
+        "model": {"type": "object", "description": "an object of settings"},
+        "detection": {
+            "type": "object",
+            "description": "settings of detection",
+            "required": ["score_threshold", "iou_threshold", "max_detections"],
+            "properties": {
+                "score_threshold": _SHARE,
+                "iou_threshold": _SHARE,
+                "max_detections": _count(1_000_000),
+            },
+        },
+        "rpn": {
+            "type": "object",
+            "description": "settings of the RPN",
+            "required": ["candidates_per_level", "max_proposals", "iou_threshold"],
+            "properties": {
+                "candidates_per_level": _count(1_000_000),
+                "max_proposals": _count(1_000_000),
+                "iou_threshold": _SHARE,
+            },
+        },
+    },
+}
 
 
 def run_caps(settings):

@@ -98,8 +98,11 @@ _INFO_SCHEMA = {
             "items": {
                 "type": "object",
                 "description": "a split",
+                "required": ["name"],
                 "properties": {
                     "name": {"type": "string", "maxLength": 200, "description": "a name"},
+                    "numBytes": _NUMBER,
+                    "shardLengths": {"type": "array", "maxItems": 100_000, "items": _NUMBER, "description": "numbers"},
                     # Without folders: records lie beside their description.
                     "filepathTemplate": {"type": "string", "pattern": r"^[^/\\]{0,300}$", "description": "a file name"},
                 },

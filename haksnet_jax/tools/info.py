@@ -1,7 +1,6 @@
 """What a file or folder is: a model, a run, weights of PyTorch, an image, labels or records, as named facts."""
 
 import collections
-import json
 import pathlib
 import re
 
@@ -113,18 +112,26 @@ def _run_facts(folder):
     facts, folder = {}, pathlib.Path(folder)
     if not (folder / "config.json").exists():
         return {}
-    config = json.loads((folder / "config.json").read_text())
+    config = _object_in(folder / "config.json")
     steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
     facts["configuration"] = config.get("name", "")
     facts["checkpoints"] = f"steps {', '.join(map(str, steps))}" if steps else "none"
     facts["best"] = str(folder / "best") if (folder / "best").exists() else "none yet"
     if (folder / "result.json").exists():
-        card = json.loads((folder / "result.json").read_text())["facts"]
+        card = _object_in(folder / "result.json").get("facts")
+        card = card if isinstance(card, dict) else {}
         shown = ("steps", "global_batch", "learning_rate", "pretrained", "hardware", "seed", "commit", "jax", "date")
         facts["training"] = {name.replace("_", " "): str(card[name]) for name in shown if card.get(name) is not None}
     else:
         facts["training"] = "not at its end: the same command goes on"
     return {"run": facts}
+
+
+def _object_in(path):
+    """The object that a JSON file holds."""
+    found = json_files.load(path)
+    json_files.check(found, {"type": "object", "description": "an object"}, where=path)
+    return found
 
 
 def _weights(path):
@@ -247,7 +254,10 @@ def _labels(path):
 
 
 def _records(path):
-    info = json.loads((path / "dataset_info.json").read_text())
+    from haksnet_jax.pipeline import prepared
+
+    prepared.check(path)
+    info = json_files.load(path / "dataset_info.json")
     splits = {}
     for split in info.get("splits", ()):
         lengths = [int(length) for length in split.get("shardLengths", ())]

@@ -11,6 +11,7 @@ from bright_objects import CLASS_NAMES, save_tiny, scene, use_bright_objects
 
 from haksnet_jax.cli import evaluation, program, submission
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.labels.dota import format_label_line
@@ -367,3 +368,26 @@ def test_the_options_for_gpus_are_ones_that_this_release_of_jax_knows(monkeypatc
     for options in all_options:
         # The CPU compiler takes the names and values of the other compilers' options, too, and refuses unknown ones.
         assert jax.jit(lambda x: x + 1, compiler_options=options(mesh))(1) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda c: c["detection"].update(score_threshold="0.05"), r"detection\.score_threshold is '0\.05', expected"),
+        (lambda c: c["detection"].pop("max_detections"), r"detection\.max_detections is missing"),
+        (lambda c: c["rpn"].update(max_proposals=0), r"rpn\.max_proposals is 0, expected a whole number"),
+        (lambda c: c.update(data=[1]), r"data is a list of 1, expected an object"),
+    ],
+)
+def test_a_configuration_of_a_run_that_cannot_be_one_is_one_sentence(change, expected, tmp_path):
+    settings = {
+        "detection": {"score_threshold": 0.05, "iou_threshold": 0.1, "max_detections": 100},
+        "rpn": {"candidates_per_level": 200, "max_proposals": 200, "iou_threshold": 0.8},
+        "data": {},
+    }
+    change(settings)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=rf"config\.json: {expected}"):
+        evaluation.run_config(tmp_path / "best")

@@ -10,7 +10,7 @@ import numbers
 import pathlib
 from typing import NamedTuple
 
-from haksnet_jax import files
+from haksnet_jax import files, json_files
 from haksnet_jax.errors import UserError
 
 FILE = "image_settings.json"  # in a folder of images or records
@@ -160,11 +160,14 @@ def read_folder(folder):
     path = pathlib.Path(folder) / FILE
     if not path.is_file():
         return ImageSettings(), {}
-    try:
-        values = json.loads(path.read_bytes())
-        values = dict(values)
-    except (ValueError, TypeError, RecursionError):
-        raise UserError(f"{path} is damaged: make it again (validate, split and build write it) or remove it") from None
+    values = json_files.load(path, max_bytes=2**20)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object, got {str(values)[:80]!r}; make it again (validate --keep, split)")
+    for name in ("mean", "std"):
+        numbers_of = values.get(name, [])
+        least = 0 if name == "std" else -math.inf
+        if not isinstance(numbers_of, list) or not all(_is_number(one) and one >= least for one in numbers_of):
+            raise UserError(f"{path}: {name}: expected a number for each band, got {str(numbers_of)[:80]!r}")
     own = {name: values.pop(name) for name in ImageSettings._fields if name in values}
     return from_json(own, path), values
 

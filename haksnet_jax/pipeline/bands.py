@@ -63,7 +63,8 @@ def _statistics(config, kept, paths, settings):
     channels = settings.num_channels
     values = [kept.get(name) for name in ("mean", "std")]
     if all(isinstance(value, list) and len(value) == channels for value in values):
-        return tuple(tuple(map(float, value)) for value in values)
+        mean, std = (tuple(map(float, value)) for value in values)
+        return mean, tuple(value or 1.0 for value in std)
     if not paths:
         raise UserError(
             f"model.pixel_mean and model.pixel_std: expected a number for each of the {channels} bands, got "

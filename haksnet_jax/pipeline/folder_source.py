@@ -253,6 +253,9 @@ class FolderSource:
             return [Problem(path, 0, Reason.UNREADABLE_IMAGE, detail)]
         polygons, labels, _ = self.labels(index).values()
         problems = []
+        if not decode and header.pages > 1:
+            detail = f"the file holds {header.pages} images, of which the first is read"
+            problems.append(Problem(path, 0, Reason.SEVERAL_PAGES, detail))
         for row, fraction in enumerate(outside_fraction(polygons, width, height)):
             if fraction > 0:
                 reason = "wholly_outside" if fraction == 1 else "partly_outside"

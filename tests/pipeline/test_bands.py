@@ -166,3 +166,14 @@ def test_validate_measures_the_bands_and_training_finds_them(folder, capsys):
     config = bands.completed(configuration(), (folder,))
     assert (config.data.bands, config.model.pixel_mean) == ((3, 2, 1), (35.0, 25.0, 15.0))
     assert config.model.pixel_std == (5.0, 5.0, 5.0)
+
+
+BAD_SETTINGS = ("{", "[]", '{"bands": {}}', '{"bands": [1], "mean": ["a"]}', '{"std": [-1]}', '{"limits": [5, 1]}')
+BAD_SETTINGS += ("[" * 9999,)
+
+
+@pytest.mark.parametrize("text", BAD_SETTINGS)
+def test_damaged_settings_beside_images_are_one_sentence(folder, text):
+    (folder / image_settings.FILE).write_text(text)
+    with pytest.raises(UserError, match=r"image_settings\.json"):
+        bands.completed(configuration(), (folder,))

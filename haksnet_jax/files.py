@@ -38,7 +38,9 @@ def reachable(path):
         try:
             fsspec.get_filesystem_class("gcs" if scheme == "gs" else scheme)
         except (ImportError, ValueError) as error:
-            raise UserError(f"{path}: {error}; for gs:// paths: pip install 'haksnet_jax[gcs]'") from error
+            raise UserError(
+                f"{path}: {error}; for gs:// paths: pip install gcsfs google-cloud-storage google-cloud-storage-control"
+            ) from error
     return epath.Path(path)
 
 

@@ -207,7 +207,7 @@ def _finish(item, arguments, predictor, folder, say):
         visualize.write_image(folder / "overlays" / f"{item.name}.jpg", _overlay(item, predictor))
     if arguments.polygons:
         if not map_files.has_rasterio():
-            raise UserError("--polygons needs rasterio: pip install 'haksnet_jax[geo]'")
+            raise UserError("--polygons needs rasterio: pip install rasterio")
         (folder / "polygons").mkdir(exist_ok=True)
         written, left_out = map_files.write_polygons(
             folder / "polygons" / f"{item.name}.geojson", item.target, predictor.class_names,

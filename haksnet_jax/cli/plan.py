@@ -3,7 +3,7 @@
     haksnet plan --config=dota_ms --topology=v5e:16x16
     haksnet plan --config=ssdd --topology=h100:8 --images=814 --json=plan.json
 
-For a TPU slice the true training step is compiled by the TPU compiler (`pip install 'haksnet_jax[plan]'`, on any x86
+For a TPU slice the true training step is compiled by the TPU compiler (`pip install 'jax[tpu]'`, on any x86
 machine with Linux). For GPUs, whose compiler needs the GPU, the step is compiled for this machine's processor where it
 has no GPU, and the numbers are an estimate. Exit status 1: it does not fit.
 """

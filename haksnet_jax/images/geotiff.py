@@ -8,7 +8,7 @@ import numpy as np
 
 from haksnet_jax.images.headers import ImageError
 
-EXTRA = "pip install 'haksnet_jax[geo]'"
+EXTRA = "pip install rasterio"
 
 
 def import_rasterio(what):

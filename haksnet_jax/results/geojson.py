@@ -42,7 +42,7 @@ def read_georeference(path):
     try:
         import rasterio
     except ImportError:
-        return None, "GeoJSON needs rasterio: pip install 'haksnet_jax[geo]'"
+        return None, "GeoJSON needs rasterio: pip install rasterio"
     try:
         if read_header(path).orientation != 1:
             return (

@@ -390,4 +390,4 @@ def test_a_configuration_of_a_run_that_cannot_be_one_is_one_sentence(change, exp
     (tmp_path / "model.json").write_text("{}")
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=rf"config\.json: {expected}"):
-        evaluation.run_config(tmp_path / "best")
+        evaluation.run_settings(tmp_path / "best")

@@ -9,6 +9,7 @@ The connections of the meeting stay open while the run goes on: where one ends, 
 with a sentence, instead of waiting for it in a sum over all devices.
 """
 
+import contextlib
 import json
 import secrets
 import socket
@@ -20,6 +21,7 @@ import numpy as np
 from haksnet_jax import files
 from haksnet_jax.distributed import meeting, watch
 from haksnet_jax.distributed.membership import HostsError, Membership, find_membership
+from haksnet_jax.errors import UserError
 from haksnet_jax.results.card import code_version
 from haksnet_jax.version import __version__
 
@@ -171,6 +173,32 @@ def require_same_folder(folder, *, patience=10.0):
     finally:
         if path is not None:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held_by_first(folder):
+    """`files.held` by host 0, for a run that all hosts make: where it is in use, all of them end with that sentence.
+
+    Args:
+      folder: exists, and is the same for all hosts.
+
+    Raises:
+      UserError: on host 0: another process holds it.
+      HostsError: on the others, the same.
+    """
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(files.held(folder))
+            except UserError as error:
+                refused = error
+        # One that ended alone would tear the others out of their next exchange.
+        if jax.process_count() > 1 and (told := _exchange({"refused": refused and str(refused)})[0]["refused"]):
+            raise refused or HostsError(told)
+        if refused:
+            raise refused
+        yield
 
 
 def _reads(path, text):

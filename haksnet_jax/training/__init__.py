@@ -1,1 +1,1 @@
-"""The training loop and its rooms: state, step, resume, stop, log, checkpoint."""
+"""The training loop and its rooms: state, step, resume, stop, log, optimizer, checkpoint, executables."""

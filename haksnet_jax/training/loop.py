@@ -51,8 +51,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, resume_policy: str = 
     workdir.mkdir(parents=True, exist_ok=True)
     hosts.require_same_folder(workdir)
     with contextlib.ExitStack() as held:
-        if jax.process_index() == 0:  # it writes for all hosts
-            held.enter_context(files.held(workdir))
+        held.enter_context(hosts.held_by_first(workdir))  # (host 0 writes for all)
         # Kernels that the compiler cannot split ask the mesh for the devices' shares.
         held.enter_context(jax.set_mesh(mesh))
         stop = held.enter_context(StopRequest())

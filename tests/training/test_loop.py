@@ -16,6 +16,7 @@ from bucket import local_bucket
 from flax import nnx
 
 from haksnet_jax import files, tasks
+from haksnet_jax.distributed import hosts
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.training import log, loop, resume, stop
@@ -230,6 +231,22 @@ def test_a_second_process_on_a_folder_is_told_who_holds_it(tmp_path):
     with files.held(tmp_path), pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on .*, since"):
         loop.run(dummy_task.make_config(), tmp_path)
     assert loop.run(dummy_task.make_config(), tmp_path)["facts"]["steps"] == 4
+
+
+@pytest.mark.parametrize(("host", "kind"), [(0, UserError), (1, hosts.HostsError)])
+def test_all_hosts_end_together_where_the_folder_is_in_use(tmp_path, monkeypatch, host, kind):
+    told = []
+
+    def exchange(record):  # as host 0's reaches every host
+        told.append(record)
+        return [record if host == 0 else {"refused": f"{tmp_path} is in use by another run"}]
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: host)
+    monkeypatch.setattr(hosts, "_exchange", exchange)
+    with files.held(tmp_path), pytest.raises(kind, match="is in use by"), hosts.held_by_first(tmp_path):
+        pass
+    assert len(told) == 1 and bool(told[0]["refused"]) == (host == 0)
 
 
 _BUSY = """

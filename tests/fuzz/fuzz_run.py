@@ -140,7 +140,7 @@ def main():
     # What is loaded at the first use is loaded now: afterwards every import is a file's doing.
     for name in arguments.families.split(","):
         guard.seen.clear()
-        fuzz(name, arguments.folder / f"first-{name}", Silent(), seed="first", num_files=300, seconds=60)
+        fuzz(name, arguments.folder / f"first-{name}", Silent(), seed="first", num_files=100, seconds=3)
     with open("/proc/self/statm") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + BYTES, resource.RLIM_INFINITY))

@@ -112,7 +112,7 @@ def test_folders_from_before_there_were_sums_load(write, tmp_path):
     assert len(arrays) == 2 and info == INFO
 
 
-@pytest.mark.parametrize("size", [0, 10, 100, 1000])
+@pytest.mark.parametrize("size", [10, 1000])
 def test_a_cut_checkpoint_without_sums_is_one_sentence_and_nothing_around_it(size, tmp_path):
     folder = _alone(tmp_path / "model")
     (folder / sums.MANIFEST_FILE).unlink()

@@ -82,6 +82,25 @@ def test_predict_writes_maps_overlays_and_areas(run, tmp_path, capsys):
     assert "segments single images" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("head", ["difference", "exchange"])
+def test_a_batch_of_pairs_has_a_loss_of_parts(tmp_path, head):
+    write_change_folder(tmp_path, num=1)
+    config = tiny(change_folder.get_config(), tmp_path)
+    with config.unlocked():
+        config.model.head = head
+    config = change.prepared(config)
+    graph, *state = nnx.split(change.build_model(config, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
+    batch = {n: jax.ShapeDtypeStruct((2, *shape), dtype) for n, (shape, dtype) in change.batch_arrays(config).items()}
+
+    def loss_of(state, batch):
+        return change.loss(config)(nnx.merge(graph, *state), batch, jax.random.key(0))
+
+    loss, parts = jax.eval_shape(loss_of, [nnx.as_pure(part) for part in state], batch)
+    assert loss.shape == () and {"loss", "loss_ce", "loss_dice", "accuracy"} <= set(parts)
+    assert ("loss_auxiliary" in parts) == (head == "difference")
+
+
+@pytest.mark.slow
 def test_a_change_detector_learns_pairs(tmp_path):
     write_change_folder(tmp_path)
     config = change.prepared(tiny(change_folder.get_config(), tmp_path))

@@ -271,8 +271,8 @@ def open_split(
 class _Readable:
     """A source in which an image that cannot be read is a single black pixel, so that the others are evaluated."""
 
-    def __init__(self, source):
-        self._source = source
+    def __init__(self, source, num_channels):
+        self._source, self._num_channels = source, num_channels
 
     def __len__(self):
         return len(self._source)
@@ -286,7 +286,8 @@ class _Readable:
         try:
             return self._source[index]
         except (OSError, ValueError):
-            return {"image": np.zeros((1, 1, 3), np.uint8), "image_id": self._source.image_ids[index]}
+            image = np.zeros((1, 1, self._num_channels), np.uint8)
+            return {"image": image, "image_id": self._source.image_ids[index], **self._source.labels(index)}
 
 
 def evaluate_checkpoint(
@@ -355,7 +356,7 @@ def evaluate_checkpoint(
             "no object is labelled, so there is nothing to score: add --output=DIR for the predictions, which "
             "`haksnet submit` packs"
         )
-    readable = _Readable(source)
+    readable = _Readable(source, detector.image_settings.num_channels)
     if resize == "auto":
         resize = "auto" if images and not _all_fit(images, detector.input_size) else "fit"
     is_square = len(set(detector.input_size)) == 1  # else it lies as the image does, which the batches cannot

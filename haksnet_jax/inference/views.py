@@ -88,7 +88,7 @@ def settings_of(options):
     known = list(Settings._fields)
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
             meant = f"is {near[0]} meant? There are" if near else "there are"
             raise UserError(f"unknown option {name!r}: {meant} {', '.join(known)}")
     settings = Settings(**options)

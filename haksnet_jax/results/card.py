@@ -41,22 +41,30 @@ _COUNTS = {"num_gts": "objects", "num_detections": "detections", "num_images": "
 
 
 def _cell(value):
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    """A measure in percent, or a count."""
+    return "" if value is None else f"{100 * value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _fact(name, value):
+    if name.startswith("best_") and isinstance(value, float):
+        return f"{100 * value:.2f} %"
+    return value
 
 
 def as_markdown(card):
-    """A result card as a readable page.
+    """A result card as a readable page: measures in percent, facts that are not known left out.
 
     Args:
       card: dict with "facts" ({name: value}), and where the run was evaluated "mean" ({measure: value}) and "classes"
         ({class: {measure or count: value}}), as a task's result gives them.
     """
     lines = [f"# {card['facts']['config']}", "", "| | |", "|---|---|"]
-    lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in card["facts"].items() if name != "config"]
+    facts = {name: value for name, value in card["facts"].items() if name != "config" and value is not None}
+    lines += [f"| {name.replace('_', ' ')} | {_fact(name, value)} |" for name, value in facts.items()]
     if "mean" in card:
         rows = {"**mean**": card["mean"], **card["classes"]}
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-        lines += ["", "| class | " + " | ".join(_COUNTS.get(name, name) for name in columns) + " |"]
+        lines += ["", "| class | " + " | ".join(_COUNTS.get(name, f"{name} %") for name in columns) + " |"]
         lines += ["|---|" + "---|" * len(columns)]
         lines += [f"| {name} | " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for name, row in rows.items()]
     return "\n".join(lines) + "\n"

@@ -360,6 +360,18 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_scored(data, t
     assert "       3           3" in out  # the objects and detections of the other image
 
 
+@pytest.mark.parametrize("resize", ["fit", "tile"])
+def test_an_image_damaged_in_its_middle_is_named_and_the_others_are_scored(data, tiny, capsys, resize):
+    path = data / "images" / "small.png"
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 0xFF  # a byte of the compressed pixels: headers and end are as they were
+    path.write_bytes(whole)
+    command = (f"--checkpoint={tiny}", f"--images={data / 'images'}", f"--labels={data / 'labels'}")
+    status, out, err = run(capsys, *command, f"--resize={resize}")
+    assert status == 1 and "small.png" in err and "1 image could not be read and not scored: small" in err
+    assert "       3           3" in out
+
+
 def test_the_options_for_gpus_are_ones_that_this_release_of_jax_knows(monkeypatch):
     all_options = devices.detection_options, devices.training_options
     mesh = devices.data_mesh(jax.devices()[:1])

@@ -1,4 +1,4 @@
-"""Runs a detector that `haksnet export` wrote, with JAX and OpenCV alone: this package is not needed.
+"""Runs a detector that `haksnet export` wrote, with JAX and OpenCV alone (pip install jax flatbuffers opencv-python).
 
 haksnet export --checkpoint=demo --output=demo.stablehlo
 python examples/load_stablehlo.py demo.stablehlo image.png

@@ -157,7 +157,7 @@ def _damage_node(draw, root):
             places.append((node, key))
             stack.append(node[key])
     if not places or draw.random() < 0.02:
-        return draw.choice(VALUES)
+        return copy.deepcopy(draw.choice(VALUES))  # (it may be changed next)
     container, key = draw.choice(places)
     kind = draw.randrange(6)
     if kind < 3:

@@ -27,17 +27,20 @@ def load(directory, **options):
 
     Returns:
       What its task asks for: `inference.predictor.Detector`, which called with an image, a folder or a list gives
-      `Detections`; of a segmenter or change detector `inference.dense_predictor.DensePredictor`.
+      `Detections`; of a segmenter or change detector `inference.dense_predictor.DensePredictor`; of a classifier
+      `inference.image_classifier.ImageClassifier`.
 
     Raises:
       UserError: nothing usable is there, or an option cannot be used.
     """
     # here: they load JAX, which importing the package alone should not
-    from haksnet_jax.inference import dense_predictor, predictor
+    from haksnet_jax.inference import dense_predictor, image_classifier, predictor
     from haksnet_jax.weights import model_folder
 
     info_path = model_folder.resolve(directory)[1]
     task = model_folder.read_model_info(info_path).get("task") if info_path.exists() else None
+    if task == "classification":
+        return image_classifier.load(directory, **options)
     return (dense_predictor if task in dense_predictor.TASKS else predictor).load(directory, **options)
 
 

@@ -184,13 +184,13 @@ def _check_detector(model_info):
     if unknown:
         raise CheckpointError(f"model.json has settings that this version does not know: {', '.join(sorted(unknown))}")
     wanting = model_info.get("without_value", ())
-    if wanting and architecture["fpn_channels"] is not None:
+    if wanting and architecture.get("fpn_channels") is not None:
         shown = ", ".join(wanting[:3]) + (f" and {len(wanting) - 3} more" if len(wanting) > 3 else "")
         raise CheckpointError(
             f"{len(wanting)} of its parameters have no value (it was converted with --allow-missing): {shown}; "
             "train it first, with --config.init"
         )
-    if not architecture["num_classes"] or architecture["fpn_channels"] is None:
+    if not architecture["num_classes"] or architecture.get("fpn_channels") is None:
         raise CheckpointError("it holds a backbone without a detector's heads; convert or train a whole detector")
     if len(model_info["class_names"]) != architecture["num_classes"]:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Confusion matrices and their measures: hand-made counts, plain loops, and numbers recorded with scikit-learn 1.7."""
+"""Confusion matrices and their measures: hand-made counts and plain loops; scikit-learn is asked in tests/tasks."""
 
 import numpy as np
 import pytest

@@ -531,8 +531,9 @@ def measure_pipeline(folder, image, batch):
     return Row("input_pipeline/core", 1e3 * seconds * batch, 1 / seconds, None, None, None)
 
 
-def measure_end_to_end(part, folder, image, batch, num_workers):
-    """Row of a training step fed by worker processes, and the share of the time that it waits for them."""
+def measure_end_to_end(part, folder, image, batch, num_workers, *, mesh=None):
+    """Row of a training step on a mesh (default: the first device) fed by worker processes; says how long it waits."""
+    mesh = mesh or _mesh()
     compiled, seconds, memory = compile_part(part)
     batches = train_batches(
         _tiles(folder, image), batch_size=batch, image_size=(image, image), max_boxes=OBJECTS, seed=0,
@@ -546,7 +547,7 @@ def measure_end_to_end(part, folder, image, batch, num_workers):
         before = time.perf_counter()
         rows = next(stream)
         waited += time.perf_counter() - before
-        arrays = devices.place_batch(_mesh(), {name: rows[name] for name in names})
+        arrays = devices.place_batch(mesh, {name: rows[name] for name in names})
         state, metrics = compiled(state, arrays, learning_rate)
         steps += 1
         if steps == 5 and start is None:  # workers started, queues filled
@@ -576,27 +577,8 @@ def profile(part, steps=5):
     for match in re.finditer(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", compiled.as_text(), re.MULTILINE):
         pieces[match[1].replace(".", "_").replace("-", "_")] = match[2]
     seconds, arguments = time_calls(compiled, part.arguments, state=part.state)
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(steps):
-                result = compiled(*arguments)
-                arguments = (result[0], *arguments[1:]) if part.state else arguments
-            jax.block_until_ready(result)
-        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
-        data = jax.profiler.ProfileData.from_file(str(path))
-    kernels = collections.defaultdict(lambda: [0, 0.0])
-    for plane in data.planes:
-        if not plane.name.startswith("/device:"):
-            continue
-        for line in plane.lines:
-            if not line.name.startswith("Stream"):
-                continue
-            for event in line.events:
-                facts = dict(event.stats)
-                name = str(facts.get("hlo_op") or event.name).replace(".", "_").replace("-", "_")
-                entry = kernels[name, pieces.get(name, "")]
-                entry[0] += 1
-                entry[1] += event.duration_ns / 1e6 / steps
+    recorded = kernel_times(compiled, arguments, state=part.state, steps=steps)
+    kernels = {(name, pieces.get(name, "")): entry for name, entry in recorded.items()}
     busy = sum(entry[1] for entry in kernels.values())
     count = sum(entry[0] for entry in kernels.values()) // steps
     print(f"\n{part.name}: {1e3 * seconds:.2f} ms a call, device busy {busy:.2f} ms, {count} kernels a call")
@@ -611,6 +593,42 @@ def profile(part, steps=5):
     print("  longest kernels:")
     for (name, piece), entry in sorted(kernels.items(), key=lambda item: -item[1][1])[:40]:
         print(f"  {entry[1]:8.3f} ms  {entry[0] // steps:4d} x  {name:40s} {piece[-110:]}")
+
+
+def kernel_times(compiled, arguments, *, state=False, steps=5):
+    """Records how long each kernel keeps the devices busy.
+
+    Args:
+      compiled: function of the arguments.
+      arguments: tuple.
+      state: see `Part`.
+      steps: calls that are recorded.
+
+    Returns:
+      {name of the kernel: [launches in all, milliseconds a call]}, summed over this process's devices; empty where the
+      backend's profile names no kernels.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                result = compiled(*arguments)
+                arguments = (result[0], *arguments[1:]) if state else arguments
+            jax.block_until_ready(result)
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(path))
+    kernels = collections.defaultdict(lambda: [0, 0.0])
+    for plane in data.planes:
+        if not plane.name.startswith("/device:"):
+            continue
+        for line in plane.lines:
+            if not line.name.startswith("Stream"):
+                continue
+            for event in line.events:
+                facts = dict(event.stats)
+                entry = kernels[str(facts.get("hlo_op") or event.name).replace(".", "_").replace("-", "_")]
+                entry[0] += 1
+                entry[1] += event.duration_ns / 1e6 / steps
+    return dict(kernels)
 
 
 def _short(op_name):

@@ -305,7 +305,7 @@ def test_a_run_is_evaluated_on_its_own_split(data, tiny, capsys, tmp_path):
                 "val": {"images_dir": "images", "labels_dir": "labels"},
             },
             "rpn": {"candidates_per_level": 100, "max_proposals": 100, "iou_threshold": 0.8},
-            "detection": {"score_threshold": 0.05, "max_detections": 50},
+            "detection": {"score_threshold": 0.05, "iou_threshold": 0.1, "max_candidates": 512, "max_detections": 50},
         }
     )
     arrays, info = model_folder.load_model(tiny)

@@ -81,7 +81,9 @@ def test_a_block_gives_the_recorded_output_gradients_and_statistics(golden, mode
     fixture = golden("backbone_blocks")
     name = f"block_{mode}"
     manifest = fixture.manifest["blocks"][name]
-    block = _with_weights(lambda r: haksnet.Block(16, 4, dtype=jnp.float32, rngs=r), manifest, BLOCK, ATTENTION)
+    block = _with_weights(
+        lambda r: haksnet.Block(16, 4, momentum=0.9, dtype=jnp.float32, rngs=r), manifest, BLOCK, ATTENTION
+    )
     graph, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
     params, stats = nnx.as_pure(params), nnx.as_pure(stats)
 
@@ -119,7 +121,9 @@ def test_patch_embedding_gives_the_recorded_output_and_statistics(golden, name, 
     channels_in, channels, size, stride = ((3, 16, 7, 4), (16, 24, 3, 2))[stage]
     architecture = {**BLOCK_ARCHITECTURE, "channels": [16, 24], "depths": [0, 0], "mlp_ratios": [8, 8]}
     module = _with_weights(
-        lambda r: haksnet.PatchEmbedding(channels_in, channels, size=size, stride=stride, dtype=jnp.float32, rngs=r),
+        lambda r: haksnet.PatchEmbedding(
+            channels_in, channels, size=size, stride=stride, momentum=0.9, dtype=jnp.float32, rngs=r
+        ),
         fixture.manifest["blocks"][name],
         f"backbone.patch_embed{stage + 1}.",
         f"backbone.stages.{stage}.patch_embed.",

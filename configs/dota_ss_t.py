@@ -42,7 +42,6 @@ def get_config():
     config.model.channels = ()  # empty: those of the named size; upstream: embed_dims
     config.model.depths = ()  # (the same)
     config.model.mlp_ratios = ()  # (the same)
-    config.model.in_channels = 3  # bands of an image
     config.model.fpn_channels = 256
     config.model.hidden = 1024  # upstream: fc_out_channels
     config.model.drop_path_rate = 0.1

@@ -1,1 +1,1 @@
-"""Programs that look at the rest: plan, benchmark, parity. Nothing imports them."""
+"""Programs that look at the rest: plan, benchmark, parity, doctor, info, export. Only the commands import them."""

@@ -42,8 +42,10 @@ class Proposals(NamedTuple):
     valid: jax.Array
 
 
-class Detections(NamedTuple):
-    """Classified boxes, after suppression.
+class PaddedDetections(NamedTuple):
+    """Classified boxes of a batch on the devices, after suppression, padded to a fixed number.
+
+    What a user gets of one image, without padding, is `results.detections.Detections`.
 
     Attributes:
       boxes: [B, N, 5] float32 boxes in pixels of the image, its resizing undone, best first; le90, but that factors of

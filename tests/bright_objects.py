@@ -12,7 +12,7 @@ from reference_weights import make_state_dict
 from haksnet_jax.geometry.polygons import polygons_to_boxes
 from haksnet_jax.inference import evaluator, session
 from haksnet_jax.labels.classes import CLASSES
-from haksnet_jax.structures import Detections
+from haksnet_jax.structures import PaddedDetections
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.torch_weights import from_torch, read_architecture
 
@@ -58,7 +58,7 @@ class BrightObjects:
                 rows.append((boxes, scores, labels, scores > score, 0))
             boxes, scores, labels, valid, cut = map(np.stack, zip(*rows, strict=True))
             boxes = boxes / np.concatenate([scale, scale, np.ones((len(scale), 1))], axis=1)[:, None]
-            return Detections(
+            return PaddedDetections(
                 boxes.astype(np.float32),
                 scores.astype(np.float32),
                 labels.astype(np.int32),

@@ -31,8 +31,8 @@ def make_step(graph, mesh, *, proposal_caps, detection_caps):
       proposal_caps, detection_caps: see `OrientedRCNN.detect`; a score threshold in them is not used.
 
     Returns:
-      (variables, images [B, H, W, 3], image_size [B, 2], scale [B, 2], score) -> Detections, where variables is
-      {"params", "batch_stats"}. The lowest score is an argument, so that another one is not another program to compile.
+      (variables, images [B, H, W, 3], image_size [B, 2], scale [B, 2], score) -> PaddedDetections, where variables
+      is {"params", "batch_stats"}. The lowest score is an argument, so that another one is no other program to compile.
     """
 
     def detect(variables, images, image_size, scale, score):
@@ -129,7 +129,7 @@ class Session:
           all_candidates: no (box, class) pair above the score is left out before the suppression.
 
         Returns:
-          structures.Detections [B, ...] in pixels before the resizing, perhaps still being computed.
+          structures.PaddedDetections [B, ...] in pixels before the resizing, perhaps still being computed.
         """
         mesh = self._meshes[spread]
         key = (mesh.devices.size, all_candidates)
@@ -156,7 +156,7 @@ class Session:
           images, image_size, scale, score: as they were given to it.
 
         Returns:
-          structures.Detections of numpy arrays; `num_cut` counts what the model's own caps left out.
+          structures.PaddedDetections of numpy arrays; `num_cut` counts what the model's own caps left out.
         """
         output = jax.device_get(output)
         if "max_candidates" in self.detection_caps or not output.num_cut.any():

@@ -125,7 +125,7 @@ class OrientedRCNN(nnx.Module):
           detection_caps: keyword arguments of `roi_head.select_detections`.
 
         Returns:
-          Detections in pixels of the images before they were resized.
+          PaddedDetections in pixels of the images before they were resized.
         """
         features = self.features(images, image_size)
         logits, deltas = self.rpn(features)

@@ -9,7 +9,7 @@ from haksnet_jax.geometry.nms import nms_rotated
 from haksnet_jax.kernels.roi_align import roi_levels, rotated_roi_align
 from haksnet_jax.models.initializers import xavier_normal
 from haksnet_jax.models.layers import OutputLinear
-from haksnet_jax.structures import Detections
+from haksnet_jax.structures import PaddedDetections
 from haksnet_jax.target import over_mesh
 
 
@@ -109,8 +109,8 @@ def select_detections(
       max_detections: detections of an image at most.
 
     Returns:
-      Detections [B, max_detections, ...] in pixels of the image before its resizing, best first; `num_cut` counts what
-      either cap left out.
+      PaddedDetections [B, max_detections, ...] in pixels of the image before its resizing, best first; `num_cut` counts
+      what either cap left out.
     """
 
     def one_image(logits, deltas, boxes, valid, image_size, scale):
@@ -138,7 +138,7 @@ def select_detections(
         kept = jnp.pad(kept, (0, padding))
         kept_index = jnp.pad(kept_index, (0, padding))
         cut_before = (candidates > 0).sum() - (top > 0).sum()
-        return Detections(
+        return PaddedDetections(
             boxes=top_boxes[kept_index],
             scores=jnp.where(kept, top[kept_index], 0.0),
             labels=jnp.where(kept, labels[kept_index], 0),

@@ -1,19 +1,27 @@
 """Masks: files whose pixels are classes, as numbers or as colours. Read here alone, so that all see the same labels."""
 
+import contextlib
 import pathlib
 import re
-import struct
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.images.headers import MAX_PIXELS
+from haksnet_jax.labels import encodings
+from haksnet_jax.labels.problems import printable
 
 IGNORED = 255  # the label of pixels that neither loss nor score looks at
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp")
 MAX_CLASSES = 254
 _SHOWN = 6  # values that a message names
+_MODES = ("P", "1", "L", "I", "I;16", "I;16B", "I;16L", "RGB", "RGBA", "LA")  # Pillow's, of masks
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns beyond it and refuses beyond its double
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files, which are named in our own words
 
 
 class Legend(NamedTuple):
@@ -75,9 +83,11 @@ def read_palette(path):
     """
     path = pathlib.Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the palette cannot be read: {error}") from error
+        lines = encodings.decode(path.read_bytes()).splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: the palette cannot be read: {error.strerror or error}") from error
+    except encodings.EncodingError as error:
+        raise UserError(f"{path}:{error.line}: {error}") from None
     return parse_palette(lines, path)
 
 
@@ -145,6 +155,9 @@ def read_mask(path, legend):
     pixels, opaque = _read_pixels(pathlib.Path(path), colours=legend.colours is not None)
     if pixels.ndim == 3:
         labels, unknown = _labels_of_colours(pixels, legend.colours)
+    elif pixels.min(initial=0) < 0 or pixels.max(initial=0) >= 2**16:
+        found = f"{pixels.min()} to {pixels.max()}"
+        raise UserError(f"{path}: expected values of a mask between 0 and 65535, got {found}")
     else:
         labels, unknown = _labels_of_numbers(pixels, legend.values)
     if opaque is not None:
@@ -158,8 +171,20 @@ def read_mask_size(path):
         return image.height, image.width
 
 
-def _opened(path):
+@contextlib.contextmanager
+def _naming(path, what):
+    """Makes one sentence of what Pillow's decoders raise for a damaged file: nearly any kind of error."""
     try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        reason = printable(" ".join(str(error).split()))[:200] or type(error).__name__
+        raise UserError(f"{path}: the mask cannot be {what}: {reason}") from error
+
+
+def _opened(path):
+    with _naming(path, "read"):
         with open(path, "rb") as file:
             magic = file.read(3)
         if magic == b"\xff\xd8\xff":
@@ -168,25 +193,16 @@ def _opened(path):
                 "was made of"
             )
         return Image.open(path)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: the mask cannot be read: {error!s:.200}") from error
 
 
 def _read_pixels(path, *, colours):
     """(pixels [H, W] of numbers or [H, W, 3] of colours, [H, W] bool which are opaque, or None for all)."""
     with _opened(path) as image:
         mode = image.mode
-        try:
-            if mode == "P":
-                pixels = np.asarray(image.convert("RGB") if colours else image)
-            elif mode in ("1", "L", "I", "I;16", "I;16B", "I;16L", "RGB", "RGBA", "LA"):
-                pixels = np.asarray(image)
-            else:
-                raise UserError(f"{path}: expected a mask of whole numbers or colours of 8 bits, got PIL's mode {mode}")
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path}: the mask cannot be decoded: {error!s:.200}") from error
+        if mode not in _MODES:
+            raise UserError(f"{path}: expected a mask of whole numbers or colours of 8 bits, got PIL's mode {mode}")
+        with _naming(path, "decoded"):
+            pixels = np.asarray(image.convert("RGB") if mode == "P" and colours else image)
     opaque = None
     if mode in ("RGBA", "LA"):
         opaque = pixels[..., -1] > 0
@@ -211,8 +227,6 @@ def _read_pixels(path, *, colours):
 
 def _labels_of_numbers(pixels, values):
     size = int(pixels.max(initial=0)) + 1
-    if pixels.min(initial=0) < 0 or size > 2**16:
-        raise UserError(f"expected values of a mask between 0 and 65535, got {pixels.min()} to {pixels.max()}")
     table = np.full(size, IGNORED, np.uint8)
     known = np.zeros(size, bool)
     for value, label in values.items():

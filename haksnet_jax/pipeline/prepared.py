@@ -87,10 +87,15 @@ _SCHEMA = {
 _INFO_SCHEMA = {
     "type": "object",
     "description": "the description of a data set",
+    "required": ["name", "version", "splits", "fileFormat"],
     "properties": {
         "fileFormat": {"enum": ["array_record"], "description": "array_record, which is read without TensorFlow"},
         "name": {"type": "string", "pattern": r"^\w{1,200}$", "description": "a name of letters, digits and _"},
-        "version": {"type": "string", "maxLength": 50, "description": "a version"},
+        "version": {
+            "type": "string",
+            "pattern": r"^(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){2}$",
+            "description": "a version of three numbers",
+        },
         "splits": {
             "type": "array",
             "maxItems": 1000,
@@ -100,7 +105,11 @@ _INFO_SCHEMA = {
                 "description": "a split",
                 "required": ["name"],
                 "properties": {
-                    "name": {"type": "string", "maxLength": 200, "description": "a name"},
+                    "name": {
+                        "type": "string",
+                        "pattern": r"^[\w.-]{1,200}$",
+                        "description": "a name of letters and digits",
+                    },
                     "numBytes": _NUMBER,
                     "shardLengths": {"type": "array", "maxItems": 100_000, "items": _NUMBER, "description": "numbers"},
                     # Without folders: records lie beside their description.
@@ -130,7 +139,20 @@ def open_builder(directory, data_dir=None):
     check(folder)
     import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
 
-    return tfds.builder_from_directory(str(folder))
+    with _naming(f"{folder}: its description"):
+        return tfds.builder_from_directory(str(folder))
+
+
+@contextlib.contextmanager
+def _naming(what):
+    """Makes one sentence of what the libraries of the format raise for a damaged file: whatever they like."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        reason = json_files.printable((str(error).splitlines() or [type(error).__name__])[0])[:200]
+        raise UserError(f"{what} cannot be read ({reason}); build the data set again") from error
 
 
 class Records:
@@ -148,23 +170,15 @@ class Records:
         import tensorflow_datasets as tfds
 
         self._name = f"{builder.data_dir} [{split}]"
-        with self._naming("its files of records"):
+        with _naming(f"{self._name}: its files of records"):
             self._source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
             self._length = len(self._source)
-
-    @contextlib.contextmanager
-    def _naming(self, what):
-        try:
-            yield
-        except Exception as error:  # the libraries of the format raise whatever they like for a damaged file
-            reason = json_files.printable((str(error).splitlines() or [type(error).__name__])[0])[:200]
-            raise UserError(f"{self._name}: {what} cannot be read ({reason}); build the data set again") from error
 
     def __len__(self):
         return self._length
 
     def __getitem__(self, index):
-        with self._naming(f"record {index}"):
+        with _naming(f"{self._name}: record {index}"):
             return self._source[int(index)]
 
 

@@ -4,12 +4,11 @@
 """
 
 import pathlib
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from haksnet_jax import files
+from haksnet_jax import files, npz
 from haksnet_jax.errors import UserError
 
 FILE = "index.npz"
@@ -35,8 +34,15 @@ class RecordIndex(NamedTuple):
 
 
 def write(folder, splits):
-    """Writes the index of a data set. Args: folder of the records; dict from split to RecordIndex."""
+    """Writes the index of a data set, or none where it would be larger than is read: then the records are read through.
+
+    Args:
+      folder: of the records.
+      splits: dict from split to RecordIndex.
+    """
     arrays = {f"{split}/{name}": array for split, index in splits.items() for name, array in index._asdict().items()}
+    if sum(array.nbytes + 1000 for array in arrays.values()) > npz.MAX_BYTES:
+        return
     with files.whole(pathlib.Path(folder) / FILE) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -56,24 +62,23 @@ def read(folder, split, num_records):
     if not path.is_file():
         return None
     remedy = "build the data set again, or remove the file: then every start reads all records"
+    splits = [part.strip() for part in split.split("+")]
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            parts = [_of_split(stored, part.strip()) for part in split.split("+")]
-        index = RecordIndex(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        num_objects = int(index.num_objects.sum())
-        whole = len(index.image_ids) == len(index.num_objects) and index.num_objects.min(initial=0) >= 0
-        whole &= index.polygons.shape == (num_objects, 4, 2) and np.isfinite(index.polygons).all()
-        whole &= index.labels.shape == index.difficulty.shape == (num_objects,)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
-        raise UserError(f"{path} is damaged ({str(error)[:100]}): {remedy}") from None
-    if not whole or len(index.image_ids) != num_records:
+        stored = npz.read(path, [f"{part}/{name}" for part in splits for name in _FIELDS])
+    except npz.DamagedError as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from None
+    parts = [RecordIndex(*(stored[f"{part}/{name}"] for name in _FIELDS)) for part in splits]
+    if not all(_is_whole(part) for part in parts) or sum(len(part.image_ids) for part in parts) != num_records:
         raise UserError(f"{path} does not belong to these {num_records} records: {remedy}")
-    return index
+    return parts[0] if len(parts) == 1 else RecordIndex(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _of_split(stored, split):
-    arrays = [stored[f"{split}/{name}"] for name in _FIELDS]
-    for array, kind in zip(arrays, _FIELDS.values(), strict=True):
-        if array.dtype.kind != kind:
-            raise ValueError(f"an array of {array.dtype}")
-    return arrays
+def _is_whole(index):
+    """Whether the arrays of a split have the kinds and shapes that belong together."""
+    if any(array.dtype.kind != kind for array, kind in zip(index, _FIELDS.values(), strict=True)):
+        return False
+    if [array.ndim for array in index] != [1, 1, 3, 1, 1] or len(index.image_ids) != len(index.num_objects):
+        return False
+    num_objects = int(index.num_objects.sum(dtype=np.float64))  # (whatever they are, it does not wrap round)
+    fits = index.polygons.shape == (num_objects, 4, 2) and len(index.labels) == len(index.difficulty) == num_objects
+    return fits and bool((index.num_objects >= 0).all() and np.isfinite(index.polygons).all())

@@ -10,10 +10,11 @@ import struct
 import zipfile
 
 import cv2
+import fuzz_data
 import fuzz_images
 import fuzz_mutate
 import numpy as np
-from torch_files import TINY, Call, Global, make_weights, pickle_bytes, stored, tensor, write_legacy
+from torch_files import TINY, Call, Global, Raw, make_weights, pickle_bytes, stored, tensor, write_legacy
 
 from haksnet_jax import json_files
 from haksnet_jax.distributed import messages
@@ -112,9 +113,9 @@ def pth(folder):
                 data = whole[:magic] + fuzz_mutate.damage_bytes(draw, whole[magic:])
             else:
                 data = whole[:magic] + fuzz_mutate.damage_pickle(draw, parts, others) + whole[magic:]
-            path.write_bytes(data)
+            fuzz_mutate.write(path, data)
         else:
-            path.write_bytes(_zip(draw, fuzz_mutate.damage_pickle(draw, parts, others), storages))
+            fuzz_mutate.write(path, _zip(draw, fuzz_mutate.damage_pickle(draw, parts, others), storages))
         return lambda: _read_weights(path)
 
     return make
@@ -126,7 +127,8 @@ def model_pth(folder):
     whole = np.concatenate([value.reshape(-1) for value in weights.values()])
     views, offset, names = {}, 0, tuple(f"class {number}" for number in range(15))
     for name, value in weights.items():  # all in one storage, which is written sooner
-        views[name] = tensor("float32", "0", whole.size, value.shape, None, offset)
+        view = tensor("float32", "0", whole.size, value.shape, None, offset)
+        views[name] = Raw(pickle_bytes(view)[2:-1])  # (what stands between a pickle's first and last operation)
         offset += value.size
     storages = {"0": (whole.tobytes(), whole.size)}
     parts = fuzz_mutate.operations(pickle_bytes({"state_dict": views, "meta": {"CLASSES": names}}))
@@ -135,9 +137,9 @@ def model_pth(folder):
     def make(draw):
         if draw.random() < 0.6:
             program = pickle_bytes({"state_dict": _other_weights(draw, views), "meta": {"CLASSES": names}})
-            path.write_bytes(_zip(draw, program, storages))
+            fuzz_mutate.write(path, _zip(draw, program, storages))
         else:
-            path.write_bytes(_zip(draw, fuzz_mutate.damage_pickle(draw, parts, parts), storages))
+            fuzz_mutate.write(path, _zip(draw, fuzz_mutate.damage_pickle(draw, parts, parts), storages))
         options = {"ema": draw.random() < 0.1, "part": draw.choice((None,) * 8 + ("teacher",))}
         return lambda: convert.read_torch_model(path, **options)
 
@@ -184,7 +186,7 @@ def safetensors(folder):
         text = fuzz_mutate.damage_json(draw, header)
         size = draw.choice((len(text),) * 9 + fuzz_mutate.NUMBERS[:3] + (2**40,))
         data = struct.pack("<Q", size) + text + draw.randbytes(draw.choice((36, 36, 36, 0, 35, 37, 1000)))
-        path.write_bytes(fuzz_mutate.damage_bytes(draw, data) if draw.random() < 0.1 else data)
+        fuzz_mutate.write(path, fuzz_mutate.damage_bytes(draw, data) if draw.random() < 0.1 else data)
         return lambda: _read_weights(path)
 
     return make
@@ -203,7 +205,7 @@ def tiff(folder):
     path = folder / "current.tif"
 
     def make(draw):
-        path.write_bytes(fuzz_images.damaged_tiff(draw))
+        fuzz_mutate.write(path, fuzz_images.damaged_tiff(draw))
         return lambda: _look_at(path)
 
     return make
@@ -213,7 +215,7 @@ def jpeg(folder):
     path, seed = folder / "current.jpg", fuzz_images.jpeg_segments()
 
     def make(draw):
-        path.write_bytes(fuzz_images.damaged_jpeg(draw, seed))
+        fuzz_mutate.write(path, fuzz_images.damaged_jpeg(draw, seed))
         return lambda: _look_at(path)
 
     return make
@@ -227,9 +229,9 @@ def png(folder):
 
     def make(draw):
         if draw.random() < 0.2:
-            path.write_bytes(fuzz_mutate.damage_bytes(draw, bmp[:60]) + bmp[60:])
+            fuzz_mutate.write(path, fuzz_mutate.damage_bytes(draw, bmp[:60]) + bmp[60:])
         else:
-            path.write_bytes(fuzz_images.damaged_png(draw, draw.choice(seeds)))
+            fuzz_mutate.write(path, fuzz_images.damaged_png(draw, draw.choice(seeds)))
         return lambda: _look_at(path)
 
     return make
@@ -345,7 +347,7 @@ def labels(folder):
             data = fuzz_mutate.damage_text(draw, text)
         else:
             ending, data = "json", fuzz_mutate.damage_json(draw, _OBJECTS[kind])
-        (place / f"a.{ending}").write_bytes(data)
+        fuzz_mutate.write((place / f"a.{ending}"), data)
 
         def use():
             found = label_set.LabelSet(place, draw.choice((kind, kind, kind, "auto")))
@@ -451,7 +453,7 @@ def json_of_ours(folder):
         name = draw.choice(tuple(kinds))
         value, use = kinds[name]
         path = folder / name / name
-        path.write_bytes(fuzz_mutate.damage_json(draw, value))
+        fuzz_mutate.write(path, fuzz_mutate.damage_json(draw, value))
         return lambda: use(path)
 
     return make
@@ -466,4 +468,6 @@ FAMILIES = {
     "png": png,
     "labels": labels,
     "json": json_of_ours,
+    "records": fuzz_data.records,
+    "masks": fuzz_data.masks,
 }

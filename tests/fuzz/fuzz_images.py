@@ -162,8 +162,13 @@ def damaged_jpeg(draw, seed):
 
 
 def png_chunks(image):
-    """List of (kind, content)."""
-    data, place, chunks = cv2.imencode(".png", image)[1].tobytes(), 8, []
+    """`chunks_of` an image's PNG."""
+    return chunks_of(cv2.imencode(".png", image)[1].tobytes())
+
+
+def chunks_of(data):
+    """List of (kind, content) of a PNG."""
+    place, chunks = 8, []
     while place < len(data):
         (size,) = struct.unpack_from(">I", data, place)
         chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + size]))

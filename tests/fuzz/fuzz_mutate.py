@@ -81,6 +81,12 @@ VALUES = (
 )
 
 
+def write(path, data):
+    """Writes a file anew. (One that is emptied and filled again makes some file systems wait for the disk.)"""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
 def damage_bytes(draw, data):
     """Flips, cuts, repeats or replaces some bytes. Args: draw, random.Random; data, bytes. Returns: bytes."""
     data = bytearray(data)

@@ -81,7 +81,10 @@ def _what_is_wrong(use, guard):
     guard.seen.clear()
     guard.active = True
     try:
-        use()
+        try:
+            use()
+        finally:
+            guard.active = False  # (telling of an error compiles its lines)
     except UserError as error:
         outcome, message = "refused", str(error)
         if "\n" in message or not message.isprintable() or len(message) > 3000:
@@ -91,7 +94,6 @@ def _what_is_wrong(use, guard):
     except BaseException:
         wrong = traceback.format_exc(limit=-6)
     finally:
-        guard.active = False
         signal.setitimer(signal.ITIMER_PROF, 0)
     if guard.seen:
         wrong = f"{guard.seen[:3]}\n{wrong or ''}"
@@ -105,7 +107,8 @@ def fuzz(name, folder, guard, *, seed, num_files, seconds):
     """Runs one family. Returns: dict of counts and failures."""
     folder.mkdir(parents=True)
     make = FAMILIES[name](folder)
-    counts, failures, kinds, slowest = {"read": 0, "refused": 0}, [], set(), (0.0, 0)
+    counts, failures, kinds, slowest, largest = {"read": 0, "refused": 0}, [], set(), (0.0, 0), (0, 0)
+    at_start = peak = _peak()
     end = time.monotonic() + seconds
     for number in range(num_files):
         if time.monotonic() > end or len(failures) >= MAX_FAILURES:
@@ -115,6 +118,9 @@ def fuzz(name, folder, guard, *, seed, num_files, seconds):
         started = time.process_time()
         outcome, wrong = _what_is_wrong(use, guard)
         slowest = max(slowest, (time.process_time() - started, number))
+        if _peak() > peak:
+            peak = _peak()
+            largest = (peak - at_start, number)
         counts[outcome] += 1
         if wrong:
             kind = wrong.strip().splitlines()[-1][:80]
@@ -123,7 +129,17 @@ def fuzz(name, folder, guard, *, seed, num_files, seconds):
                 kept = folder.parent / f"failure-{name}-{seed}-{number}"
                 shutil.copytree(folder, kept)
                 failures.append({"seed": seed, "number": number, "kept": str(kept), "what": wrong})
-    return {**counts, "failures": failures, "slowest": {"seconds": round(slowest[0], 3), "number": slowest[1]}}
+    return {
+        **counts,
+        "failures": failures,
+        "slowest": {"seconds": round(slowest[0], 3), "number": slowest[1]},
+        "largest": {"MiB": round(largest[0] / 2**20), "number": largest[1]},  # beyond the most that came before
+    }
+
+
+def _peak():
+    """The most bytes of memory that the process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def main():

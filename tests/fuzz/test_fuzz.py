@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-TOGETHER = [("pth", "model_pth", "safetensors"), ("tiff", "jpeg", "png"), ("labels", "json")]
+TOGETHER = [("pth", "model_pth", "safetensors"), ("tiff", "jpeg", "png", "masks"), ("labels", "json", "records")]
 ALL = [family for families in TOGETHER for family in families]
 
 

@@ -1,5 +1,8 @@
 """Masks in every form that they come in, and what is refused."""
 
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
@@ -96,3 +99,36 @@ def test_a_palette_that_cannot_be_used_is_told_with_its_line(tmp_path, text, mes
     (tmp_path / "palette.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         masks.read_palette(tmp_path / "palette.txt")
+
+
+def test_what_pillow_raises_for_a_broken_header_is_one_sentence(tmp_path):
+    """Pillow answers these with ValueError and others, not with OSError."""
+    png = (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 5)
+        + b"IHDR"
+        + bytes(5)
+        + struct.pack(">I", zlib.crc32(b"IHDR" + bytes(5)))
+    )
+    tiff = b"II*\0\x08\0\0\0\2\0" + struct.pack("<HHIIHHII", 256, 3, 1, 0, 257, 3, 1, 16) + bytes(4)
+    for name, content in (("a.png", png), ("a.tif", tiff)):
+        path = tmp_path / name
+        path.write_bytes(content)
+        for use in (masks.read_mask_size, lambda path: masks.read_mask(path, masks.number_legend(2))):
+            with pytest.raises(UserError, match=f"{name}: the mask cannot be read"):
+                use(path)
+
+
+def test_a_palette_is_read_in_utf_16_and_other_encodings_are_named_with_their_line(tmp_path):
+    path = tmp_path / "palette.txt"
+    path.write_bytes("FF0000 Größe\n00FF00 b\n".encode("utf-16"))
+    assert masks.read_palette(path)[0] == ("Größe", "b")
+    path.write_bytes("00FF00 b\nFF0000 Größe\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"palette\.txt:2: expected text in UTF-8"):
+        masks.read_palette(path)
+
+
+def test_values_beyond_16_bits_are_named_with_the_file(tmp_path):
+    Image.fromarray(np.full((2, 2), 70000, np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: expected values of a mask between 0 and 65535, got 70000"):
+        masks.read_mask(tmp_path / "a.tif", masks.number_legend(2))

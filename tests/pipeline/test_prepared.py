@@ -174,3 +174,21 @@ def test_records_that_hold_something_else_are_one_sentence(change, expected, fol
     with pytest.raises(UserError, match=expected) as raised:
         source[0]
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"version": "1.NaN.0"}, "version is '1.NaN.0', expected a version of three numbers"),
+        ({"version": ""}, "version is ''"),
+        ({"splits": [{"name": "\x1b[2J"}]}, r"splits\[0\]\.name is '\\x1b\[2J'"),
+        ({"moduleName": 1.5}, "its description cannot be read"),
+        ({"9" * 400: 1}, "its description cannot be read"),
+    ],
+)
+def test_what_tfds_cannot_read_in_a_description_is_one_sentence(change, expected, folder):
+    path = folder / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=expected) as raised:
+        prepared.open_builder(folder)
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 1000

@@ -92,21 +92,8 @@ def evaluate(arguments):
         raise UserError("a classifier's labels are the folders of its images: --images=DIR with one folder a class")
     devices.enable_compilation_cache()
     classifier = image_classifier.load(arguments.checkpoint, precision=arguments.precision)
-    source = _source(arguments, classifier)
-    info = classifier.model_info
-    evaluator = ClassificationEvaluator(
-        classifier.graph,
-        source,
-        classifier.mesh,
-        row=EvaluationRow(
-            size=info["input_size"],
-            share=info.get("crop_share", 0.875),
-            num_bands=len(info["pixel_mean"]),
-        ),
-        batch_size=arguments.batch_size or 32,
-        num_workers=arguments.num_workers,
-        num_views=info.get("num_views", 1),
-    )
+    source = open_source(arguments, arguments.checkpoint, classifier)
+    evaluator = evaluator_of(classifier, source, batch_size=arguments.batch_size, num_workers=arguments.num_workers)
     print(source.summary(), file=sys.stderr)
     import jax
 
@@ -123,13 +110,34 @@ def evaluate(arguments):
     return 0
 
 
-def _source(arguments, classifier):
+def evaluator_of(classifier, source, *, batch_size=None, num_workers=0, **options):
+    """ClassificationEvaluator of an ImageClassifier. Args: batch_size, None for 32; options, of the evaluator."""
+    info = classifier.model_info
+    row = EvaluationRow(size=info["input_size"], share=info.get("crop_share", 0.875), num_bands=len(info["pixel_mean"]))
+    return ClassificationEvaluator(
+        classifier.graph,
+        source,
+        classifier.mesh,
+        row=row,
+        batch_size=batch_size or 32,
+        num_workers=num_workers,
+        num_views=info.get("num_views", 1),
+        **options,
+    )
+
+
+def open_source(arguments, checkpoint, classifier):
+    """The labelled images that a command's arguments name. Args: arguments, with images, dataset and split; checkpoint.
+
+    Raises:
+      UserError: none are named.
+    """
     if arguments.images:
         given = sources.image_settings_of(classifier.model_info)
         return sources.ClassFolderSource(arguments.images, classifier.class_names, settings=given)
     if arguments.dataset:
         return sources.TfdsClassificationSource(arguments.dataset, arguments.split, classifier.class_names)
-    settings = run_settings(arguments.checkpoint)
+    settings = run_settings(checkpoint)
     if settings is None:
         raise UserError(
             "this checkpoint does not say what it was validated on: give --images=DIR with one folder a class, or "

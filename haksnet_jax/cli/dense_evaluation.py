@@ -18,11 +18,21 @@ _FOLDERS = {
 }
 
 
-def _source(arguments, predictor, settings):
-    """The labelled examples that the command's arguments name, and the classes that means leave out."""
+def open_source(arguments, checkpoint, predictor):
+    """The labelled examples that a command's arguments name, and the classes that means leave out.
+
+    Args:
+      arguments: with images, masks, before, after and split.
+      checkpoint: of the predictor; what its run was validated on is taken where no folder is named.
+      predictor: DensePredictor.
+
+    Raises:
+      UserError: no examples are named, or not all folders of them.
+    """
+    settings = run_settings(checkpoint)
     if settings is None:
         raise UserError(
-            f"{arguments.checkpoint} belongs to no run: its config.json says how the masks' values are read; evaluate "
+            f"{checkpoint} belongs to no run: its config.json says how the masks' values are read; evaluate "
             "the folder of a run, or one of its checkpoints"
         )
     given = {option: getattr(arguments, option) for option, _ in _FOLDERS[predictor.task]}
@@ -32,10 +42,9 @@ def _source(arguments, predictor, settings):
     split = arguments.split
     if split not in ("train", "val"):
         raise UserError(f"--split: a run has the splits train and val, got {split!r}")
-    if all(given.values()):
+    if all(given.values()):  # (absolute, so that they lie not in data.root, where the palette is looked for)
         for option, key in _FOLDERS[predictor.task]:
             config.data[split][key] = str(files.absolute(given[option]))
-        config.data.root = ""
     return tasks.of(config).open_source(config, split), tuple(config.evaluation.left_out)
 
 
@@ -47,8 +56,7 @@ def run(arguments):
     predictor = dense_predictor.load(
         arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size
     )
-    run_config = run_settings(arguments.checkpoint)
-    source, left_out = _source(arguments, predictor, run_config)
+    source, left_out = open_source(arguments, arguments.checkpoint, predictor)
     settings = predictor.settings(
         overlap=arguments.overlap,
         scales=arguments.scales or (1.0,),

@@ -102,8 +102,7 @@ def run(arguments):
     if arguments.checkpoint:
         from haksnet_jax.weights import model_folder
 
-        info_path = model_folder.resolve(arguments.checkpoint)[1]
-        task = model_folder.read_model_info(info_path).get("task") if info_path.exists() else None
+        task = model_folder.task_of(arguments.checkpoint)
         if task == "classification":
             from haksnet_jax.cli import classification
 

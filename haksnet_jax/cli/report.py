@@ -1,11 +1,13 @@
-"""Writes one HTML file that shows how good a detector is, and where it errs: to be opened, mailed, kept.
+"""Writes one HTML file that shows how good a model is, and where it errs: to be opened, mailed, kept.
 
-    haksnet report --checkpoint=runs/folder --output=report.html
+    haksnet report --checkpoint=runs/folder --output=report.html     of any task, on what the run was validated on
+    haksnet report --checkpoint=SEGMENTER --images=DIR --masks=DIR
+    haksnet report --checkpoint=DETECTOR --images=DIR --labels=DIR
     haksnet report --checkpoint=runs/a --compare=runs/b --output=report.html
     haksnet report --predictions=found --labels=val/labelTxt --images=val/images --output=report.html
 
-It holds the card of the run, its curves, average precision by class, precision and recall, the confusion matrix, errors
-by kind and size, the worst and the best images with labels beside detections, and statistics of the labels.
+It holds the card of the run, its curves, the metrics by class, precision and recall, the confusion matrix, errors by
+kind and size, the worst and the best images with labels beside predictions, and statistics of the labels.
 """
 
 from haksnet_jax import demo
@@ -21,7 +23,10 @@ def add_arguments(parser):
     add("--output", metavar="FILE.html", default="report.html", help="the file to write; default: %(default)s")
     add("--labels", metavar="DIR", help="folder of label files, or one file of labels")
     add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
-    add("--images", metavar="DIR", help="folder of images")
+    add("--images", metavar="DIR", help="folder of images; of a classifier with one folder a class")
+    add("--masks", metavar="DIR", help="folder of masks, of a segmenter or a change detector")
+    add("--before", metavar="DIR", help="folder of the earlier images, of a change detector")
+    add("--after", metavar="DIR", help="folder of the later images, of a change detector")
     add("--dataset", metavar="DIR", help="data set prepared by `haksnet build`")
     add("--split", default="val", help="of --dataset, or of the run's own data; default: %(default)s")
     add("--classes", help="of --predictions: a published list's name, or a text file with one class a line, in order")
@@ -29,7 +34,7 @@ def add_arguments(parser):
         "--score",
         type=terminal.number(0, 1, hint="0.3 for 30 %"),
         default=0.3,
-        help="lowest score of detections that count as errors; default: %(default)s",
+        help="of detectors: lowest score of detections that count as errors; default: %(default)s",
     )
     add(
         "--num-images",
@@ -47,20 +52,10 @@ def run(arguments):
         raise terminal.UsageError("--predictions needs --labels")
     if arguments.checkpoint and arguments.classes:
         raise terminal.UsageError("--classes belongs to --predictions; a checkpoint brings its own")
-    images = demo.or_path(arguments.images, demo.IMAGES) if arguments.images else None
-    labels = demo.or_path(arguments.labels, demo.LABELS) if arguments.labels else None
+    if arguments.images:
+        arguments.images = demo.or_path(arguments.images, demo.IMAGES)
+    if arguments.labels:
+        arguments.labels = demo.or_path(arguments.labels, demo.LABELS)
     from haksnet_jax.cli import reporting
 
-    sources = [source for source in (arguments.checkpoint or arguments.predictions, arguments.compare) if source]
-    options = {"labels": labels, "images": images, "labels_format": arguments.format}
-    if arguments.checkpoint:
-        options |= {"dataset": arguments.dataset, "split": arguments.split}
-    else:
-        options |= {"classes": arguments.classes}
-    return reporting.write(
-        arguments.output,
-        **{"checkpoints" if arguments.checkpoint else "predicted": sources},
-        score=arguments.score,
-        num_images=arguments.num_images,
-        **options,
-    )
+    return reporting.write(arguments)

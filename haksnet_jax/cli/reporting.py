@@ -1,25 +1,29 @@
 """Gathers what a report shows: what the command `report` does."""
 
+import functools
 import json
 import pathlib
+import sys
 
-from haksnet_jax import files
+import numpy as np
+
+from haksnet_jax import files, tasks
 from haksnet_jax.cli import evaluation
 from haksnet_jax.errors import UserError
-from haksnet_jax.results import report
+from haksnet_jax.labels.masks import IGNORED
+from haksnet_jax.results import class_report, page, pixel_report, report
+from haksnet_jax.results.pixel_errors import PixelErrors
+from haksnet_jax.weights import model_folder
 from haksnet_jax.wording import counted
 
+_MOST_SCORES = 100  # classes of an image whose probabilities are kept, for precision over recall
 
-def write(output, *, checkpoints=(), predicted=(), score=0.3, num_images=4, **options):
+
+def write(arguments):
     """Evaluates one or two checkpoints, or predictions in files, and writes the report of them.
 
     Args:
-      output: of the HTML file.
-      checkpoints: one or two of what `evaluate_checkpoint` takes; or
-      predicted: one or two of what `evaluate_files` takes.
-      score: lowest score of detections that count as errors.
-      num_images: how many of the worst images are shown, and of the best.
-      **options: of `evaluation.evaluate_checkpoint`, or labels, images, classes and labels_format.
+      arguments: of the command `report`.
 
     Returns:
       Exit status: 1 where images could not be read.
@@ -27,21 +31,73 @@ def write(output, *, checkpoints=(), predicted=(), score=0.3, num_images=4, **op
     Raises:
       UserError: with one sentence.
     """
+    sources = [source for source in (arguments.checkpoint or arguments.predictions, arguments.compare) if source]
+    task = _task_of_all(sources) if arguments.checkpoint else "detection"
     try:
-        files.absolute(output).parent.mkdir(parents=True, exist_ok=True)
+        files.absolute(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
+        raise UserError(f"cannot write {arguments.output}: {error.strerror}") from error
+    if task == "detection":
+        return _write_detection(arguments, sources)
+    _refuse(arguments, task)
+    subject_of, module = (_of_images, class_report) if task == "classification" else (_of_pixels, pixel_report)
+    subjects = [subject_of(arguments, source) for source in sources]
+    size = module.write_report(arguments.output, _with_titles(subjects), num_images=arguments.num_images)
+    _say_written(arguments.output, size)
+    return 0
+
+
+def _task_of_all(sources):
+    found = [model_folder.task_of(source) for source in sources]
+    if len(set(found)) > 1:
+        raise UserError(
+            f"{sources[0]} is a model of {found[0]}, {sources[1]} one of {found[1]}: expected two of one task"
+        )
+    return found[0]
+
+
+def _refuse(arguments, task):
+    """Raises UserError for options that belong to another task."""
+    needed = {
+        "segmentation": "--images=DIR and --masks=DIR",
+        "change": "--before=DIR, --after=DIR and --masks=DIR",
+        "classification": "--images=DIR with one folder a class",
+    }[task]
+    if arguments.labels:
+        raise UserError(f"--labels: {arguments.checkpoint} is a model of {task}, whose examples are {needed}")
+
+
+def _say_written(output, size):
+    print(f"{output} ({size / 1e6:.1f} MB)")
+
+
+def _with_titles(subjects):
+    titles = page.numbered([one.title for one in subjects])
+    return [one._replace(title=title) for one, title in zip(subjects, titles, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------------------ detection
+
+
+def _write_detection(arguments, sources):
+    options = {"labels": arguments.labels, "images": arguments.images, "labels_format": arguments.format}
+    if arguments.masks or arguments.before or arguments.after:
+        raise UserError("--masks, --before and --after belong to models of pixels; of a detector, give --labels=DIR")
     subjects, failed = [], {}
-    for source in (*checkpoints, *predicted):
-        found = evaluation.evaluate_checkpoint(source, **options) if checkpoints else _files(source, **options)
+    for source in sources:
+        if arguments.checkpoint:
+            more = {"dataset": arguments.dataset, "split": arguments.split}
+            found = evaluation.evaluate_checkpoint(source, **options, **more)
+        else:
+            found = _files(source, classes=arguments.classes, **options)
         if not any(len(one["labels"]) for one in found.labels.values()):
             raise UserError(f"{source}: no object is labelled, so there is nothing to report")
         failed |= found.failed
-        subjects.append(_subject(source, found, facts_of(source) if checkpoints else {}))
-    if len(subjects) == 2 and subjects[0].title == subjects[1].title:
-        subjects = [one._replace(title=f"{one.title} ({number})") for number, one in enumerate(subjects, start=1)]
-    size = report.write_report(output, subjects, score=score, num_images=num_images)
-    print(f"{output} ({size / 1e6:.1f} MB)")
+        subjects.append(_subject(source, found, facts_of(source) if arguments.checkpoint else {}))
+    size = report.write_report(
+        arguments.output, _with_titles(subjects), score=arguments.score, num_images=arguments.num_images
+    )
+    _say_written(arguments.output, size)
     return evaluation.say_failed(failed)
 
 
@@ -50,17 +106,109 @@ def _files(source, *, labels, images=None, classes=None, labels_format="dota", a
 
 
 def _subject(source, found, facts):
-    folder = _run_folder(source)
-    history = []
-    if folder is not None and (folder / "metrics.jsonl").exists():
-        history = report.read_history((folder / "metrics.jsonl").read_text().splitlines())
     warnings = list(found.warnings)
     if found.failed:
         warnings.append(f"{counted(len(found.failed), 'image')} could not be read and not scored")
-    title = pathlib.PurePath(str(source)).name or str(source)
     return report.Subject(
-        title, found.class_names, found.detections, found.labels, found.picture, facts, history, warnings
+        _title(source),
+        found.class_names,
+        found.detections,
+        found.labels,
+        found.picture,
+        facts,
+        history_of(source),
+        warnings,
     )
+
+
+# --------------------------------------------------------------------------------------------------------- other tasks
+
+
+def _of_pixels(arguments, checkpoint):
+    """pixel_report.Subject of a segmenter or change detector."""
+    from haksnet_jax.cli import dense_evaluation
+    from haksnet_jax.distributed import mesh as devices
+    from haksnet_jax.inference import dense, dense_predictor
+    from haksnet_jax.inference.dense_evaluator import DenseEvaluator
+
+    devices.enable_compilation_cache()
+    predictor = dense_predictor.load(checkpoint)
+    source, left_out = dense_evaluation.open_source(arguments, checkpoint, predictor)
+    print(source.summary(), file=sys.stderr)
+    errors = PixelErrors(source.class_names, (1,) if predictor.task == "change" else None)
+    evaluator = DenseEvaluator(
+        predictor.session, source, predictor.settings(), left_out=left_out, num_pictures=0, errors=errors
+    )
+    with dense.arithmetic(predictor.precision):
+        result = evaluator(None)
+    position = {name: index for index, name in enumerate(source.image_ids)}
+
+    def pixels(name):
+        example = source[position[name]]
+        images = {one: example[one] for one in source.image_names}
+        mask = np.where(example["mask"] < len(source.class_names), example["mask"], IGNORED)
+        return pixel_report.Pixels(images, mask, predictor.labels(*images.values()))
+
+    return pixel_report.Subject(
+        _title(checkpoint),
+        result,
+        errors,
+        pixels,
+        predictor.colours,
+        facts_of(checkpoint),
+        history_of(checkpoint),
+        tasks.of({"task": predictor.task}).CURVES,
+        [],
+    )
+
+
+def _of_images(arguments, checkpoint):
+    """class_report.Subject of a classifier."""
+    import jax
+
+    from haksnet_jax.cli import classification
+    from haksnet_jax.distributed import mesh as devices
+    from haksnet_jax.images import reader
+    from haksnet_jax.inference import image_classifier
+
+    if arguments.masks or arguments.before or arguments.after:
+        raise UserError("a classifier's labels are the folders of its images: --images=DIR with one folder a class")
+    devices.enable_compilation_cache()
+    classifier = image_classifier.load(checkpoint)
+    source = classification.open_source(arguments, checkpoint, classifier)
+    print(source.summary(), file=sys.stderr)
+    evaluator = classification.evaluator_of(classifier, source, num_best=_MOST_SCORES)
+    with jax.set_mesh(classifier.mesh):
+        placed = devices.place(classifier.variables, devices.replicated(classifier.mesh))
+        labels, scores, classes = evaluator.predictions(placed)
+    return class_report.Subject(
+        _title(checkpoint),
+        tuple(source.class_names),
+        source.image_ids,
+        labels,
+        scores,
+        classes,
+        functools.cache(lambda index: reader.picture(source[index]["image"].pixels())),
+        facts_of(checkpoint),
+        history_of(checkpoint),
+        tasks.of({"task": "classification"}).CURVES,
+        [],
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- the run
+
+
+def _title(source):
+    return pathlib.PurePath(str(source)).name or str(source)
+
+
+def history_of(checkpoint):
+    """Records of the training of a checkpoint; [] for what belongs to no run. Args: checkpoint, of it."""
+    folder = _run_folder(checkpoint)
+    if folder is None or not (folder / "metrics.jsonl").exists():
+        return []
+    return page.read_history((folder / "metrics.jsonl").read_text().splitlines())
 
 
 def facts_of(checkpoint):

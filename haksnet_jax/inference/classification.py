@@ -49,15 +49,18 @@ class ClassificationEvaluator:
       num_workers, stall_seconds: of the loader.
       num_views: see `Classifier.classify`.
       num_pictures: of the mistakes that the model is surest of, on one sheet; 0 draws nothing.
+      num_best: how many of an image's likeliest classes `predictions` gives.
 
     Attributes:
       pictures: list of Picture, drawn by the last evaluation.
     """
 
     def __init__(
-        self, graph, source, mesh, *, row, batch_size, num_workers=0, stall_seconds=None, num_views=1, num_pictures=16
-    ):
-        self._classify = make_classify_step(graph, mesh, min(NUM_BEST, len(source.class_names)), num_views=num_views)
+        self, graph, source, mesh, *, row, batch_size, num_workers=0, stall_seconds=None, num_views=1, num_pictures=16,
+        num_best=NUM_BEST,
+    ):  # fmt: skip
+        num_best = min(num_best, len(source.class_names))
+        self._classify = make_classify_step(graph, mesh, num_best, num_views=num_views)
         self._source, self._mesh, self._row = source, mesh, row
         self._batch_size = batch_size
         self._num_workers, self._stall_seconds = num_workers, stall_seconds
@@ -127,7 +130,7 @@ class ClassificationEvaluator:
           ClassificationResult.
         """
         labels, scores, classes = self.predictions(variables)
-        result = classification_result(labels, classes, self._source.class_names)
+        result = classification_result(labels, classes[:, :NUM_BEST], self._source.class_names)
         self.pictures = []
         if pictures is not None and self._num_pictures and jax.process_index() == 0:
             pictures.mkdir(parents=True, exist_ok=True)

@@ -158,11 +158,13 @@ class Job(NamedTuple):
         [y2 - y1, x2 - x1, C].
       sink: function of (first row, labels [rows, width] uint8), called for all rows from the top downwards.
       tag: for the caller.
+      sums: function of (first row, sums of probabilities [K, rows, width]) that is called like sink, or None.
     """
 
     images: tuple
     sink: Any
     tag: Any = None
+    sums: Any = None
 
 
 class _Blend:
@@ -196,7 +198,10 @@ class _Blend:
         ended = self._row == len(self.rows)
         # No further window reaches the rows above the next row of windows.
         finished = min(self._tile, self._height - first) if ended else self.rows[self._row] - first
-        self.job.sink(first, largest(self._total[:, :finished, : self._width]))
+        sums = self._total[:, :finished, : self._width]
+        self.job.sink(first, largest(sums))
+        if self.job.sums is not None:
+            self.job.sums(first, sums)
         if not ended:
             for total in self._total:
                 total[: self._tile - finished] = total[finished:].copy()

@@ -30,18 +30,20 @@ class DenseEvaluator:
       left_out: names of classes that the means leave out.
       num_pictures: examples that are drawn.
       colours: of the classes, or None.
+      errors: PixelErrors that gets each image, or None.
 
     Attributes:
       pictures: list of Picture, drawn by the last evaluation.
     """
 
-    def __init__(self, session, source, settings, *, left_out=(), num_pictures=8, colours=None):
+    def __init__(self, session, source, settings, *, left_out=(), num_pictures=8, colours=None, errors=None):
         self._session = session
         self._source = source
         self._settings = settings
         self._left_out = tuple(left_out)
         self._num_pictures = num_pictures
         self._colours = dense_maps.colours_of(source.class_names, colours)
+        self._errors = errors
         self.pictures = []
 
     def __call__(self, variables, *, pictures=None):
@@ -64,7 +66,11 @@ class DenseEvaluator:
         self.pictures = []
         for job in dense.predict(self._session, self._jobs(), self._settings):
             index, example, labels = job.tag
-            matrix += confusion_matrix(_labels(example["mask"], num_classes), labels, num_classes)
+            truth = _labels(example["mask"], num_classes)
+            if self._errors is None:
+                matrix += confusion_matrix(truth, labels, num_classes)
+            else:
+                matrix += self._errors.add(self._source.image_ids[index], truth, labels)
             if pictures is not None and index in drawn and jax.process_index() == 0:
                 self.pictures.append(self._draw(index, example, labels, pictures))
         matrix = hosts.sum_over_hosts(matrix)
@@ -76,7 +82,14 @@ class DenseEvaluator:
             example = self._source[index]
             images = tuple(dense.ArrayImage(example[name]) for name in self._source.image_names)
             labels, sink = dense.fill_array(*example["mask"].shape)
-            yield dense.Job(images, sink, (index, example, labels))
+            yield dense.Job(images, sink, (index, example, labels), self._sums_of(example["mask"]))
+
+    def _sums_of(self, mask):
+        """The function that gets an image's probabilities, or None."""
+        if self._errors is None:
+            return None
+        truth = _labels(mask, len(self._source.class_names))
+        return lambda first, sums: self._errors.add_sums(truth[first : first + sums.shape[1]], sums)
 
     def _draw(self, index, example, labels, folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,9 @@ from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
 
 CHANGE_CLASSES = ("unchanged", "changed")
 SCENE_MASK_CLASSES = ("land", "water", *SCENE_CLASSES)
+SCENE_COLOURS = (  # as one would paint them: the two that lie below all else not loud
+    (188, 176, 132), (84, 132, 188), (255, 226, 64), (96, 230, 120), (240, 110, 230), (70, 225, 225), (236, 112, 52),
+)  # fmt: skip
 _CHECKED_MASKS = 16  # masks that are read when a source is opened, spread over it
 
 

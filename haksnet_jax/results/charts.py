@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 _WIDTH, _HEIGHT = 640, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 12, 12, 40
+_FEW_POINTS = 12  # of a line: each gets a dot
 _MOST_POINTS = 240  # of a line: more cannot be seen
 
 
@@ -47,6 +48,11 @@ def lines(
         up = _TOP + (high_y - y) / (high_y - low_y) * (_HEIGHT - _TOP - _BOTTOM)
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, up, strict=True))
         title = f"<title>{html.escape(name)}</title>"
+        if len(x) <= _FEW_POINTS:  # (a line of one point cannot be seen)
+            parts += [
+                f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{colour(number)}"/>'
+                for a, b in zip(across, up, strict=True)
+            ]
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour(number)}" stroke-width="2">{title}</polyline>'
         )
@@ -86,11 +92,12 @@ def stacked_bars(bins: Sequence[str], counts: Mapping[str, Sequence[int]], *, x_
     return _svg(parts) + legend(counts)
 
 
-def legend(names) -> str:
-    """HTML that names the colours of series, in their order."""
+def legend(names, colours=None) -> str:
+    """HTML that names the colours of series, in their order. Args: names; colours, of CSS, None for those of charts."""
+    colours = colours or [colour(number) for number in range(len(names))]
     entries = "".join(
-        f'<span><i style="background:{colour(number)}"></i>{html.escape(name)}</span>'
-        for number, name in enumerate(names)
+        f'<span><i style="background:{one}"></i>{html.escape(name)}</span>'
+        for name, one in zip(names, colours, strict=True)
     )
     return f'<div class="legend">{entries}</div>'
 
@@ -119,11 +126,20 @@ def _ticks(low, high, most=6):
     return np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
 
 
+def _log_ticks(low, high):
+    """1, 2 and 5 times powers of ten, as logarithms; fewer of them over many powers; others where few lie between."""
+    factors = (1, 2, 5) if high - low < 3 else (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [math.log10(factor) + power for power in powers for factor in factors]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    return ticks if len(ticks) > 1 else _ticks(low, high)
+
+
 def _axes(x_range, y_range, x_label, y_label, log):
     """Grid, numbers and names of the axes; without x_range the bins name themselves."""
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     parts = []
-    for value in _ticks(*y_range):
+    for value in (_log_ticks if log else _ticks)(*y_range):
         y = _TOP + (y_range[1] - value) / (y_range[1] - y_range[0]) * (bottom - _TOP)
         shown = f"{10**value:.3g}" if log else f"{value:.6g}"
         parts.append(f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')

@@ -1,23 +1,19 @@
-"""One HTML file that shows a run or an evaluation: metrics, curves, errors, images. It needs no server or network."""
+"""The report of a detector: metrics, curves, errors, images in one HTML file that needs no server or network."""
 
-import base64
+import functools
 import html
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
-from haksnet_jax import files
 from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.results import charts, mean_ap
+from haksnet_jax.results import charts, mean_ap, page
+from haksnet_jax.results.page import section, table
 from haksnet_jax.wording import counted
 
-MAX_BYTES = 5_000_000  # of the file: so much travels by mail, and opens at once
-_SIDES = (1000, 800, 640, 480, 360, 240)  # of images, in pixels: the largest with which the file stays below the limit
 _LOWEST_SCORE = 0.05  # of the detections that the slider can show
 _MOST_SHOWN = 600  # detections of an image, the best ones
 _UNITS = {"AP50_voc07": "AP50 (VOC07)", "AP50_voc12": "AP50 (VOC12)", "AP75_voc12": "AP75", "AP50:95": "AP50:95"}
@@ -64,7 +60,7 @@ def write_report(path, subjects: Sequence[Subject], *, score: float = 0.3, num_i
       num_images: how many of the worst images are shown, and how many of the best.
 
     Returns:
-      Bytes of the file, at most MAX_BYTES.
+      Bytes of the file, at most `page.MAX_BYTES`.
     """
     scored = [
         _Scored(
@@ -74,113 +70,41 @@ def write_report(path, subjects: Sequence[Subject], *, score: float = 0.3, num_i
         )
         for one in subjects
     ]
-    for side in _SIDES:
-        text = _page(scored, score, num_images, side)
-        data = text.encode()
-        if len(data) <= MAX_BYTES:
-            break
-    else:
-        data = _page(scored, score, 0, 0).encode()
-    files.write_bytes(path, data)
-    return len(data)
-
-
-def _page(scored, score, num_images, side):
-    titles = " and ".join(one.subject.title for one in scored)
-    columns = [
-        f'<div class="column"><h2>{html.escape(one.subject.title)}</h2>'
-        + "".join(_sections(one, score, num_images, side))
-        + "</div>"
-        for one in scored
-    ]
+    columns = [page.Column(one.subject.title, functools.partial(_sections, one, score)) for one in scored]
     comparison = _comparison(*scored) if len(scored) == 2 else ""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{html.escape(titles)}</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>'
-        f"<header><h1>Report: {html.escape(titles)}</h1></header>"
-        f'<main>{comparison}<div class="columns">{"".join(columns)}</div></main>'
-        f"<script>{_SCRIPT}</script></body></html>\n"
-    )
+    return page.write(path, columns, comparison=comparison, num_images=num_images)
 
 
 def _sections(one, score, num_images, side):
     subject, result, errors = one
-    yield _section("card", "Summary", _card(subject, result))
+    yield section("card", "Summary", _card(subject, result))
     if subject.history:
-        yield _section("curves", "Training", _curves(subject.history))
-    yield _section("classes", "Classes", _class_table(result))
-    yield _section("precision-recall", "Precision and recall at IoU 0.5", _precision_recall(result))
-    yield _section("confusion", f"Confusion matrix above a score of {score:g}", _confusion(errors))
-    yield _section("errors", f"Errors above a score of {score:g}", _errors(errors))
+        yield section("curves", "Training", page.curves(subject.history, ("loss", "AP")))
+    yield section("classes", "Classes", _class_table(result))
+    yield section("precision-recall", "Precision and recall at IoU 0.5", _precision_recall(result))
+    yield section("confusion", f"Confusion matrix above a score of {score:g}", _confusion(errors))
+    yield section("errors", f"Errors above a score of {score:g}", _errors(errors))
     if num_images:
-        yield _section("images", "Images", _images(subject, errors, score, num_images, side))
-    yield _section("data", "Data", _statistics(subject))
-
-
-def _section(name, title, content):
-    return f'<section class="{name}"><h3>{html.escape(title)}</h3>{content}</section>'
-
-
-def _table(head, rows, *, names=1):
-    """HTML table. Args: head, texts; rows, of texts; names, how many columns are names and not numbers."""
-    cells = "".join(f"<th>{html.escape(str(text))}</th>" for text in head)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="{"name" if place < names else "number"}">{html.escape(str(text))}</td>'
-            for place, text in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _percent(value):
-    return "-" if value is None else f"{100 * value:.2f}"
+        yield section("images", "Images", _images(subject, errors, score, num_images, side))
+    yield section("data", "Data", _statistics(subject))
 
 
 def _card(subject, result):
-    metrics = "".join(
-        f"<div><b>{_percent(value)}</b><span>{_UNITS[name]} in %</span></div>"
-        for name, value in result.figures().items()
-    )
-    num_objects = int(result.num_gts.sum())
-    said = f"{counted(len(subject.labels), 'image')}, {counted(num_objects, 'object')} that count, "
+    said = f"{counted(len(subject.labels), 'image')}, {counted(int(result.num_gts.sum()), 'object')} that count, "
     said += counted(int(result.num_detections.sum()), "detection")
-    warnings = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in subject.warnings)
-    facts = [(name.replace("_", " "), value) for name, value in subject.facts.items() if value not in (None, "")]
-    table = f"<details><summary>How it was made</summary>{_table(('what', 'value'), facts, names=2)}</details>"
-    return f'<div class="metrics">{metrics}</div><p>{said}</p>{warnings}{table if facts else ""}'
-
-
-def _curves(history):
-    losses, scores = {}, {}
-    for record in history:
-        for name, value in record.items():
-            target = losses if name.startswith("loss") else scores if name.startswith("AP") else None
-            if target is not None and isinstance(value, (int, float)):
-                factor = 100 if target is scores else 1
-                target.setdefault(name, ([], []))
-                target[name][0].append(record["step"])
-                target[name][1].append(factor * value)
-    scores = {_UNITS.get(name, name): points for name, points in scores.items()}
-    parts = [charts.lines(losses, x_label="step", y_label="loss", log=True)] if losses else []
-    if scores:
-        parts.append(charts.lines(scores, x_label="step", y_label="AP in %", y_range=(0, 100)))
-    return "".join(parts)
+    metrics = {_UNITS[name]: value for name, value in result.figures().items()}
+    return page.card(metrics, said, subject.warnings, subject.facts)
 
 
 def _class_table(result):
     rows = [
         (name, int(result.num_gts[label]), int(result.num_detections[label]))
-        + tuple(map(_percent, result.figures(label).values()))
+        + tuple(map(page.percent, result.figures(label).values()))
         for label, name in enumerate(result.class_names)
     ]
     mean = ("mean", int(result.num_gts.sum()), int(result.num_detections.sum()))
-    rows.append(mean + tuple(map(_percent, result.figures().values())))
-    return _table(("class", "objects", "detections", *(f"{name} %" for name in _UNITS.values())), rows)
+    rows.append(mean + tuple(map(page.percent, result.figures().values())))
+    return table(("class", "objects", "detections", *(f"{name} %" for name in _UNITS.values())), rows)
 
 
 def _precision_recall(result):
@@ -197,19 +121,9 @@ def _confusion(errors):
     occurs = matrix.sum(axis=0) + matrix.sum(axis=1) > 0
     occurs[-1] = True
     shown = np.flatnonzero(occurs)
-    matrix = matrix[np.ix_(shown, shown)]
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    names = [(*errors.class_names, "")[place] for place in shown]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (*names[:-1], "missed"))
-    rows = []
-    for row, name in enumerate((*names[:-1], "nothing there")):
-        cells = "".join(
-            f'<td style="background:rgb(34 110 180 / {share[row, column]:.2f})">{matrix[row, column] or ""}</td>'
-            for column in range(len(shown))
-        )
-        rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
-    said = "<p>Rows: what is labelled. Columns: what it was detected as.</p>"
-    return f'{said}<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+    names = [errors.class_names[place] for place in shown[:-1]]
+    said = "Rows: what is labelled. Columns: what it was detected as."
+    return page.confusion(matrix[np.ix_(shown, shown)], (*names, "nothing there"), (*names, "missed"), said=said)
 
 
 def _errors(errors):
@@ -231,7 +145,7 @@ def _errors(errors):
     rows = [(name, text, number) for name, number, text in rows]
     label = "size in pixels (square root of the area)"
     return (
-        _table(("error", "what it is", "number"), rows, names=2)
+        table(("error", "what it is", "number"), rows, names=2)
         + "<h4>False detections</h4>"
         + charts.stacked_bars(bins, counts, x_label=label, y_label="detections")
         + "<h4>Labelled objects</h4>"
@@ -278,11 +192,6 @@ def _figure(subject, name, said, side):
     if pixels.ndim == 3 and pixels.shape[2] != 3:  # bands: the first three, or the first
         pixels = pixels[..., :3] if pixels.shape[2] > 3 else np.repeat(pixels[..., :1], 3, axis=2)
     height, width = pixels.shape[:2]
-    factor = min(1.0, side / max(height, width))
-    if factor < 1:
-        pixels = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
-    source = base64.b64encode(encoded.tobytes()).decode()
     truth, found = subject.labels[name], subject.detections.get(name)
     shapes = [
         _polygon(points, label, subject.class_names, "label")
@@ -299,7 +208,7 @@ def _figure(subject, name, said, side):
         ]
     # Lines of one width on the screen, however large the image is.
     return (
-        f'<figure><div class="picture"><img alt="{html.escape(name)}" src="data:image/jpeg;base64,{source}">'
+        f'<figure><div class="picture"><img alt="{html.escape(name)}" src="{page.jpeg(pixels, side)}">'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{"".join(shapes)}</svg></div>'
         f"<figcaption>{html.escape(name)}: {html.escape(said)}</figcaption></figure>"
     )
@@ -335,7 +244,7 @@ def _statistics(subject):
     rows = sorted(zip(subject.class_names, counts.tolist(), strict=True), key=lambda row: -row[1])
     return (
         f"<p>{said}</p>"
-        + _table(("class", "labelled objects"), rows)
+        + table(("class", "labelled objects"), rows)
         + charts.stacked_bars(names, {"objects": histogram}, x_label="size in pixels", y_label="objects")
     )
 
@@ -343,78 +252,12 @@ def _statistics(subject):
 def _comparison(first, second):
     """Table of both results by class, with the difference."""
     rows = []
-    names = list(dict.fromkeys((*first.subject.class_names, *second.subject.class_names)))
-    for name in (*names, None):
+    for name in (*dict.fromkeys((*first.subject.class_names, *second.subject.class_names)), None):
         values = []
         for one in (first, second):
             known = name is None or name in one.subject.class_names
             label = None if name is None or not known else one.subject.class_names.index(name)
             values.append(one.result.figures(label) if known else dict.fromkeys(_UNITS))
-        row = ["mean" if name is None else name]
-        for metric in ("AP50_voc12", "AP50:95"):
-            a, b = (value[metric] for value in values)
-            row += [_percent(a), _percent(b), "-" if a is None or b is None else f"{100 * (b - a):+.2f}"]
-        rows.append(row)
-    titles = [one.subject.title for one in (first, second)]
-    head = ["class"]
-    for metric in ("AP50", "AP50:95"):
-        head += [f"{metric} % {titles[0]}", f"{metric} % {titles[1]}", "difference"]
-    return _section("comparison", "Side by side", _table(head, rows))
-
-
-def read_history(lines) -> list[dict[str, float]]:
-    """Records of `metrics.jsonl`. Args: lines, of the file; one that is cut off at the end is left out."""
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), (int, float)):
-            records.append(record)
-    return records
-
-
-_STYLE = """
-:root{color-scheme:light;font:16px/1.45 system-ui,sans-serif;color:#1d2733;background:#f4f6f8}
-body{margin:0}header{background:#16324f;color:#fff;padding:.8rem 1rem}h1{font-size:1.25rem;margin:0}
-main{max-width:1500px;margin:0 auto;padding:.6rem}h2{font-size:1.15rem;margin:.6rem .2rem;overflow-wrap:anywhere}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,560px),1fr));gap:.8rem}.column{min-width:0}
-section{background:#fff;border:1px solid #dde3e9;border-radius:8px;padding:.7rem .9rem;margin:0 0 .8rem}
-h3{font-size:1.02rem;margin:0 0 .5rem}h4{font-size:.92rem;margin:.8rem 0 .2rem}p{margin:.4rem 0}
-.metrics{display:grid;grid-template-columns:repeat(auto-fit,minmax(120px,1fr));gap:.5rem}
-.metrics div{background:#eef3f8;border-radius:6px;padding:.45rem .6rem}.metrics b{font-size:1.45rem;display:block}
-.metrics span{font-size:.8rem;color:#4a5a6a}.warning{background:#fff3d6;border-radius:6px;padding:.4rem .6rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;width:100%}
-th,td{padding:.25rem .5rem;border-bottom:1px solid #e6ebf0;text-align:right;white-space:nowrap}
-th:first-child,td.name{text-align:left;white-space:normal}.confusion td,.confusion th{text-align:center}
-.confusion tr th:first-child{text-align:left}
-svg{width:100%;height:auto;display:block}section>svg{max-width:760px}svg text{font-size:12px;fill:#44525f}
-.grid{stroke:#e3e8ed}@media(max-width:600px){svg text{font-size:18px}}.errors th:nth-child(2){text-align:left}
-.legend{display:flex;flex-wrap:wrap;gap:.2rem .8rem;font-size:.8rem}
-.legend i{display:inline-block;width:.8em;height:.8em;
-margin-right:.35em;border-radius:2px}
-.controls{display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;align-items:center;position:sticky;top:0;background:#fff;
-padding:.4rem 0;z-index:1;font-size:.9rem}.controls input[type=range]{width:min(60vw,260px);vertical-align:middle}
-.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:.7rem;margin-top:.5rem}
-figure{margin:0}.picture{position:relative;background:#222}.picture img{width:100%;display:block}
-.picture svg{position:absolute;inset:0;width:100%;height:100%}figcaption{font-size:.8rem;overflow-wrap:anywhere}
-polygon{fill:transparent;stroke-width:2;vector-effect:non-scaling-stroke}polygon.label{stroke-dasharray:5 4;
-stroke-width:2.5}.hidden{display:none}details summary{cursor:pointer;margin:.4rem 0}
-"""
-
-_SCRIPT = """
-for (const section of document.querySelectorAll('section.images')) {
-  const slider = section.querySelector('.score');
-  if (!slider) continue;
-  const labels = section.querySelector('.show-labels'), found = section.querySelector('.show-detections');
-  const update = () => {
-    section.querySelector('output').textContent = Number(slider.value).toFixed(2);
-    for (const shape of section.querySelectorAll('polygon.detection'))
-      shape.classList.toggle('hidden', !found.checked || Number(shape.dataset.score) < Number(slider.value));
-    for (const shape of section.querySelectorAll('polygon.label')) shape.classList.toggle('hidden', !labels.checked);
-  };
-  for (const control of [slider, labels, found]) control.addEventListener('input', update);
-  update();
-}
-"""
+        pairs = [tuple(value[metric] for value in values) for metric in ("AP50_voc12", "AP50:95")]
+        rows.append(("mean" if name is None else name, pairs))
+    return page.comparison([first.subject.title, second.subject.title], ("AP50", "AP50:95"), rows)

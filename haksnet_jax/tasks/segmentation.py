@@ -6,7 +6,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.classes import read_class_names
 from haksnet_jax.pipeline import bands
-from haksnet_jax.pipeline.dense_sources import SCENE_MASK_CLASSES, MaskFolder, MaskScenes
+from haksnet_jax.pipeline.dense_sources import SCENE_COLOURS, SCENE_MASK_CLASSES, MaskFolder, MaskScenes
 from haksnet_jax.tasks import dense
 
 BEST = "mean_iou"
@@ -83,6 +83,8 @@ def _legend(config):
 
 def colours(config):
     """The colour of each class as the palette has it, or None."""
+    if config.data.kind == "scenes":
+        return list(SCENE_COLOURS)
     palette = _palette(config)
     if palette is None:
         return None

@@ -219,6 +219,16 @@ def read_model_info(path):
     return info
 
 
+def task_of(directory):
+    """The task of a model, "detection" where its description names none. Args: directory, as in `resolve`.
+
+    Raises:
+      CheckpointError: there is no model.
+    """
+    info_path = resolve(directory)[1]
+    return (read_model_info(info_path).get("task") if info_path.exists() else None) or "detection"
+
+
 def load_model(directory, *, allow_nonfinite=False):
     """Reads a model: a converted one, a run's folder (its best evaluation, else its newest step), or one step.
 

@@ -82,6 +82,22 @@ def test_predict_writes_maps_overlays_and_areas(run, tmp_path, capsys):
     assert "segments single images" in capsys.readouterr().err
 
 
+def test_the_report_of_a_run_shows_its_pixels(run, tmp_path, capsys):
+    from haksnet_jax.cli import program
+
+    root, workdir, card = run
+    command = ["report", f"--checkpoint={workdir}", f"--output={tmp_path / 'r.html'}"]
+    assert program.main(command) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert f"<b>{100 * card['mean']['IoU']:.2f}</b><span>mean IoU in %" in text and text.count("<figure") == 4
+    # The same images, named; labels of detection are not of use.
+    folders = [f"--images={root / 'val/images'}", f"--masks={root / 'val/masks'}"]
+    assert program.main([*command, *folders, f"--compare={workdir / 'best'}"]) == 0
+    assert text.count("<figure") * 2 == (tmp_path / "r.html").read_text().count("<figure")
+    assert program.main([*command, f"--labels={root}"]) == 1
+    assert "a model of segmentation, whose examples are --images=DIR and --masks=DIR" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("head", ["difference", "exchange"])
 def test_a_batch_of_pairs_has_a_loss_of_parts(tmp_path, head):
     write_change_folder(tmp_path, num=1)

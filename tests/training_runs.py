@@ -27,11 +27,12 @@ def free_port():
 
 
 class Run:
-    """A run of interrupted_config.py; its processes are killed at the end of a `with` block, if they still run.
+    """A run of a configuration of the tests; its processes are killed at the end of a `with` block, if they still run.
 
     Args:
       workdir: path of the run's folder; new or of a run that goes on.
       *flags: of the command.
+      config: file of the tests.
       num_hosts: processes that make the run together.
       num_devices: virtual devices of each process.
       batch: images a step, over all devices.
@@ -39,7 +40,17 @@ class Run:
       logs: what the processes print goes to LOGS.HOST.log; None for beside the run's folder.
     """
 
-    def __init__(self, workdir, *flags, num_hosts=1, num_devices=1, batch=4, folders=None, logs=None):
+    def __init__(
+        self,
+        workdir,
+        *flags,
+        config="interrupted_config.py",
+        num_hosts=1,
+        num_devices=1,
+        batch=4,
+        folders=None,
+        logs=None,
+    ):
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
@@ -49,7 +60,7 @@ class Run:
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         }
         command = [
-            sys.executable, "-m", "haksnet_jax.main", f"--config={ROOT / 'tests' / 'interrupted_config.py'}",
+            sys.executable, "-m", "haksnet_jax.main", f"--config={ROOT / 'tests' / config}",
             f"--workdir={workdir}", f"--config.batch_size_per_device={batch // num_hosts // num_devices}", *flags,
         ]  # fmt: skip
         coordinator = f"localhost:{free_port()}"
@@ -120,9 +131,9 @@ def state_of(workdir, step):
     return model_folder.flatten(model_folder.restore_numpy(workdir / "checkpoints" / str(step) / "state"))
 
 
-def assert_same_state(workdir, expected_workdir, step):
-    """Every value of a run's checkpoint is that of another run's, bit for bit."""
+def assert_same_state(workdir, expected_workdir, step, *, more_than=300):
+    """Every value of a run's checkpoint, `more_than` so many arrays, is that of another run's, bit for bit."""
     found, expected = state_of(workdir, step), state_of(expected_workdir, step)
-    assert found.keys() == expected.keys() and len(found) > 300
+    assert found.keys() == expected.keys() and len(found) > more_than
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)

@@ -44,8 +44,8 @@ def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(tmp_path):
         write_classes(tmp_path / "data" / split, {"forest": 12, "lake": 12, "town": 12}, size=(32, 32))
     workdir, flags = tmp_path / "run", [f"--config.data.root={tmp_path / 'data'}"]
     config = {"config": "interrupted_classifier.py"}
-    # Beside each other: a start is mostly the work of one core. Saved at the end alone: saving takes longer than a step,
-    # and is nothing that training may depend on.
+    # Beside each other: a start is mostly the work of one core. Saved at the end alone: saving takes longer than a
+    # step, and is nothing that training may depend on.
     with training_runs.Run(tmp_path / "undisturbed", *flags, "--config.checkpoint_every=40", **config) as undisturbed:
         _kill(workdir, 3, *flags, **config)
         statuses, (printed,) = training_runs.run(workdir, *flags, kill=signal.SIGTERM, **config)

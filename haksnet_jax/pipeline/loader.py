@@ -280,7 +280,7 @@ def _start_worker(worker_index, worker_count):
 
 
 def _batches(rows, batch_size, num_workers, num_threads, prefetch):
-    """Grain's iterator over stacked rows, in order."""
+    """An iterator over stacked rows, in order."""
     import grain  # here: grain imports JAX, which a process that only reads images has no use for
 
     dataset = grain.MapDataset.source(rows).batch(batch_size, drop_remainder=True, batch_fn=_stack)
@@ -293,11 +293,32 @@ def _batches(rows, batch_size, num_workers, num_threads, prefetch):
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch),
             worker_init_fn=_start_worker,
         )
-    else:
-        dataset = dataset.to_iter_dataset(
-            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
-        )
-    return iter(dataset)
+        return _Nameless(iter(dataset))
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+    return iter(dataset.to_iter_dataset(options))
+
+
+class _Nameless:
+    """Elements of grain's workers, whose shared memory has no name any more when they are given out.
+
+    The memory stays as long as its arrays and goes with the process, however that ends. Grain would take the name away
+    when an array is garbage, in a thread that nobody waits for at the end of a process: Python then warns of leaked
+    shared memory, and a killed process leaves it to the machine.
+    """
+
+    def __init__(self, iterator):
+        self._iterator = iterator
+
+    def __next__(self):
+        element = next(self._iterator)
+        for array in element.values():
+            if getattr(array, "_unlink_on_del", False):
+                array.shm.unlink()
+                array._unlink_on_del = False
+        return element
+
+    def close(self):
+        self._iterator.close()
 
 
 class _Watched:

@@ -55,10 +55,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, resume_policy: str = 
         # Kernels that the compiler cannot split ask the mesh for the devices' shares.
         held.enter_context(jax.set_mesh(mesh))
         stop = held.enter_context(StopRequest())
-        return _run(task, config, workdir, mesh, stop, resume_policy)
+        return _run(task, config, workdir, mesh, stop, resume_policy, held)
 
 
-def _run(task, config, workdir, mesh, stop, resume_policy):
+def _run(task, config, workdir, mesh, stop, resume_policy, held):
     started = time.monotonic()
     logging.info("haksnet_jax %s on %s, code %s", haksnet_jax.__version__, devices.hardware(), code_version())
 
@@ -95,6 +95,7 @@ def _run(task, config, workdir, mesh, stop, resume_policy):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    held.callback(batches.close)  # (its workers, however the run ends)
     batches_in_order, names, result = iter(batches), tuple(task.batch_arrays(config)), None
 
     # ---- Steps
@@ -135,7 +136,6 @@ def _run(task, config, workdir, mesh, stop, resume_policy):
         if done < num_steps and stop.agreed(at_line):
             checkpoints.save(done, state, position)
             checkpoints.close()
-            batches.close()
             log.close()
             raise Stopped(f"stopped at step {done} of {num_steps}, which is saved; the same command goes on from there")
     checkpoints.close()
@@ -153,7 +153,6 @@ def _run(task, config, workdir, mesh, stop, resume_policy):
     if jax.process_index() == 0:
         write_result_card(workdir, card)
         log.draw_curves()
-    batches.close()
     log.close()
     return card
 

@@ -191,6 +191,7 @@ def test_worker_processes_give_the_same_batches(tmp_path):
     )
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "same", done.stderr[-3000:]
+    assert "leaked" not in done.stderr  # though all batches are there to the end
 
 
 def test_the_package_that_workers_run_does_not_import_jax():

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import re
 import warnings
 
 import numpy as np
 
-from haksnet_jax.images.headers import ImageError
+from haksnet_jax.images.headers import ImageError, read_header
 
 EXTRA = "pip install rasterio"
 
@@ -19,6 +20,7 @@ def import_rasterio(what):
     """
     try:
         import rasterio
+        import rasterio.crs
         import rasterio.errors
         import rasterio.windows
     except ImportError:
@@ -26,6 +28,64 @@ def import_rasterio(what):
     # most images are not georeferenced, and GDAL's wrapper warns at each
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
     return rasterio
+
+
+def open_image(path):
+    """A dataset of rasterio, opened as the format that the content is of.
+
+    GDAL's other drivers follow names and addresses in a file, whatever the file is called.
+
+    Args:
+      path: of a PNG, JPEG, BMP or TIFF.
+
+    Raises:
+      ImageError: it is none of these, or damaged; or rasterio is not installed.
+      OSError: the file cannot be read.
+    """
+    rasterio = import_rasterio("where an image lies")
+    image_format = read_header(path).format
+    try:  # an absolute path, since one like `zip:a` would be taken for an address
+        return rasterio.open(os.path.abspath(path), driver="GTiff" if image_format == "TIFF" else image_format)
+    except rasterio.errors.RasterioError as error:
+        raise ImageError("undecodable_image", f"GDAL cannot read it: {str(error)[:160]!r}", path) from None
+
+
+_CRS_NAMES = (  # how files name a coordinate system: an authority and its code
+    r"(?P<authority>[A-Za-z]{2,9}):(?P<code>[A-Za-z0-9]{1,20})",
+    r"urn:(?:ogc|x-ogc):def:crs:(?P<authority>[A-Za-z]{2,9}):[0-9.]{0,9}:(?P<code>[A-Za-z0-9]{1,20})",
+    r"https?://www\.opengis\.net/def/crs/(?P<authority>[A-Za-z]{2,9})/[0-9.]{1,9}/(?P<code>[A-Za-z0-9]{1,20})",
+    r"https?://www\.opengis\.net/gml/srs/(?P<authority>epsg)\.xml#(?P<code>[0-9]{1,9})",
+)
+_MAX_WKT = 100_000  # letters
+_WKT = re.compile(r"\s*[A-Z][A-Za-z_]{2,30}\s*\[")
+
+
+def coordinate_system(text):
+    """The coordinate system that a file names.
+
+    GDAL's own reading of a name opens what it takes for a file or an address, so only codes and WKT get through to it.
+
+    Args:
+      text: `EPSG:32632`, `urn:ogc:def:crs:OGC:1.3:CRS84`, an opengis.net address, or WKT.
+
+    Returns:
+      rasterio.crs.CRS.
+
+    Raises:
+      ImageError: it is none of these, or the code is not known; also where rasterio is not installed.
+    """
+    rasterio = import_rasterio("a coordinate system")
+    match = next(filter(None, (re.fullmatch(pattern, text.strip(), re.IGNORECASE) for pattern in _CRS_NAMES)), None)
+    try:
+        with rasterio.Env():  # in which GDAL's own lines do not reach the terminal
+            if match:
+                return rasterio.crs.CRS.from_string(f"{match['authority'].upper()}:{match['code'].upper()}")
+            if len(text) <= _MAX_WKT and _WKT.match(text):
+                return rasterio.crs.CRS.from_wkt(text)
+    except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
+        raise ImageError("unknown_crs", f"the coordinate system is not known: {str(error)[:160]!r}") from None
+    expected = "expected a code such as EPSG:32632, or WKT"
+    raise ImageError("unknown_crs", f"the coordinate system {text[:40]!r} cannot be used: {expected}")
 
 
 class Bands:

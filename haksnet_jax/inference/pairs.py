@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.images import geotiff
 from haksnet_jax.images.geotiff import EXTRA
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.images.settings import DEFAULT
@@ -58,7 +59,10 @@ def _on_grid_of(first, before, after, scratch):
         raise UserError(f"{before}: comparing the grids of two TIFF files needs rasterio: {EXTRA}") from None
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
     try:
-        with rasterio.open(before) as target, rasterio.open(after) as source:
+        with (
+            geotiff.open_image(before) as target,
+            geotiff.open_image(after) as source,
+        ):
             placed = [not dataset.transform.is_identity and dataset.crs is not None for dataset in (target, source)]
             if not all(placed) or _same_grid(target, source):
                 return after, ""
@@ -82,7 +86,7 @@ def _on_grid_of(first, before, after, scratch):
                 f"{before.name} ({target.width} x {target.height} pixels, {target.crs}); it covers {overlap:.0%} of it"
             )
             return warped, told
-    except rasterio.errors.RasterioError as error:
+    except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
         raise UserError(f"{before} and {after} cannot be brought to one grid: {error!s:.200}") from error
 
 

@@ -87,7 +87,7 @@ class LabelSet:
                 if self.format == "coco":
                     found, listed, strays = coco.read_file(path)
                 elif self.format == "cvat":
-                    (found, listed), strays = cvat_xml.read_file(path), []
+                    found, listed, strays = cvat_xml.read_file(path)
                 else:
                     (found, strays), listed = label_studio.read_file(path), None
             except FormatError as error:

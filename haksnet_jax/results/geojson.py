@@ -3,7 +3,7 @@
 import functools
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
+from haksnet_jax.images import geotiff
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.results import tiles
 
@@ -49,10 +50,7 @@ def read_georeference(path):
                 None,
                 "its orientation tag turns it, and where its pixels lie on the ground is told for the stored rows",
             )
-    except (ImageError, OSError):
-        pass  # not one of the formats that can be turned
-    try:
-        with rasterio.open(path) as dataset:
+        with geotiff.open_image(path) as dataset:
             if not np.isfinite(dataset.transform[:6]).all():
                 return None, "its place on the ground is given in numbers that are not finite"
             if not dataset.transform.is_identity:
@@ -62,7 +60,7 @@ def read_georeference(path):
                 return of_tile(path, scene, dataset.width), ""
             if dataset.gcps[0] or dataset.rpcs:
                 return None, "it is placed by control points or a camera model; warp it to a map first (gdalwarp)"
-    except rasterio.errors.RasterioError as error:
+    except (ImageError, OSError, rasterio.errors.RasterioError) as error:
         return None, f"its place cannot be read ({error})"
     return None, "it is not georeferenced"
 
@@ -109,21 +107,22 @@ def read_places(folder):
 @functools.lru_cache(maxsize=4)  # the tiles of a folder ask for it one by one
 def _read_places(path, _changed):
     try:
-        import rasterio.crs
-    except ImportError:
-        raise UserError(f"{path}: places on the ground need rasterio: pip install rasterio") from None
-    try:
         content = msgspec.json.decode(path.read_bytes(), type=dict[str, _Place])
         return {
-            name: Georeference(place.transform, place.crs and rasterio.crs.CRS.from_user_input(place.crs))
+            name: Georeference(place.transform, place.crs and geotiff.coordinate_system(place.crs))
             for name, place in content.items()
         }
-    except (msgspec.MsgspecError, rasterio.errors.RasterioError, ValueError) as error:
+    except ImageError as error:
+        raise UserError(f"{path}: {error.sentence}") from None
+    except (msgspec.MsgspecError, ValueError) as error:
         raise UserError(f"{path} is damaged ({str(error)[:120]}): cut the tiles again or remove it") from None
 
 
+_Number = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
+
+
 class _Place(msgspec.Struct):
-    transform: tuple[float, float, float, float, float, float]
+    transform: tuple[_Number, _Number, _Number, _Number, _Number, _Number]
     crs: str | None
 
 

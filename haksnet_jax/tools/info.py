@@ -189,15 +189,11 @@ def _place(path, header):
     """Coordinate system and extent of a georeferenced TIFF."""
     if header.format != "TIFF":
         return {}
-    try:
-        import rasterio
-    except ImportError:
-        return {"coordinate system": "not looked at: pip install rasterio"}
-    import warnings
+    from haksnet_jax.images import geotiff
+    from haksnet_jax.images.headers import ImageError
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files without a place on earth, which is what is asked here
-        with rasterio.open(path) as file:
+    try:
+        with geotiff.open_image(path) as file:
             if file.crs is None:
                 return {"coordinate system": "none"}
             bounds = ", ".join(f"{value:.6g}" for value in file.bounds)
@@ -206,6 +202,10 @@ def _place(path, header):
                 "extent": bounds,
                 "pixel": f"{file.res[0]:.4g} x {file.res[1]:.4g}",
             }
+    except ImageError as error:
+        if error.reason != "needs_rasterio":
+            raise
+        return {"coordinate system": "not looked at: pip install rasterio"}
 
 
 def _images(path):

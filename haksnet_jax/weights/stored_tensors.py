@@ -1,6 +1,7 @@
 """What a file of weights holds: descriptions of tensors that are still in the file, and objects that are not built."""
 
 import dataclasses
+import math
 import re
 import zlib
 
@@ -102,6 +103,8 @@ class StoredTensor:
         if self.storage is None:
             raise CheckpointError("it holds an array without contents")
         if 0 in self.shape:
+            if math.prod(max(size, 1) for size in self.shape) >= 1 << 58:  # NumPy wants the product of the others too
+                raise CheckpointError(f"it holds an array of sizes {shown_sizes(self.shape)}, which none can have")
             return np.zeros(self.shape, self.dtype)
         size = self.dtype.itemsize
         values = np.frombuffer(self.storage.checked(), self.dtype, offset=self.offset * size, count=self.span())

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import socket
 
 import cv2
 import numpy as np
@@ -389,3 +390,128 @@ def test_what_predict_writes_is_read_back_as_labels(folder):
         assert problems == [] and objects.labels.tolist() == labels
         # 2e-3 px: six decimals of the image in YOLO's lines, millimetres on the ground
         np.testing.assert_allclose(polygons_to_boxes(objects.polygons)[0], polygons_to_boxes(CORNERS)[0], atol=2e-3)
+
+
+def test_one_bad_entry_of_a_file_for_many_images_ends_nothing(folder):
+    """COCO: an image without a name, a category without one, an id that is two images; the others are read."""
+    content = coco_content([{"segmentation": [corners.ravel().tolist()]} for corners in CORNERS])
+    content["images"] += [{"id": 8, "name": "b.png"}, {"id": 9, "file_name": "c.png"}, {"id": 9, "file_name": "d.png"}]
+    content["images"] += [{"id": 10, "file_name": "other/a.png"}, None]
+    content["categories"].append({"id": 70})
+    extra = {**content["annotations"][0], "id": 77}
+    content["annotations"] += [{**extra, "image_id": key} for key in (8, 8, 9, 10)]
+    found = LabelSet(write(folder / "labels/c.json", content), "coco")
+    assert sorted(found.files) == ["a", "d"] or sorted(found.files) == ["a"]
+    assert_the_objects(found.read("a", CLASSES))
+    told = [(str(problem.reason), problem.detail) for problem in found.problems]
+    for reason, words in [
+        ("bad_object", r"categories\[2\]"),
+        ("bad_object", r"file_name.*images\[1\].*left out with it: 2 annotations"),
+        ("bad_object", r"image 9 is both c and d.*left out with it: 1 annotation$"),
+        ("same_name", r"other/a\.png is left out.*left out with it: 1 annotation$"),
+        ("bad_object", r"images\[5\]"),
+    ]:
+        assert any(key == reason and re.search(words, detail) for key, detail in told), (words, told)
+    assert len(told) == 5
+
+
+def test_one_bad_image_of_cvat_or_label_studio_ends_nothing(folder):
+    cvat(folder)
+    path = folder / "labels/annotations.xml"
+    box = '<box label="ship" xtl="1" ytl="2" xbr="3" ybr="4"/>'
+    text = path.read_text().replace("</annotations>", f'<image id="3">{box}</image></annotations>')
+    path.write_text(
+        text.replace("</annotations>", f'<image id="4" name="other/a.png">{box}{box}</image></annotations>')
+    )
+    found = LabelSet(folder / "labels", "cvat")
+    assert_the_objects(found.read("a", CLASSES))
+    assert [str(problem.reason) for problem in found.problems] == ["missing_tag", "same_name"]
+    assert "left out with it: 1 object" in found.problems[0].detail
+    assert "left out with it: 2 objects" in found.problems[1].detail
+
+    label_studio(folder)
+    path = folder / "labels/export.json"
+    tasks = json.loads(path.read_text())
+    path.write_text(json.dumps([5, {"data": {"image": 7}, "annotations": []}, {"data": [], "annotations": 1}, *tasks]))
+    found = LabelSet(path, "label-studio")
+    assert_the_objects(found.read("a", CLASSES), with_difficulty=False)
+    assert len(found.problems) == 3
+
+
+def test_label_studio_images_of_local_files_are_found(folder):
+    label_studio(folder)
+    path = folder / "labels/export.json"
+    tasks = json.loads(path.read_text())
+    tasks[0]["data"] = {"image": "/data/local-files/?d=my%20images/a.png"}
+    path.write_text(json.dumps(tasks))
+    assert_the_objects(LabelSet(path, "label-studio").read("a", CLASSES), with_difficulty=False)
+
+
+HUGE = (1e308, -1e308, 1e39, 10**30, 10**400)
+
+
+@pytest.mark.parametrize("number", HUGE, ids=("1e308", "-1e308", "1e39", "10^30", "10^400"))
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_any_image_are_named_in_every_format_and_compute_nothing(folder, number):
+    """One number of one object after the other; the other object stays."""
+    text = json.dumps(number) if isinstance(number, float) else str(number)
+    shape = {"label": "ship", "shape_type": "circle", "points": [[1, "@"], [3, 4]]}
+    value = {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 5, "rectanglelabels": ["ship"]}
+    whole = {"original_width": 200, "original_height": 100}
+    cases = [("labelme", {"shapes": [shape, {**shape, "shape_type": "polygon", "points": [[1, 2], [9, 2], [9, 9]]}]})]
+    good = {"type": "rectanglelabels", **whole, "value": value}
+    for key in ("x", "width", "rotation"):
+        bad = {**good, "value": {**value, key: "@"}}
+        cases.append(("label-studio", [{"data": {"image": "a.png"}, "annotations": [{"result": [bad, good]}]}]))
+    bad = {**good, "original_width": "@"}
+    cases.append(("label-studio", [{"data": {"image": "a.png"}, "annotations": [{"result": [bad, good]}]}]))
+    box = {"bbox": [10, 20, 30, 10]}
+    turned = {**box, "attributes": {"rotation": "@"}}
+    for bad in ({"bbox": [1, "@", 3, 4, 5]}, {"bbox": [1, 2, 3, 4, "@"]}, {"bbox": [1, 2, "@", 4]}, turned):
+        cases += [("coco", coco_content([bad, box]))]
+    for name, content in cases:
+        path = write(folder / "labels/a.json", json.dumps(content).replace('"@"', text))
+        objects, problems = LabelSet(path if name != "labelme" else path.parent, name).read("a", CLASSES)
+        assert len(objects.labels) == 1, (name, content, problems)
+        assert problems[0].reason in ("bad_number", "bad_object"), problems
+
+
+@pytest.mark.filterwarnings("error")
+def test_negative_sides_and_angles_of_many_turns_are_named(folder):
+    good = {"bbox": [10, 20, 30, 10]}
+    for bad in ({"bbox": [1, 2, -3, 4]}, {"bbox": [1, 2, 3, 4, 1e6]}, {**good, "attributes": {"rotation": True}}):
+        path = write(folder / "labels/c.json", coco_content([bad, good]))
+        objects, problems = LabelSet(path, "coco").read("a", CLASSES)
+        assert len(objects.labels) == 1 and [problem.reason for problem in problems] == ["bad_number"]
+
+
+def test_a_line_of_yolo_that_lacks_a_number_is_no_triangle(folder):
+    line = "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5"
+    write(folder / "labels/a.txt", f"{line}\n{line[:-4]}\n{line} 0.9\n{line} 0.3\n")
+    objects, problems = LabelSet(folder / "labels", "yolo-obb").read("a", CLASSES, folder / "images/a.png")
+    assert len(objects.labels) == 3
+    assert [(problem.line, str(problem.reason)) for problem in problems if problem.loses] == [(2, "bad_number")]
+
+
+def test_a_coordinate_system_that_is_an_address_or_a_file_is_not_opened(folder):
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_000_000)
+    profile = {"driver": "GTiff", "width": WIDTH, "height": HEIGHT, "count": 1, "dtype": "uint8"}
+    with rasterio.open(folder / "images/a.tif", "w", crs="EPSG:32632", transform=place, **profile) as file:
+        file.write(np.zeros((1, HEIGHT, WIDTH), np.uint8))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.settimeout(0.2)
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/crs"
+        (folder / "named").write_text(rasterio.crs.CRS.from_epsg(32632).to_wkt())  # GDAL would read this file
+        for name in (address, f"/vsicurl/{address}", str(folder / "named"), "EPSG:999999", "+proj=x", "\x1b[2J", 5):
+            crs = {"type": "name", "properties": {"name": name}}
+            ring = [[400_010, 4_999_990], [400_020, 4_999_990], [400_020, 4_999_980]]
+            geometry = {"type": "Polygon", "coordinates": [ring]}
+            feature = {"type": "Feature", "geometry": geometry, "properties": {"label": "ship"}}
+            write(folder / "labels/a.geojson", {"type": "FeatureCollection", "crs": crs, "features": [feature]})
+            _, (problem,) = LabelSet(folder / "labels", "geojson").read("a", CLASSES, folder / "images/a.tif")
+            assert problem.reason == "bad_json" and "coordinate system" in problem.detail
+        with pytest.raises(TimeoutError):
+            listening.accept()

@@ -471,6 +471,11 @@ def test_tiles_of_a_geotiff_keep_its_place(tmp_path):
     (tmp_path / "out/images/georeference.json").write_text('{"a": {"transform": [1, 2], "crs": null}}')
     with pytest.raises(UserError, match=r"georeference\.json is damaged"):
         geojson.read_places(tmp_path / "out/images")
+    for crs in ("http://127.0.0.1:9/crs", str(tmp_path / "crs"), "EPSG:999999"):  # nothing that it names is opened
+        text = json.dumps({"a": {"transform": [1, 0, 0, 0, 1, 0], "crs": crs}})
+        (tmp_path / "out/images/georeference.json").write_text(text + " " * len(crs))
+        with pytest.raises(UserError, match=r"georeference\.json: the coordinate system"):
+            geojson.read_places(tmp_path / "out/images")
 
 
 def test_unfinished_tiles_are_refused_until_the_same_command_completed_them(tmp_path, monkeypatch):

@@ -1,14 +1,14 @@
 """CVAT's XML ("CVAT for images 1.1"): one file for many images, boxes with a rotation in degrees, and polygons."""
 
 import math
-import pathlib
 
 import numpy as np
 
-from haksnet_jax.labels.formats.items import Item, rotated
+from haksnet_jax.labels.formats.items import ImageNames, Item, rotated
 from haksnet_jax.labels.formats.structured import FormatError, read_tree
 from haksnet_jax.labels.formats.voc_xml import points_of_text
 from haksnet_jax.labels.problems import Reason
+from haksnet_jax.wording import counted
 
 _OTHERS = ("polyline", "points", "cuboid", "mask", "ellipse", "skeleton")
 
@@ -21,7 +21,7 @@ def read_file(path):
 
     Returns:
       (dict from image name without folder and ending to its list of Item and FormatError; tuple of the class names that
-      the file lists, or None).
+      the file lists, or None; list of FormatError of images and labels that cannot be read).
 
     Raises:
       FormatError: the file is no such XML.
@@ -30,16 +30,22 @@ def read_file(path):
     root = read_tree(path)
     if root.tag != "annotations":
         raise FormatError(Reason.OTHER_FORMAT, f"expected CVAT's <annotations>, found <{root.tag[:40]}>", root.line)
-    images = {}
+    images, known, problems, names = {}, ImageNames(), [], []
     for image in root.all("image"):
-        name = pathlib.PurePosixPath(image.attribute("name").replace("\\", "/")).stem
-        images.setdefault(name, []).extend(
-            _described(node) for node in image.children if node.tag in ("box", "polygon", *_OTHERS)
-        )
-    names = [
-        label.one("name").text for job in ("task", "job", "project") for label in root.all(f"meta/{job}/labels/label")
-    ]
-    return images, tuple(dict.fromkeys(names)) or None
+        shapes = [node for node in image.children if node.tag in ("box", "polygon", *_OTHERS)]
+        try:
+            name = known.stem(image.attribute("name"))
+        except FormatError as error:
+            more = f"; left out with it: {counted(len(shapes), 'object')}" if shapes else ""
+            problems.append(FormatError(error.reason, f"{error}{more}", image.line))
+            continue
+        images.setdefault(name, []).extend(_described(node) for node in shapes)
+    for label in [node for job in ("task", "job", "project") for node in root.all(f"meta/{job}/labels/label")]:
+        try:
+            names.append(label.one("name").text)
+        except FormatError as error:
+            problems.append(error)
+    return images, tuple(dict.fromkeys(names)) or None, problems
 
 
 def _described(node):
@@ -48,7 +54,8 @@ def _described(node):
         if node.tag == "box":
             x1, y1, x2, y2 = (node.attribute_number(name) for name in ("xtl", "ytl", "xbr", "ybr"))
             degrees = node.attribute_number("rotation") if "rotation" in node.attributes else 0.0
-            points = rotated((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, math.radians(degrees))
+            w, h = abs(x2 - x1), abs(y2 - y1)
+            points = rotated((x1 + x2) / 2, (y1 + y2) / 2, w, h, math.radians(degrees), where, node.line)
         elif node.tag == "polygon":
             points = np.array(points_of_text(node.attribute("points"), node.line))
         else:

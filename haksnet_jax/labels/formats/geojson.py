@@ -10,10 +10,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from haksnet_jax.labels.formats.items import Item
+from haksnet_jax.images import geotiff
+from haksnet_jax.images.headers import ImageError
+from haksnet_jax.labels.formats.items import Item, bounded
 from haksnet_jax.labels.formats.structured import FormatError, decode_json, read_bytes
 from haksnet_jax.labels.problems import Reason, shortened
 
+_MAX_PLACE = 1e9  # in any coordinate system of the earth
 _CLASS_KEYS = ("class", "label", "name", "category", "class_name")
 
 
@@ -54,7 +57,20 @@ def read_file(path, image):
     if image is None:
         return items
     to_pixels = _to_pixels(image, content.crs)
-    return [item if isinstance(item, FormatError) else item._replace(points=to_pixels(item.points)) for item in items]
+    return [item if isinstance(item, FormatError) else _placed(item, to_pixels) for item in items]
+
+
+def _placed(item, to_pixels):
+    """The Item in pixels, or a FormatError where its coordinate system does not reach to it."""
+    try:
+        return item._replace(points=to_pixels(item.points))
+    except _TransformError as error:
+        detail = f"{item.where} lies where its coordinate system does not reach: {shortened(str(error), 160)}"
+        return FormatError(Reason.BAD_NUMBER, detail)
+
+
+class _TransformError(ValueError):
+    """What rasterio says of points that cannot be transformed."""
 
 
 def _described(raw, where):
@@ -77,9 +93,9 @@ def _described(raw, where):
         parts = [polygon[0] for polygon in (rings if kind == "MultiPolygon" else [rings]) if polygon]
         if any(len(point) < 2 for part in parts for point in part):
             raise FormatError(Reason.BAD_NUMBER, f"{where}: a point has fewer than two numbers")
+        points = [bounded([point[:2] for point in part], where, most=_MAX_PLACE).reshape(-1, 2) for part in parts]
     except FormatError as error:
         return [error]
-    points = [np.array([point[:2] for point in part], np.float64).reshape(-1, 2) for part in parts]
     return [Item(str(name), part, properties.get("difficult"), 0, where) for part in points]
 
 
@@ -87,23 +103,24 @@ def _to_pixels(image, crs):
     """Function from [P, 2] places on the ground to pixels of a GeoTIFF."""
     try:
         import rasterio
+        import rasterio.errors
         import rasterio.warp
     except ImportError:
         raise FormatError(Reason.UNREADABLE_LABELS, "GeoJSON labels need rasterio: pip install rasterio") from None
     try:
-        with rasterio.open(image) as dataset:
-            inverse, own = ~dataset.transform, dataset.crs
-            if dataset.transform.is_identity:
+        with geotiff.open_image(image) as dataset:
+            place, own = dataset.transform, dataset.crs
+            if place.is_identity or place.is_degenerate or not np.isfinite(place[:6]).all():
                 raise FormatError(
                     Reason.UNREADABLE_LABELS, f"{image} is not georeferenced, and its labels are places on the ground"
                 )
+            inverse = ~place
         named = (crs or {}).get("properties")
         name = named.get("name") if isinstance(named, dict) else None
-        given = rasterio.crs.CRS.from_user_input(str(name)) if name else None
-    except (rasterio.errors.RasterioError, ValueError) as error:
-        raise FormatError(
-            Reason.BAD_JSON, f"the coordinate system cannot be used: {shortened(str(error), 160)}"
-        ) from None
+        given = geotiff.coordinate_system(str(name)) if name else None
+    except ImageError as error:
+        known = error.reason != "unknown_crs"
+        raise FormatError(Reason.UNREADABLE_LABELS if known else Reason.BAD_JSON, str(error)) from None
 
     def convert(points):
         system = given
@@ -111,7 +128,10 @@ def _to_pixels(image, crs):
             system = rasterio.crs.CRS.from_epsg(4326)
         xs, ys = points.T
         if system is not None and own is not None and system != own:
-            xs, ys = rasterio.warp.transform(system, own, xs, ys)
+            try:
+                xs, ys = rasterio.warp.transform(system, own, xs, ys)
+            except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
+                raise _TransformError(str(error)) from None
         a, b, c, d, e, f = inverse[:6]
         xs, ys = np.asarray(xs), np.asarray(ys)
         return np.stack([a * xs + b * ys + c, d * xs + e * ys + f], axis=-1)

@@ -1,5 +1,6 @@
 """Objects as annotation files describe them, before their classes are known by number."""
 
+import pathlib
 from typing import NamedTuple
 
 import cv2
@@ -11,6 +12,7 @@ from haksnet_jax.labels.formats.structured import FormatError
 from haksnet_jax.labels.problems import Problem, Reason, shortened
 
 MAX_POINTS = 100_000  # of one outline
+MAX_ANGLE = 1e3  # radians, more than a hundred turns: what is beyond was no angle
 
 
 class Item(NamedTuple):
@@ -31,8 +33,66 @@ class Item(NamedTuple):
     where: str
 
 
-def rotated(cx, cy, w, h, radians):
-    """[4, 2] corners of a box whose angle grows clockwise on the screen. Args: numbers, pixels and radians."""
+class ImageNames:
+    """The images of one file, by their names without folder and ending: each of these must mean one image."""
+
+    def __init__(self):
+        self._names = {}
+
+    def stem(self, name, stem=None):
+        """The name without folder and ending.
+
+        Args:
+          name: as the file writes it, with / or \\.
+          stem: where it is something else than what `name` ends with.
+
+        Raises:
+          FormatError: an earlier image of another name has the same.
+        """
+        if stem is None:
+            stem = pathlib.PurePosixPath(name.replace("\\", "/")).stem
+        first = self._names.setdefault(stem, name)
+        if first != name:
+            detail = f"image {shortened(name)} is left out: without folder and ending {shortened(first)} has its name"
+            raise FormatError(Reason.SAME_NAME, detail)
+        return stem
+
+
+def bounded(numbers, where, line=0, *, most=objects.MAX_COORDINATE):
+    """float64 array of numbers, none beyond `most`, so that computing with them does not overflow.
+
+    Args:
+      numbers: any nesting of numbers that an array takes.
+      where, line: for the error.
+      most: the largest magnitude.
+
+    Raises:
+      FormatError: one is not finite or beyond.
+    """
+    try:
+        array = np.asarray(numbers, np.float64)
+    except (TypeError, ValueError, OverflowError):  # whole numbers of hundreds of digits, among others
+        array = np.array(np.nan)
+    if not np.all(np.abs(array) <= most):  # catches NaN too
+        raise FormatError(Reason.BAD_NUMBER, f"{where}: a number is not finite or beyond {most:g}", line)
+    return array
+
+
+def rotated(cx, cy, w, h, radians, where, line=0):
+    """[4, 2] corners of a box whose angle grows clockwise on the screen.
+
+    Args:
+      cx, cy, w, h: pixels.
+      radians: the angle.
+      where, line: for the error.
+
+    Raises:
+      FormatError: a number is beyond what a box in an image can have, or a side is negative.
+    """
+    cx, cy, w, h = bounded([cx, cy, w, h], where, line).tolist()
+    bounded(radians, where, line, most=MAX_ANGLE)
+    if w < 0 or h < 0:
+        raise FormatError(Reason.BAD_NUMBER, f"{where}: expected a width and height of 0 or more", line)
     return boxes_to_polygons([[cx, cy, w, h, radians]])[0]
 
 

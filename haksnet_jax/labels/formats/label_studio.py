@@ -6,12 +6,13 @@ A rectangle's rotation is in degrees, clockwise on the screen, about its first c
 import math
 import pathlib
 import re
+import urllib.parse
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from haksnet_jax.labels.formats.items import Item
+from haksnet_jax.labels.formats.items import MAX_ANGLE, ImageNames, Item, bounded
 from haksnet_jax.labels.formats.structured import FormatError, decode_json, read_bytes
 from haksnet_jax.labels.problems import Reason
 
@@ -62,15 +63,15 @@ def read_file(path):
       FormatError: the file is no such JSON.
       OSError: the file cannot be read.
     """
-    images, problems = {}, []
+    images, known, problems = {}, ImageNames(), []
     for index, raw in enumerate(decode_json(read_bytes(path), list[msgspec.Raw])):
         where = f"$[{index}]"
         try:
             task = decode_json(raw, _Task, where)
             if task.data is None:
-                name, items = _short_form(raw, where)
+                name, items = _short_form(raw, where, known)
             else:
-                name, items = _image_name(task.data, where), []
+                name, items = _image_name(task.data, where, known), []
                 kept = [one for one in task.annotations or [] if not one.was_cancelled]
                 for number, result in enumerate(kept[0].result if kept else []):
                     items += _objects(result, f"{where}.annotations[0].result[{number}]", only_objects=True)
@@ -81,7 +82,7 @@ def read_file(path):
     return images, problems
 
 
-def _short_form(raw, where):
+def _short_form(raw, where, known):
     """(image name, items) of a task in the form "JSON-MIN"."""
     fields = decode_json(raw, dict[str, Any], where)
     items = []
@@ -90,16 +91,20 @@ def _short_form(raw, where):
             for index, one in enumerate(value):
                 size = {name: one.get(name) for name in ("original_width", "original_height")}
                 items += _objects(msgspec.json.encode({"value": one, **size}), f"{where}.{key}[{index}]")
-    return _image_name(fields, where), items
+    return _image_name(fields, where, known), items
 
 
-def _image_name(fields, where):
+def _image_name(fields, where, known):
     """The name of a task's image, without the eight letters that an upload puts before it."""
     for key in ("image", "img", "file", *fields):
         value = fields.get(key)
-        if isinstance(value, str) and re.search(r"\.(jpe?g|png|bmp|tiff?)$", value.split("?")[0], re.IGNORECASE):
-            stem = pathlib.PurePosixPath(value.split("?")[0].replace("\\", "/").replace("%20", " ")).stem
-            return re.sub(r"^[0-9a-f]{8}-", "", stem)
+        if not isinstance(value, str):
+            continue
+        local = re.search(r"[?&]d=([^&]+)", value)  # of "/data/local-files/?d=folder/a.png"
+        name = urllib.parse.unquote(local[1] if local else value.split("?")[0])
+        if re.search(r"\.(jpe?g|png|bmp|tiff?)$", name, re.IGNORECASE):
+            stem = pathlib.PurePosixPath(name.replace("\\", "/")).stem
+            return known.stem(value, re.sub(r"^[0-9a-f]{8}-", "", stem))
     raise FormatError(Reason.MISSING_TAG, f"{where} names no image")
 
 
@@ -115,7 +120,9 @@ def _objects(raw, where, only_objects=False):
             raise FormatError(Reason.MISSING_TAG, f"{where} has no label")
         if not result.original_width or not result.original_height:
             raise FormatError(Reason.MISSING_TAG, f"{where} has no original_width and original_height")
-        size = np.array([result.original_width, result.original_height])
+        size = bounded([result.original_width, result.original_height], where)
+        if size.min() < 1:
+            raise FormatError(Reason.BAD_NUMBER, f"{where}: expected an image of one or more pixels")
         points = _points(value, size, where)
     except FormatError as error:
         return [error]
@@ -128,11 +135,13 @@ class _Type(msgspec.Struct):
 
 def _points(value, size, where):
     if value.points is not None:
-        return np.reshape(value.points, (-1, 2)) * size / 100
+        return bounded(value.points, where).reshape(-1, 2) * size / 100
     if None in (value.x, value.y, value.width, value.height):
         raise FormatError(Reason.MISSING_TAG, f"{where} has neither points nor x, y, width and height")
-    corner = np.array([value.x, value.y]) * size / 100
-    w, h = np.array([value.width, value.height]) * size / 100
-    angle = math.radians(value.rotation)
+    corner = bounded([value.x, value.y], where) * size / 100
+    w, h = bounded([value.width, value.height], where) * size / 100
+    if w < 0 or h < 0:
+        raise FormatError(Reason.BAD_NUMBER, f"{where}: expected a width and height of 0 or more")
+    angle = math.radians(bounded(value.rotation, where, most=math.degrees(MAX_ANGLE)))
     along, across = w * np.array([math.cos(angle), math.sin(angle)]), h * np.array([-math.sin(angle), math.cos(angle)])
     return np.stack([corner, corner + along, corner + along + across, corner + across])

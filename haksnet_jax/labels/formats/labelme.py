@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 
-from haksnet_jax.labels.formats.items import Item, upright
+from haksnet_jax.labels.formats.items import Item, bounded, upright
 from haksnet_jax.labels.formats.structured import FormatError, decode_json, read_bytes
 from haksnet_jax.labels.problems import Reason, shortened
 
@@ -40,7 +40,7 @@ def _described(raw, index):
     where = f"$.shapes[{index}]"
     try:
         shape = decode_json(raw, _Shape, where)
-        points = np.reshape(shape.points, (-1, 2)).astype(np.float64)
+        points = bounded(shape.points, where).reshape(-1, 2)
         if shape.shape_type == "rectangle" and len(points) == 2:
             points = upright(*points.ravel())
         elif shape.shape_type == "circle" and len(points) == 2:

@@ -62,7 +62,7 @@ def _turned(box):
         return [[box.number(f"{axis}_{corner}") for axis in "xy"] for corner in _CORNERS]
     if box.all("x1"):
         return [[box.number(f"{axis}{corner}") for axis in "xy"] for corner in (1, 2, 3, 4)]
-    return rotated(*(box.number(tag) for tag in ("cx", "cy", "w", "h", "angle")))
+    return rotated(*(box.number(tag) for tag in ("cx", "cy", "w", "h", "angle")), f"<{box.tag}>", box.line)
 
 
 def points_of_text(text, line):

@@ -50,13 +50,16 @@ def _read_line(words, line, size, class_names):
     if len(values) < 7:
         detail = "an axis-parallel box (centre, width, height)" if len(values) in (5, 6) else f"{len(values)} numbers"
         return FormatError(Reason.TOO_FEW_NUMBERS, f"expected a class index and 8 numbers, found {detail}", line)
-    corners = values[1:] if len(values) % 2 else values[1:-1]  # an even count: a score at the end
+    if len(values) % 2 == 0 and len(values) != 10:  # with one number less a quadrilateral would become a triangle
+        detail = f"expected a class index and pairs of numbers, found {len(values) - 1} numbers"
+        return FormatError(Reason.BAD_NUMBER, detail, line)
+    corners = values[1:] if len(values) % 2 else values[1:-1]  # four corners and a score
     if not all(-0.5 <= value <= 1.5 for value in corners):
         detail = "expected corners between 0 and 1, as shares of the image; these look like pixels"
         return FormatError(Reason.BAD_NUMBER, detail, line)
     index = int(words[0])
     if class_names is not None and index >= len(class_names):
-        detail = f"class index {index} is beyond the {len(class_names)} classes"
+        detail = f"class index {shortened(words[0])} is beyond the {len(class_names)} classes"
         return FormatError(Reason.UNKNOWN_CLASS, detail, line)
     name = str(index) if class_names is None else class_names[index]
     return Item(name, np.reshape(corners, (-1, 2)) * size, None, line, where)

@@ -14,7 +14,7 @@ from haksnet_jax.preparation import pairing, records
 def describe(node):
     """Class, corners and difficulty of an <HRSC_Object>; all ships are one class, as in the published results."""
     box = [node.number(f"mbox_{name}") for name in ("cx", "cy", "w", "h", "ang")]
-    return "ship", items.rotated(*box), voc_xml.difficulty(node)
+    return "ship", items.rotated(*box, "<HRSC_Object>", node.line), voc_xml.difficulty(node)
 
 
 class Hrsc2016(records.OrientedBuilder, skip_registration=True):

@@ -19,6 +19,7 @@ from haksnet_jax.inference.classification import ClassificationEvaluator
 from haksnet_jax.pipeline import classification_sources as sources
 from haksnet_jax.pipeline.classification_transforms import EvaluationRow
 from haksnet_jax.results import visualize
+from haksnet_jax.wording import counted
 
 _SHEET = 40  # images on the drawn sheet
 
@@ -55,7 +56,7 @@ def predict(arguments):
         if count:
             print(f"{count:7d}  {name}", file=sys.stderr)
     seconds = time.monotonic() - started
-    print(f"{len(found)} of {len(paths)} images classified in {seconds:.1f} s", file=sys.stderr)
+    print(f"{len(found)} of {counted(len(paths), 'image')} classified in {seconds:.1f} s", file=sys.stderr)
     print(folder / "classes.csv")
     return 1 if failed else 0
 

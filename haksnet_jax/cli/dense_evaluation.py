@@ -75,9 +75,8 @@ def run(arguments):
     with dense.arithmetic(predictor.precision):
         result = evaluator(None, pictures=epath.Path(arguments.output) / "pictures" if arguments.output else None)
     print(result.table())
-    for name, value in result.figures().items():
-        if not name.startswith("iou:"):
-            print(f"{name} {'-' if value is None else f'{value:.4f}'}")
+    figures = {name: value for name, value in result.figures().items() if not name.startswith("iou:")}
+    print(", ".join(f"{name} {'-' if value is None else f'{100 * value:.2f} %'}" for name, value in figures.items()))
     text = json.dumps({"figures": result.figures(), **result.to_json()}, indent=2) + "\n"
     for target in filter(None, (arguments.json, arguments.output and f"{arguments.output}/evaluation.json")):
         pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from haksnet_jax.inference import dense, dense_predictor
 from haksnet_jax.inference.pairs import open_pair
 from haksnet_jax.labels.masks import IGNORED
 from haksnet_jax.results import dense_maps, map_files, visualize
+from haksnet_jax.wording import counted
 
 UNFINISHED = ".unfinished"
 _PREVIEW_SIDE = 2048  # pixels: larger images are drawn reduced to this
@@ -75,8 +76,8 @@ def find_pairs(before, after):
     if alone:
         where = before if alone[0] in earlier else after
         raise UserError(
-            f"{len(alone)} images of {before} and {after} have no partner of the same name, the first is {alone[0]} in "
-            f"{where}"
+            f"{counted(len(alone), 'image')} of {before} and {after} without a partner of the same name, {alone[0]} in "
+            f"{where} first: every earlier image needs a later one"
         )
     return [(earlier[name], later[name]) for name in sorted(earlier)]
 

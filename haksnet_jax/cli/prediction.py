@@ -38,7 +38,8 @@ class _Progress:
             return
         self._last = now
         rate = num_seen / max(now - self._begin, 1e-9)
-        line = f"{self.num_done} of {self._num_images} images, view {num_seen} of {num_planned} ({rate:.1f}/s)"
+        images = counted(self._num_images, "image")
+        line = f"{self.num_done} of {images}, view {num_seen} of {num_planned} ({rate:.1f}/s)"
         if self._is_terminal:
             print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
             self._shown = True

@@ -119,7 +119,8 @@ def _progress_line(begin):
         if now - last < (0.2 if is_terminal else 30) and num_images < num_all:
             return
         last = now
-        line = f"{num_images} of {num_all} images, {num_tiles} tiles ({num_tiles / max(now - begin, 1e-9):.0f}/s)"
+        images, tiles = counted(num_all, "image"), counted(num_tiles, "tile")
+        line = f"{num_images} of {images}, {tiles} ({num_tiles / max(now - begin, 1e-9):.0f}/s)"
         end = "\n" if num_images == num_all or not is_terminal else ""
         print(f"\r{line:<60}" if is_terminal else line, end=end, file=sys.stderr, flush=True)
 

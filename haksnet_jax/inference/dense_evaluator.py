@@ -93,7 +93,7 @@ class DenseEvaluator:
 
     def _draw(self, index, example, labels, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        images = [example[name] for name in self._source.image_names]
+        images = {name: example[name] for name in self._source.image_names}
         picture = dense_maps.comparison(images, labels, example["mask"], self._colours)
         strip = dense_maps.legend(picture.shape[1], self._source.class_names, self._colours)
         picture = np.concatenate([picture, strip])

@@ -20,6 +20,7 @@ from haksnet_jax.images.files import EXTENSIONS, is_image
 from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.pipeline import prepared, scenes
 from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
+from haksnet_jax.wording import counted
 
 _MAX_MEASURED = 1000  # images of more than 8 bits whose values are looked at for the limits
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -229,10 +230,12 @@ class ClassFolderSource:
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         fewest, most = int(counts.argmin()), int(counts.argmax())
         text = (
-            f"{len(self)} images of {len(self.class_names)} classes in {self._folder}, {counts[fewest]} "
+            f"{counted(len(self), 'image')} of {len(self.class_names)} classes in {self._folder}, {counts[fewest]} "
             f"({self.class_names[fewest]}) to {counts[most]} ({self.class_names[most]}) a class"
         )
-        return text + (f"; {self.num_ignored} files or folders left out" if self.num_ignored else "")
+        return text + (
+            f"; {counted(self.num_ignored, 'file or folder', 'files or folders')} left out" if self.num_ignored else ""
+        )
 
 
 def image_settings_of(model_info):
@@ -298,7 +301,7 @@ class TfdsClassificationSource:
 
     def summary(self):
         """Text: how many images."""
-        return f"{len(self)} images of {len(self.class_names)} classes in {self._name}"
+        return f"{counted(len(self), 'image')} of {len(self.class_names)} classes in {self._name}"
 
 
 class SceneClassSource:
@@ -362,4 +365,4 @@ class SceneClassSource:
 
     def summary(self):
         """Text: how many scenes of which size."""
-        return f"{self.num_scenes} generated scenes of {self.size} x {self.size} pixels, seed {self.seed}"
+        return f"{counted(self.num_scenes, 'generated scene')} of {self.size} x {self.size} pixels, seed {self.seed}"

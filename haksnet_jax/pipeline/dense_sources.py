@@ -23,6 +23,7 @@ from haksnet_jax.labels import masks
 from haksnet_jax.labels.problems import Problem, Reason
 from haksnet_jax.pipeline import scenes
 from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
+from haksnet_jax.wording import counted
 
 CHANGE_CLASSES = ("unchanged", "changed")
 SCENE_MASK_CLASSES = ("land", "water", *SCENE_CLASSES)
@@ -175,8 +176,8 @@ class _Folders:
         """Text: how many images, of how many classes, and how many files have no partner."""
         without = len(self.problems)
         first = f" (the first: {self.problems[0].path})" if without else ""
-        return f"{len(self)} {self._what} of {len(self.class_names)} classes" + (
-            f"; {without} files without a partner are left out{first}" if without else ""
+        return f"{counted(len(self), self._what)} of {len(self.class_names)} classes" + (
+            f"; left out {counted(without, 'file')} without a partner{first}" if without else ""
         )
 
 
@@ -195,7 +196,7 @@ class MaskFolder(_Folders):
       UserError: a folder is missing or empty, no image has a mask, or masks hold something else than the classes.
     """
 
-    _what = "images"
+    _what = "image"
 
     def __init__(self, images_dir, masks_dir, class_names, legend, *, cache_gib=0.0, image_settings=DEFAULT):
         super().__init__({"image": images_dir}, masks_dir, class_names, legend, cache_gib, image_settings)
@@ -214,7 +215,7 @@ class PairFolder(_Folders):
       UserError: as MaskFolder.
     """
 
-    _what = "pairs"
+    _what = "pair"
 
     def __init__(self, before_dir, after_dir, masks_dir, *, cache_gib=0.0, image_settings=DEFAULT):
         legend = masks.number_legend(2, ((0,), (1, 255)), ignored=())
@@ -263,7 +264,7 @@ class MaskScenes:
 
     def summary(self):
         """Text: how many scenes of which size."""
-        return f"{self.num_scenes} generated scenes of {self.size} x {self.size} pixels, seed {self.seed}"
+        return f"{counted(self.num_scenes, 'generated scene')} of {self.size} x {self.size} pixels, seed {self.seed}"
 
 
 class PairScenes(MaskScenes):

@@ -17,6 +17,7 @@ from haksnet_jax.labels import folders
 from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.labels.objects import select
 from haksnet_jax.labels.problems import Problem, Reason, require_read, unknown_classes
+from haksnet_jax.wording import counted
 
 _MAX_TOLD = 20  # images that are named in one message
 
@@ -269,9 +270,9 @@ class FolderSource:
 
     def summary(self):
         """Text: how many images and objects, and how many problems of each kind with their first places."""
-        lines = [f"{len(self)} images, {int(self.num_objects.sum())} objects"]
+        lines = [f"{counted(len(self), 'image')}, {counted(int(self.num_objects.sum()), 'object')}"]
         if self.has_labels:
-            lines[0] += f", {int((self.num_objects == 0).sum())} images without objects"
+            lines[0] += f", {counted(int((self.num_objects == 0).sum()), 'image')} without objects"
             if self.num_filtered:
                 lines[0] += f", {self.num_filtered} more without objects left out"
         counts = collections.Counter(problem.reason for problem in self.problems)

@@ -9,6 +9,7 @@ from haksnet_jax.images import reader
 from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.settings import ImageSettings, read_folder
 from haksnet_jax.pipeline import prepared, record_index
+from haksnet_jax.wording import counted
 
 _ONE_BAND = ImageSettings(bands=(1,))
 
@@ -182,4 +183,4 @@ class TfdsSource:
 
     def summary(self):
         """Text: how many images."""
-        return f"{len(self)} images of {self._name}"
+        return f"{counted(len(self), 'image')} of {self._name}"

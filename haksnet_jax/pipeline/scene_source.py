@@ -5,6 +5,7 @@ import numpy as np
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.polygons import boxes_to_polygons
 from haksnet_jax.pipeline import scenes
+from haksnet_jax.wording import counted
 
 SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
 
@@ -73,4 +74,6 @@ class SceneSource:
 
     def summary(self):
         """Text: how many scenes of which size."""
-        return f"{self.num_scenes} generated scenes of {self.size[0]} x {self.size[1]} pixels, seed {self.seed}"
+        return (
+            f"{counted(self.num_scenes, 'generated scene')} of {self.size[0]} x {self.size[1]} pixels, seed {self.seed}"
+        )

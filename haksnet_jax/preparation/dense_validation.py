@@ -14,6 +14,7 @@ from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.labels import masks, problems
 from haksnet_jax.labels.problems import Problem, Reason
 from haksnet_jax.pipeline.dense_sources import CHANGE_CLASSES
+from haksnet_jax.wording import counted
 
 _MASKS = (*masks.MASK_EXTENSIONS, ".jpg", ".jpeg")
 
@@ -37,7 +38,7 @@ class DenseReport(NamedTuple):
         """Text: images, and each class with its share of the pixels."""
         total = int(self.counts.sum())
         width = max(len("without a label"), *map(len, self.class_names))
-        lines = [f"{self.num_images} images with masks, {total:,} pixels"]
+        lines = [f"{counted(self.num_images, 'image')} with masks, {total:,} pixels"]
         entries = [*zip(self.class_names, self.counts, strict=False), ("without a label", self.counts[masks.IGNORED])]
         lines += [f"  {name:<{width}} {int(count):>15,}  {count / max(total, 1):7.2%}" for name, count in entries]
         return "\n".join(lines)

@@ -12,6 +12,7 @@ from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.labels.problems import printable
 from haksnet_jax.preparation.validation import ValidationError
 from haksnet_jax.results import visualize
+from haksnet_jax.wording import counted
 
 SIZE_EDGES = (8, 16, 32, 64, 128, 256, 512)  # pixels, sides of squares of the same area
 
@@ -33,7 +34,8 @@ def describe(report):
         return "\n".join([*lines, "no labels"])
     counts = np.array([len(image.objects.labels) for image in report.images])
     lines.append(
-        f"{counts.sum()} objects, at most {counts.max()} in an image; {int((counts == 0).sum())} images without objects"
+        f"{counted(int(counts.sum()), 'object')}, at most {counts.max()} in an image; "
+        f"{counted(int((counts == 0).sum()), 'image')} without objects"
     )
     classes = np.concatenate([image.objects.labels for image in report.images])
     difficult = np.concatenate([image.objects.difficulty for image in report.images]) > 0

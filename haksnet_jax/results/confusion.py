@@ -108,18 +108,18 @@ class Confusion(NamedTuple):
         } | {f"iou:{name}": None if np.isnan(value) else value for name, value in per_class}
 
     def table(self):
-        """Text: a line for each class, and the means."""
+        """Text in percent: a line for each class, and the means; "-" where there is nothing to measure."""
         measures = self.per_class()
         total = max(int(self.matrix.sum()), 1)
         width = max(len("mean"), *(len(name) for name in self.class_names))
-        lines = [f"{'class':<{width}}  " + "  ".join(f"{name:>9}" for name in measures) + "   share of labels"]
+        lines = [f"{'in %':<{width}}  " + "  ".join(f"{name:>9}" for name in measures) + "   share of labels"]
         for i, name in enumerate(self.class_names):
             values = "  ".join(_shown(measures[measure][i]) for measure in measures)
             note = "  (not in the means)" if name in self.left_out else ""
-            lines.append(f"{name:<{width}}  {values}   {self.matrix[i].sum() / total:15.2%}{note}")
+            lines.append(f"{name:<{width}}  {values}   {100 * self.matrix[i].sum() / total:15.2f}{note}")
         values = "  ".join(_shown(self.mean(measure)) for measure in measures)
         lines.append(f"{'mean':<{width}}  {values}")
-        lines.append(f"overall accuracy {_shown(self.accuracy()).strip()}")
+        lines.append(f"pixels right {_shown(self.accuracy()).strip()}")
         return "\n".join(lines)
 
     def to_json(self):
@@ -153,4 +153,4 @@ def _plain(value):
 
 
 def _shown(value):
-    return f"{'-':>9}" if value is None or np.isnan(value) else f"{value:9.4f}"
+    return f"{'-':>9}" if value is None or np.isnan(value) else f"{100 * value:9.2f}"

@@ -8,6 +8,7 @@ from haksnet_jax.results.visualize import class_colour
 
 CHANGE_COLOURS = ((0, 0, 0), (255, 64, 64))
 _OPACITY = 0.45
+_TITLE_HEIGHT = 22
 
 
 def colours_of(class_names, colours=None):
@@ -63,10 +64,10 @@ def overlay(image, labels, colours, *, transparent=()):
 
 
 def comparison(images, predicted, labels, colours, *, side=640):
-    """Images, the prediction over the last of them, and the labels, side by side.
+    """Images, the prediction and the labels side by side, each below its title.
 
     Args:
-      images: list of [H, W, C], of the same size.
+      images: {title: [H, W, C]}, of the same size.
       predicted, labels: [H, W] uint8; where there is no label the prediction is black too.
       colours: of the classes.
       side: longest side of each panel in pixels.
@@ -75,7 +76,7 @@ def comparison(images, predicted, labels, colours, *, side=640):
       [h, w, 3] uint8 RGB.
     """
     shown = np.where(labels == IGNORED, IGNORED, predicted)
-    panels = [*(as_rgb(image) for image in images), coloured(shown, colours), coloured(labels, colours)]
+    panels = [*map(as_rgb, images.values()), coloured(shown, colours), coloured(labels, colours)]
     factor = min(1.0, side / max(labels.shape))
     if factor < 1:
         size = tuple(max(1, round(length * factor)) for length in labels.shape[::-1])
@@ -83,9 +84,18 @@ def comparison(images, predicted, labels, colours, *, side=640):
             cv2.resize(panel, size, interpolation=cv2.INTER_AREA if i < len(images) else cv2.INTER_NEAREST)
             for i, panel in enumerate(panels)
         ]
+    titles = (*images, "prediction", "labels")
+    panels = [_titled(panel, title) for panel, title in zip(panels, titles, strict=True)]
     gap = np.full((panels[0].shape[0], 4, 3), 255, np.uint8)
     row = [part for panel in panels for part in (panel, gap)]
     return np.concatenate(row[:-1], axis=1)
+
+
+def _titled(panel, title):
+    """The panel below a strip with its title."""
+    strip = np.full((_TITLE_HEIGHT, panel.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, title, (4, _TITLE_HEIGHT - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (20, 20, 20), 1, cv2.LINE_AA)
+    return np.concatenate([strip, panel])
 
 
 def legend(width, class_names, colours):

@@ -14,6 +14,7 @@ import numpy as np
 from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.geometry.polygons import polygons_to_boxes
+from haksnet_jax.wording import counted
 
 IOU_THRESHOLDS = tuple((np.arange(10, 20) / 20).tolist())  # 0.5, 0.55, ... 0.95
 # i * 0.1 and not i / 10: three of these levels lie one rounding above 0.3, 0.6 and 0.7, and DOTA's own tool compares
@@ -408,7 +409,7 @@ def _pair_up(detections_by_image, labels_by_image):
         unknown = [name for name in detections_by_image if name not in labels_by_image]
         if unknown:
             raise ValueError(
-                f"{len(unknown)} images with detections have no labels, for example {unknown[0]!r}: "
+                f"{counted(len(unknown), 'image')} with detections and without labels, for example {unknown[0]!r}: "
                 "average precision needs the labels of every image (an image without objects has an empty list)."
             )
         return [(name, detections_by_image.get(name), labels) for name, labels in labels_by_image.items()]

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from haksnet_jax.wording import counted
+
 NUM_BEST = 5  # of the likeliest classes, for top-5
 SHOWN_CLASSES = 10  # in the table: the worst
 
@@ -43,13 +45,13 @@ class ClassificationResult(NamedTuple):
         }
 
     def table(self):
-        """Text: the shares, and the worst classes with what they are most often taken for."""
+        """Text in percent: the shares, and the worst classes with what they are most often taken for."""
         figures = self.figures()
         if figures["top1"] is None:
             return "no image"
         lines = [
-            f"top-1 {figures['top1']:.4f}   top-5 {figures['top5']:.4f}   mean over classes "
-            f"{figures['mean_recall']:.4f}   ({self.num_images} images)"
+            f"top-1 {100 * figures['top1']:.2f} %   top-5 {100 * figures['top5']:.2f} %   mean over classes "
+            f"{100 * figures['mean_recall']:.2f} %   ({counted(self.num_images, 'image')})"
         ]
         recall = self.recall()
         order = [index for index in np.argsort(recall, kind="stable") if not np.isnan(recall[index])]
@@ -61,9 +63,8 @@ class ClassificationResult(NamedTuple):
             if others.any():
                 other = int(others.argmax())
                 taken = f"   most often taken for {self.class_names[other]} ({others[other]})"
-            lines.append(
-                f"  {self.class_names[index]:<{width}}  {recall[index]:.4f} of {self.matrix[index].sum()}{taken}"
-            )
+            share = f"{100 * recall[index]:6.2f} % of {self.matrix[index].sum()}"
+            lines.append(f"  {self.class_names[index]:<{width}}  {share}{taken}")
         if len(order) > SHOWN_CLASSES:
             lines.append(f"  and {len(order) - SHOWN_CLASSES} better classes")
         return "\n".join(lines)

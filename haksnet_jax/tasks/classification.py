@@ -193,4 +193,4 @@ def kept_at_random(config):
 
 def log_line(means):
     """The loss. Args: means, {name: float}."""
-    return f"loss {means['loss']:.4f}  top-1 {means['top1']:.3f} (of mixed images)"
+    return f"loss {means['loss']:.4f}  top-1 {100 * means['top1']:.1f} % (of mixed images)"

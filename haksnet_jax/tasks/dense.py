@@ -195,4 +195,4 @@ def model_info(config, task, class_names, colours=None, **heads):
 def log_line(means):
     """The losses and the share of pixels that are right. Args: means, {name: float}."""
     parts = [f"{name.removeprefix('loss_')} {means[name]:.3f}" for name in means if name.startswith("loss_")]
-    return f"loss {means['loss']:.4f} ({', '.join(parts)})  accuracy {means['accuracy']:.3f}"
+    return f"loss {means['loss']:.4f} ({', '.join(parts)})  pixels right {100 * means['accuracy']:.1f} %"

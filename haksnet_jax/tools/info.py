@@ -6,6 +6,7 @@ import re
 
 from haksnet_jax import demo, files, json_files
 from haksnet_jax.errors import UserError
+from haksnet_jax.wording import counted
 
 _SHOWN = 20  # classes that are named one by one
 _LABEL_ENDINGS = (".txt", ".xml", ".json", ".geojson")
@@ -221,7 +222,7 @@ def _images(path):
             continue
         counts[f"{header.format}, {header.channels} bands of {header.bits} bits"] += 1
         sizes.append((header.width, header.height))
-    facts = {"what": f"folder of {len(sizes)} images", "kinds": dict(counts.most_common())}
+    facts = {"what": f"folder of {counted(len(sizes), 'image')}", "kinds": dict(counts.most_common())}
     if sizes:
         facts["smallest"] = "{} x {} pixels".format(*min(sizes, key=lambda size: size[0] * size[1]))
         facts["largest"] = "{} x {} pixels".format(*max(sizes, key=lambda size: size[0] * size[1]))

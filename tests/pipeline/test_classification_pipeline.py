@@ -21,7 +21,7 @@ def test_labels_follow_the_folders_and_the_order_of_the_classes(tmp_path):
     assert len(source) == 5 and source.labels.tolist() == [0, 0, 1, 1, 1]
     assert source.image_ids[0] == "lake/000.jpg" and source[4]["image_id"] == "forest/002.jpg"
     assert source[0]["image"].pixels().shape == (20, 24, 3)
-    assert "1 files or folders left out" in source.summary() and "2 (lake) to 3 (forest)" in source.summary()
+    assert "1 file or folder left out" in source.summary() and "2 (lake) to 3 (forest)" in source.summary()
     with pytest.raises(IndexError):
         source[5]
 

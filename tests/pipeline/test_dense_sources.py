@@ -39,7 +39,7 @@ def test_files_without_partners_are_left_out_named_and_counted(tmp_path):
         ("no_partner", "train_1.png"),
         ("no_partner", "train_2.png"),
     ]
-    assert "2 files without a partner are left out" in source.summary()
+    assert "left out 2 files without a partner" in source.summary()
 
 
 def test_without_any_partner_the_sentence_says_what_was_expected(tmp_path):

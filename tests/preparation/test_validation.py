@@ -35,7 +35,7 @@ def test_a_sound_data_set_has_no_problems_and_exit_status_0(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "2 images, 120 to 120 pixels wide" in output
     assert "2 objects, at most 1 in an image" not in output
-    assert "2 objects, at most 2 in an image; 1 images without objects" in output
+    assert "2 objects, at most 2 in an image; 1 image without objects" in output
     assert ["plane", "1", "1", "1", "27"] in [line.split() for line in output.splitlines()]  # sqrt(39 x 19) = 27
     assert ["8", "to", "16", "1", "#" * 40] in [line.split() for line in output.splitlines()]  # sqrt(10 x 19) = 14
     assert output.rstrip().endswith("no problems")

@@ -107,3 +107,17 @@ def test_an_overlay_shows_the_image_where_a_class_is_transparent():
     drawn = dense_maps.overlay(image, labels, COLOURS, transparent=(0,))
     np.testing.assert_array_equal(drawn[0, 0], (100, 100, 100))
     assert drawn[7, 7, 0] > 140 and drawn[7, 7, 2] < 60
+
+
+def test_a_comparison_shows_images_prediction_and_labels_below_their_titles():
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:, 30:] = 1
+    labels[:5] = 255
+    image = np.full((40, 60, 3), 7, np.uint8)
+    drawn = dense_maps.comparison({"before": image, "after": image + 1}, 1 - labels.clip(0, 1), labels, COLOURS)
+    panels = [drawn[-40:, start : start + 60] for start in range(0, 4 * 64, 64)]
+    assert drawn.shape == (40 + 22, 4 * 64 - 4, 3)
+    assert (panels[0] == 7).all() and (panels[1] == 8).all()
+    assert (panels[3][10, 10] == COLOURS[0]).all() and (panels[2][10, 10] == COLOURS[1]).all()
+    assert (panels[2][:5] == 0).all()  # no prediction where there is no label
+    assert all((drawn[:22, start : start + 60] < 100).any() for start in range(0, 4 * 64, 64))  # a title above each

@@ -209,7 +209,7 @@ def test_images_are_paired_by_name():
     labels = {"a": labelled(boxes, [0]), "b": labelled(boxes, [0])}
     result = mean_average_precision({"b": found(boxes, [0.9], [0])}, labels, CLASSES)
     assert result.ap_voc12[0, 0] == 0.5
-    with pytest.raises(ValueError, match="1 images with detections have no labels, for example 'c'"):
+    with pytest.raises(ValueError, match="1 image with detections and without labels, for example 'c'"):
         mean_average_precision({"c": found(boxes, [0.9], [0])}, labels, CLASSES)
 
 

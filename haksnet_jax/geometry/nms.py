@@ -16,8 +16,7 @@ from jax import lax
 
 from haksnet_jax.geometry.rotated_iou import box_frames, iou_of_frames
 
-# A matrix of bools of 4 MiB, which stays in a GPU's L2 cache. Smaller blocks would mean more steps that wait on one
-# another.
+# A matrix of half a MiB, 32 boxes in a word. Smaller blocks would mean more steps that wait on one another.
 _BLOCK = 2048
 # Passes between two looks at whether anything changed: each look costs a GPU a round trip to the host, a pass far less.
 _PASSES = 3
@@ -87,18 +86,30 @@ def _rotated_iou(first, second):
     return iou_of_frames(first, second[:5])
 
 
+def _packed(flags):
+    """[..., n] bool to [..., ceil(n / 32)] uint32: what every pass reads is an eighth as long."""
+    flags = jnp.pad(flags, [(0, 0)] * (flags.ndim - 1) + [(0, -flags.shape[-1] % 32)])
+    bits = flags.reshape(*flags.shape[:-1], -1, 32).astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
+    return jnp.sum(bits, axis=-1, dtype=jnp.uint32)
+
+
+def _suppressed(suppresses, kept):
+    """[m] bool: whom a kept box suppresses. Args: suppresses [m, n / 32] packed, row j column i; kept [n] bool."""
+    return jnp.any((suppresses & _packed(kept)) != 0, axis=1)
+
+
 def _settle(alive, suppresses):
     """Greedy result within a block: the fixed point of kept = alive and not suppressed by a kept one.
 
     Args:
       alive: [n] bool candidates, best first.
-      suppresses: [n, n] bool, row j column i: box i suppresses box j if i is kept. False unless i is before j.
+      suppresses: [n, n / 32] packed, row j column i: box i suppresses box j if i is kept. False unless i is before j.
     """
 
     def passes(state):
         for _ in range(_PASSES):
             kept = state[0]
-            state = (alive & ~jnp.any(suppresses & kept, axis=1), kept)
+            state = (alive & ~_suppressed(suppresses, kept), kept)
         return state
 
     return lax.while_loop(lambda state: jnp.any(state[0] != state[1]), passes, (alive, ~alive))[0]
@@ -123,14 +134,14 @@ def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, bl
     position = jnp.arange(num_rows)
 
     def suppression(start, candidates, candidate_position):
-        """[n, block_size] bool: which boxes of the block at `start` would suppress which candidates."""
+        """[n, block_size / 32] packed: which boxes of the block at `start` would suppress which candidates."""
         block = [lax.dynamic_slice_in_dim(column, start, block_size)[None, :] for column in columns]
         candidates = [column[:, None] for column in candidates]
         block_position = start + jnp.arange(block_size)
         result = block_position[None, :] < candidate_position[:, None]
         if groups is not None:
             result &= block.pop() == candidates.pop()
-        return result & (overlap(block, candidates) > iou_threshold)
+        return _packed(result & (overlap(block, candidates) > iou_threshold))
 
     def cap(kept, num_kept):
         return kept & (num_kept + jnp.cumsum(kept, dtype=jnp.int32) <= max_outputs)
@@ -140,7 +151,7 @@ def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, bl
         kept = _settle(alive, suppresses)
         if max_outputs < num_boxes:
             kept = cap(kept, 0)
-            alive &= ~jnp.any(suppresses & kept, axis=1)
+            alive &= ~_suppressed(suppresses, kept)
         else:
             alive = kept
     else:
@@ -155,7 +166,7 @@ def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, bl
             in_block = [lax.dynamic_slice_in_dim(column, start, block_size) for column in columns]
             suppresses = suppression(start, in_block, start + jnp.arange(block_size))
             block_kept = cap(_settle(lax.dynamic_slice_in_dim(alive, start, block_size), suppresses), num_kept)
-            alive &= ~jnp.any(suppression(start, columns, position) & block_kept, axis=1)
+            alive &= ~_suppressed(suppression(start, columns, position), block_kept)
             kept = lax.dynamic_update_slice_in_dim(kept, block_kept, start, 0)
             return block + 1, alive, kept, num_kept + jnp.sum(block_kept, dtype=jnp.int32)
 

@@ -10,7 +10,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from haksnet_jax.target import by_platform
+from haksnet_jax.target import by_platform, platform
 
 _FEW_CHANNELS = 8  # fewer than these are laid together
 
@@ -73,9 +73,24 @@ def convolve_columns(x, kernel, stride, padding, *, dtype=None, precision=None):
 def _blocks(x, stride):
     """[B, ceil(H / s), ceil(W / s), s s C] the pixels of each block of s x s as channels."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % stride), (0, -x.shape[2] % stride), (0, 0)))
-    # Strided slices side by side: the TPU compiler's reshape and transpose took longer than all the rest.
+    return blocks_by_slices(x, stride) if platform() == "tpu" else blocks_by_transposition(x, stride)
+
+
+def blocks_by_slices(x, stride):
+    """Strided slices side by side: the TPU compiler's reshape and transposition took longer than all the rest."""
     offsets = itertools.product(range(stride), repeat=2)
     return jnp.concatenate([x[:, row::stride, column::stride] for row, column in offsets], axis=-1)
+
+
+def blocks_by_transposition(x, stride):
+    """The same for GPUs.
+
+    Of a concatenation they would ask for each number which of its parts it comes from, and compute what stands before
+    it for all of them: normalisation and mixing took 3.2 of 90 ms of a pre-training step.
+    """
+    batch, height, width, num_channels = x.shape
+    x = x.reshape(batch, height // stride, stride, width // stride, stride, num_channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // stride, width // stride, stride * stride * num_channels)
 
 
 def _kernel_of_blocks(kernel, stride):

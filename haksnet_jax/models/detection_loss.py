@@ -200,7 +200,7 @@ def detection_loss(
     drop_key, anchor_key, proposal_key = jax.random.split(key, 3)
     features = model.features(images, ground_truth.image_size, train=True, key=drop_key)
     # All anchors, to propose; no gradient flows through proposals, so this is the forward pass alone.
-    rpn_logits, rpn_deltas = jax.lax.stop_gradient(model.rpn(features))
+    rpn_logits, rpn_deltas = jax.lax.stop_gradient(model.rpn(features, rounded=True))
 
     anchors = jnp.asarray(model.anchors(images.shape[1:3]))
     with jax.named_scope("match_anchors"):

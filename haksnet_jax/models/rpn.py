@@ -43,11 +43,13 @@ class OrientedRPN(nnx.Module):
         return x.astype(self.dtype).astype(jnp.float32), self.conv.kernel[...].astype(self.dtype).astype(jnp.float32)
 
     @jax.named_scope("rpn")
-    def __call__(self, features):
+    def __call__(self, features, *, rounded=False):
         """Scores every anchor.
 
         Args:
           features: p2..p6, five [B, H_l, W_l, C].
+          rounded: whether the hidden layer may be rounded to the type of the arithmetic, which takes half the time in
+            bfloat16: for proposals that training draws its samples from, whose exact order nothing depends on.
 
         Returns:
           logits [B, A] and midpoint-offset deltas [B, A, 6], float32; levels one after another, in a level by row,
@@ -55,8 +57,11 @@ class OrientedRPN(nnx.Module):
         """
         batch = features[0].shape[0]
         canvas, corners = _pack(features)
+        factors = self._factors(canvas)
+        if rounded:
+            factors = [factor.astype(self.dtype) for factor in factors]
         hidden = jax.lax.conv_general_dilated(
-            *self._factors(canvas),
+            *factors,
             window_strides=(1, 1),
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

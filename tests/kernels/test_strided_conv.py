@@ -2,12 +2,18 @@
 
 import functools
 
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haksnet_jax.kernels.strided_conv import convolve_columns, strided_conv
+from haksnet_jax.kernels.strided_conv import (
+    blocks_by_slices,
+    blocks_by_transposition,
+    convolve_columns,
+    strided_conv,
+)
 
 
 def library(x, kernel, stride):
@@ -74,3 +80,14 @@ def test_on_tpus_it_is_a_product_whose_columns_are_made_again_for_the_gradient(p
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     names = ("stablehlo.convolution", "stablehlo.dot_general", "stablehlo.concatenate")
     assert tuple(text.count(name) for name in names) == operations
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_both_forms_lay_the_same_pixels_side_by_side(stride):
+    x = np.arange(2 * 8 * 12 * 3, dtype=np.float32).reshape(2, 8, 12, 3)
+    expected = np.empty((2, 8 // stride, 12 // stride, stride * stride * 3), np.float32)
+    for row, column in itertools.product(range(8), range(12)):
+        place = 3 * ((row % stride) * stride + column % stride)
+        expected[:, row // stride, column // stride, place : place + 3] = x[:, row, column]
+    np.testing.assert_array_equal(blocks_by_slices(jnp.asarray(x), stride), expected)
+    np.testing.assert_array_equal(blocks_by_transposition(jnp.asarray(x), stride), expected)

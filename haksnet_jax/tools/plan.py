@@ -174,20 +174,13 @@ def lower_step(config, mesh, batch_per_device):
     from haksnet_jax import tasks
     from haksnet_jax.distributed import mesh as devices
     from haksnet_jax.training import optimizer
-    from haksnet_jax.training.state import create_state
+    from haksnet_jax.training.state import abstract_state
     from haksnet_jax.training.step import abstract_batch, make_train_step
 
     task = tasks.of(config)
     tx = optimizer.of_config(config)
-    # Made for real, on this machine's processor, which takes seconds: the state is the one of a run by construction.
-    here = devices.data_mesh(jax.local_devices(backend="cpu")[:1])
-    graph, made = create_state(
-        lambda rngs: task.build_model(config, rngs=rngs), tx, here, seed=config.seed, ema=bool(config.ema_decay)
-    )
-    state = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        made,
-        devices.state_sharding(mesh, made),
+    graph, state = abstract_state(
+        lambda rngs: task.build_model(config, rngs=rngs), tx, mesh, seed=config.seed, ema=bool(config.ema_decay)
     )
     accumulate_steps = config.accumulate_steps
     with jax.set_mesh(mesh):

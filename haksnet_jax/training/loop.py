@@ -22,7 +22,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.results.card import code_version, write_result_card
 from haksnet_jax.training import checkpoint, executables, optimizer, resume
 from haksnet_jax.training.log import RunLog
-from haksnet_jax.training.state import create_state
+from haksnet_jax.training.state import abstract_state, create_state
 from haksnet_jax.training.step import abstract_batch, make_train_step
 from haksnet_jax.training.stop import Stopped, StopRequest
 from haksnet_jax.weights import model_folder
@@ -71,14 +71,15 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
 
     # ---- The state: new, or that of the newest checkpoint
     tx = optimizer.of_config(config)
-    graph, state = create_state(
-        lambda rngs: task.build_model(config, rngs=rngs), tx, mesh, seed=config.seed, ema=bool(config.ema_decay)
-    )
+    model = (lambda rngs: task.build_model(config, rngs=rngs), tx, mesh)
+    options = {"seed": config.seed, "ema": bool(config.ema_decay)}
+    graph, wanted = abstract_state(*model, **options)
     checkpoints = checkpoint.RunCheckpoints(workdir, max_to_keep=config.checkpoints_kept)
     data = resume.data_facts({"train": train_source, "val": val_source})
     first_step, first_example, state = resume.begin(
-        task, config, workdir, checkpoints, state, mesh, data, global_batch=global_batch, policy=resume_policy
-    )
+        task, config, workdir, checkpoints, wanted, lambda: create_state(*model, **options)[1], mesh, data,
+        global_batch=global_batch, policy=resume_policy,
+    )  # fmt: skip
     best = resume.best_so_far(task, workdir, first_step)
 
     # ---- What each step needs

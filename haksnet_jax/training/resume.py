@@ -12,6 +12,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +73,8 @@ def begin(
     config: ml_collections.ConfigDict,
     workdir: epath.Path,
     checkpoints: checkpoint.RunCheckpoints,
-    state: TrainState,
+    wanted: TrainState,
+    create: Callable[[], TrainState],
     mesh: jax.sharding.Mesh,
     data: dict[str, dict],
     *,
@@ -86,7 +88,8 @@ def begin(
       config: the experiment, prepared.
       workdir: folder of the run.
       checkpoints: checkpoint.RunCheckpoints.
-      state: TrainState with the initial values of a new run.
+      wanted: TrainState of shapes and shardings, what the run's state is to be.
+      create: gives that state with the initial values of a new run; called where there is no checkpoint.
       mesh: of the run.
       data: `data_facts` of its data.
       global_batch: images a step.
@@ -109,9 +112,9 @@ def begin(
             )
         for change in (*changes.refused, *changes.allowed):
             logging.warning("going on with another setting: %s", change)
-    restored = _restore(checkpoints, state, mesh, had_ema=bool(stored.ema_decay) if stored else bool(state.ema))
+    restored = _restore(checkpoints, wanted, had_ema=bool(stored.ema_decay) if stored else bool(wanted.ema))
     if restored is None:
-        state = load_initial_weights(task, config, state, mesh)
+        state = load_initial_weights(task, config, create(), mesh)
         _describe(task, config, workdir, data)
         return Beginning(0, 0, state)
     step, state, position = restored
@@ -149,19 +152,16 @@ def best_so_far(task: Any, workdir: epath.Path, first_step: int) -> float | None
     return None
 
 
-def _restore(checkpoints, state, mesh, *, had_ema):
+def _restore(checkpoints, wanted, *, had_ema):
     """(step, state, position) of the newest whole checkpoint, or None; averages are added or left out as asked for."""
-    averages = {"params": state.params, "batch_stats": state.batch_stats} if had_ema else {}
-    wanted = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._replace(ema=averages)
-    )
-    restored = checkpoints.restore_newest(wanted)
+    averages = {"params": wanted.params, "batch_stats": wanted.batch_stats} if had_ema else {}
+    restored = checkpoints.restore_newest(wanted._replace(ema=averages))
     if restored is None:
         return None
     step, found, position = restored
-    if bool(state.ema) != had_ema:  # (--resume=anyway)
+    if bool(wanted.ema) != had_ema:  # (--resume=anyway)
         averages = {"params": found.params, "batch_stats": found.batch_stats}
-        found = found._replace(ema=jax.tree.map(jnp.copy, averages) if state.ema else {})
+        found = found._replace(ema=jax.tree.map(jnp.copy, averages) if wanted.ema else {})
     return step, found, position
 
 

@@ -1,5 +1,6 @@
 """Everything that a step of training changes, as pure arrays laid out on the mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,24 +58,48 @@ def create_state(
     Returns:
       (graph definition of the model, TrainState laid out as `devices.state_sharding` says).
     """
-    key = jax.random.key(seed)
-    graph, params, stats = nnx.split(build_model(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
-
-    def create(params, stats):
-        # Copies: a donated buffer must not stand in the state twice.
-        averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if ema else {}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=stats,
-            opt_state=tx.init(params),
-            ema=averages,
-            rng=jax.random.key_data(jax.random.fold_in(key, _STEPS)),
-            skipped=jnp.zeros((), jnp.int32),
-            skipped_in_a_row=jnp.zeros((), jnp.int32),
-        )
-
+    graph, params, stats = nnx.split(build_model(nnx.Rngs(jax.random.key(seed))), nnx.Param, nnx.BatchStat)
     # Placed at once: a first step on state that is not yet on the mesh would compile a second time.
     params, stats = devices.place((nnx.as_pure(params), nnx.as_pure(stats)), devices.replicated(mesh))
+    create = functools.partial(_create, tx=tx, seed=seed, ema=ema)
     layout = devices.state_sharding(mesh, jax.eval_shape(create, params, stats))
     return graph, jax.jit(create, out_shardings=layout)(params, stats)
+
+
+def abstract_state(
+    build_model: Callable[[nnx.Rngs], nnx.Module],
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    *,
+    seed: int,
+    ema: bool,
+) -> tuple[Any, TrainState]:
+    """`create_state` without values: a run that goes on takes them from its checkpoint, and drawing them takes seconds.
+
+    Returns:
+      (graph definition of the model, TrainState of jax.ShapeDtypeStruct with shardings).
+    """
+    model = nnx.eval_shape(lambda: build_model(nnx.Rngs(jax.random.key(seed))))
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    create = functools.partial(_create, tx=tx, seed=seed, ema=ema)
+    shapes = jax.eval_shape(create, nnx.as_pure(params), nnx.as_pure(stats))
+    return graph, jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        devices.state_sharding(mesh, shapes),
+    )
+
+
+def _create(params, stats, *, tx, seed, ema):
+    # Copies: a donated buffer must not stand in the state twice.
+    averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if ema else {}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=stats,
+        opt_state=tx.init(params),
+        ema=averages,
+        rng=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), _STEPS)),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )

@@ -1,7 +1,7 @@
 """Strided convolution and the product that it is on TPUs against the library's convolution."""
 
 import functools
-
+import itertools
 
 import jax
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ from haksnet_jax.distributed import hosts
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.training import log, loop, resume, stop
-from haksnet_jax.training.state import create_state
+from haksnet_jax.training.state import abstract_state, create_state
 from haksnet_jax.weights import model_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -222,6 +222,25 @@ def test_weights_and_steps_draw_from_different_keys():
     keys = [[jax.random.fold_in(step_key, step) for step in range(100)], [rngs.params() for _ in range(100)]]
     of_steps, of_weights = ({tuple(jax.random.key_data(key).tolist()) for key in part} for part in keys)
     assert len(of_steps) == len(of_weights) == 100 and not of_steps & of_weights
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_state_without_values_is_that_of_a_new_run(ema):
+    config = dummy_task.make_config()
+    model = (lambda rngs: dummy_task.build_model(config, rngs=rngs), loop.optimizer.of_config(config))
+    mesh = devices.data_mesh(jax.devices()[:1])
+    (graph, made), (same_graph, wanted) = (
+        function(*model, mesh, seed=0, ema=ema) for function in (create_state, abstract_state)
+    )
+    assert graph == same_graph and jax.tree.structure(made) == jax.tree.structure(wanted)
+    for value, shape in zip(jax.tree.leaves(made), jax.tree.leaves(wanted), strict=True):
+        assert (value.shape, value.dtype, value.sharding) == (shape.shape, shape.dtype, shape.sharding)
+
+
+def test_a_run_that_goes_on_draws_no_new_weights(tmp_path, monkeypatch):
+    loop.run(dummy_task.make_config(num_steps=2), tmp_path)
+    monkeypatch.setattr(loop, "create_state", lambda *_, **__: pytest.fail("values of a new run were made"))
+    assert loop.run(dummy_task.make_config(num_steps=4), tmp_path)["facts"]["resumed_at_step"] == 2
 
 
 # ---- one at a time, and an end when asked

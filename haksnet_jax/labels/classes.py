@@ -256,7 +256,7 @@ class Finder:
                     break  # it would use up a column
                 name = " ".join(words[:count])
                 label = names.get(name if kind < 2 else plain(name))
-                if label is not None:
+                if label is not None and not _goes_on(words[count:]):
                     fits.append((_rank(words[count:]), -count, label))
             if fits:
                 _, minus_count, label = min(fits)
@@ -272,6 +272,20 @@ class Finder:
             if label is not None:
                 return label, kind < 2
         return None
+
+
+def _goes_on(rest):
+    """Whether the columns behind a name are the rest of a longer one: `757 0` behind Boeing, `boat 1` behind ship.
+
+    A single word that is no difficulty may be a bad one, and a number with decimals a score.
+    """
+    if len(rest) < 2 or read_difficulty(rest[0]) is not None:
+        return False
+    try:
+        is_score = float(rest[0]) % 1 != 0
+    except ValueError:
+        is_score = False
+    return not is_score and any(read_difficulty(word) is not None for word in rest[1:])
 
 
 def _rank(rest):

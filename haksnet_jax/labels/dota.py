@@ -65,9 +65,9 @@ def read_lines(path: Path, finder: classes.Finder | None = None) -> tuple[list[s
       OSError: the file cannot be read.
     """
     data = pathlib.Path(path).read_bytes()
-    if encodings.is_utf16(data):
+    if encodings.is_wide(data):
         # Other tools that read this format take it for damage, so it is mended rather than read.
-        detail = "the file is in UTF-16 ('Unicode' in Notepad): save it as UTF-8"
+        detail = "the file is in UTF-16 or UTF-32 ('Unicode' in Notepad): save it as UTF-8"
         return [], Problem(str(path), 0, Reason.BAD_ENCODING, detail)
     try:
         lines = _lines(data.decode("utf-8-sig"))
@@ -183,6 +183,9 @@ def _understand(columns, finder):
     if found.respelled is not None:
         detail = f"class '{shortened(found.respelled)}' is read as '{class_names[found.label]}'"
         oddities.append((Reason.CLASS_RESPELLED, detail, found.respelled))
+    if _holds_another_object(words):
+        detail = "a second object in the same line is left out: each stands in a line of its own"
+        oddities.append((Reason.TOO_MANY_NUMBERS, detail))
     difficulty = 0 if found.difficulty is None else classes.read_difficulty(found.difficulty)
     if found.difficulty is None:
         oddities.append((Reason.NO_DIFFICULTY, ""))
@@ -190,6 +193,14 @@ def _understand(columns, finder):
         wanted = f"expected a whole number from 0 to {classes.MAX_DIFFICULTY}"
         oddities.append((Reason.BAD_DIFFICULTY, f"difficulty '{shortened(found.difficulty)}' is read as 0: {wanted}"))
     return found.label, difficulty or 0, oddities
+
+
+def _holds_another_object(words):
+    """Whether the columns behind the coordinates go on with eight numbers and a name, as where a line end was lost."""
+    return any(
+        recognise.numbers(words[place : place + 8]) and recognise.numbers(words[place + 8 : place + 9]) is None
+        for place in range(1, len(words) - 8)
+    )
 
 
 def _too_few(line, words):
@@ -211,13 +222,19 @@ def written_class_names(path: Path) -> tuple[str, ...]:
       OSError: the file cannot be read.
     """
     names: dict[str, None] = {}
+    seen = set()  # columns behind the coordinates, which nearly all lines share with others
     for line in read_lines(path)[0]:
-        words = line.split()
-        if len(words) < 9 or recognise.HEADER.match(line) or recognise.numbers(words[:8]) is None:
+        words = line.split(None, 8)
+        if len(words) < 9 or words[8] in seen:
             continue
-        points = next((i for i, word in enumerate(words[8:]) if recognise.numbers([word]) is None), 0)
+        if recognise.HEADER.match(line) or recognise.numbers(words[:8]) is None:
+            continue
+        if len(seen) < _REMEMBERED:
+            seen.add(words[8])
+        columns = words[8].split()
+        points = next((i for i, word in enumerate(columns) if recognise.numbers([word]) is None), 0)
         if points < 2:
-            names.setdefault(classes.name_and_difficulty(words[8:])[0], None)
+            names.setdefault(classes.name_and_difficulty(columns)[0], None)
     return tuple(names)
 
 

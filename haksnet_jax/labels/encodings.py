@@ -11,23 +11,43 @@ class EncodingError(ValueError):
         self.line = line
 
 
+def is_wide(data: bytes) -> bool:
+    """Whether bytes are UTF-16 or, with a byte order mark, UTF-32."""
+    return _is_utf32(data) or is_utf16(data)
+
+
 def is_utf16(data: bytes) -> bool:
-    """Whether bytes are UTF-16: by their byte order mark, or since every second byte of their beginning is zero."""
+    """Whether bytes are UTF-16: by their byte order mark, or by the zeros of their beginning."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return True
+        return not _is_utf32(data)
+    return _zeros(data) is not None
+
+
+def _is_utf32(data):
+    return data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE))
+
+
+def _zeros(data):
+    """0 or 1: at which of two bytes nearly all zeros of UTF-16 without a mark stand; None where it is none."""
     start = data[:200]
-    return len(start) >= 4 and b"\0" in start and 0 in (sum(start[0:-1:2]), sum(start[1::2]))
+    even, odd = start[0:-1:2].count(0), start[1::2].count(0)  # a few letters of a name may be beyond Latin
+    pairs = len(start) // 2
+    if pairs < 2 or max(even, odd) < 0.7 * pairs or min(even, odd) > 0.1 * pairs:
+        return None
+    return 0 if even > odd else 1
 
 
 def decode(data: bytes) -> str:
-    """The text of bytes in UTF-8 or UTF-16, with or without a byte order mark.
+    """The text of bytes in UTF-8 or UTF-16, with or without a byte order mark, or in UTF-32 with one.
 
     Raises:
       EncodingError: they are neither.
     """
+    if _is_utf32(data):
+        return data.decode("utf-32", errors="replace")
     if is_utf16(data):
         marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        encoding = "utf-16" if marked else "utf-16-be" if data[0] == 0 else "utf-16-le"
+        encoding = "utf-16" if marked else "utf-16-be" if _zeros(data) == 0 else "utf-16-le"
         return data.decode(encoding, errors="replace")
     try:
         return data.decode("utf-8-sig")

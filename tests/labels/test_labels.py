@@ -310,3 +310,34 @@ def test_a_million_label_lines_are_read_in_seconds(tmp_path):
     assert len(objects.labels) == 50_000 and found == []
     # 8 s for 1,000,000 lines is what is promised (measured: 5.2 s); twice that, since other processes share the cores
     assert seconds < 0.8
+
+
+@pytest.mark.parametrize(
+    ("columns", "name", "difficulty", "reason"),
+    [
+        ("Boeing 757 0", None, None, Reason.UNKNOWN_CLASS),  # not Boeing with a difficulty of 757
+        ("Boeing freighter 1", None, None, Reason.UNKNOWN_CLASS),
+        ("Boeing 737 0", "Boeing 737", 0, None),
+        ("Boeing 0.87 0", "Boeing", 0, Reason.BAD_DIFFICULTY),  # a score before the difficulty
+        ("Boeing 1 0.87", "Boeing", 1, None),
+        ("Boeing hard", "Boeing", 0, Reason.BAD_DIFFICULTY),
+        ("Boeing 0 1 1 5 1 5 5 1 5 Boeing 1", "Boeing", 0, Reason.TOO_MANY_NUMBERS),  # a line end was lost
+    ],
+)
+def test_a_longer_name_is_not_read_as_a_shorter_class(tmp_path, columns, name, difficulty, reason):
+    path = tmp_path / "a.txt"
+    path.write_text(f"1 1 9 1 9 9 1 9 {columns}\n")
+    names = ("Boeing", "Boeing 737")
+    objects, problems = read_labels(path, names)
+    assert [names[label] for label in objects.labels] == ([] if name is None else [name])
+    assert objects.difficulty.tolist() == ([] if name is None else [difficulty])
+    assert [problem.reason for problem in problems] == ([] if reason is None else [reason])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_wide_encodings_are_told_also_where_names_are_chinese(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("1 1 9 1 9 9 1 9 船舶 1\n".encode(encoding))
+    _, (problem,) = read_labels(tmp_path / "a.txt", ("船舶",))
+    assert problem.reason == Reason.BAD_ENCODING and "UTF-16" in problem.detail
+    (tmp_path / "classes.txt").write_bytes("small-vehicle\n船舶\n".encode(encoding))
+    assert read_class_names(str(tmp_path / "classes.txt")) == ("small-vehicle", "船舶")

@@ -17,7 +17,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
-from haksnet_jax.results import visualize
+from haksnet_jax.results import diagrams
 
 MEASURES = {"AP50_voc07": "AP50 (VOC07)", "AP50_voc12": "AP50 (VOC12)", "AP75_voc12": "AP75", "AP50:95": "AP50:95"}
 
@@ -104,7 +104,7 @@ def figure(runs):
         for lines, key in ((losses, "loss"), (scores, "AP50_voc12")):
             points = [(record["step"], record[key]) for record in run["records"] if key in record]
             lines[name] = tuple(zip(*points, strict=True))
-    return visualize.training_figure(losses, scores)
+    return diagrams.training_figure(losses, scores)
 
 
 def main(argv=None):
@@ -118,7 +118,7 @@ def main(argv=None):
         sys.exit(f"error: {error}")
     print(table(runs))
     if arguments.figure:
-        visualize.save_figure(figure(runs), arguments.figure)
+        diagrams.save_figure(figure(runs), arguments.figure)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from haksnet_jax.geometry.anchors import STRIDES
 from haksnet_jax.kernels import depthwise, depthwise_triton
 from haksnet_jax.kernels.depthwise_triton import Tile
 from haksnet_jax.models.backbones.haksnet import SIZES
-from haksnet_jax.tools.benchmark import time_calls
+from haksnet_jax.tools.benchmark.timing import time_calls
 
 
 def tiles(shape, k, gradient):

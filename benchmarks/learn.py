@@ -33,9 +33,9 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
 from haksnet_jax import files
-from haksnet_jax.cli.evaluation import evaluate_files
-from haksnet_jax.results import dota, mean_ap, visualize
-from haksnet_jax.tools.parity.networks import ROUNDED_LIMITS, ROUNDED_SCORE
+from haksnet_jax.cli.file_evaluation import evaluate_files
+from haksnet_jax.results import detection_errors, dota, visualize
+from haksnet_jax.tools.parity.detectors import ROUNDED_LIMITS, ROUNDED_SCORE
 from haksnet_jax.tools.parity.rows import Found, match_boxes
 
 # Training's evaluation looks at many images at once and `predict` at one: in bfloat16 other sums are rounded, and a
@@ -143,7 +143,7 @@ def write_sheets(out, predictions, settings, class_names):
     detections, labels, *_ = evaluate_files(predictions, settings["labels"], class_names)
     paths = {dota.image_stem(path.name): path for path in settings["images"].iterdir() if dota.is_image_file(path)}
     errors = dict.fromkeys(labels, 0)
-    errors |= dict(mean_ap.analyse_errors(detections, labels, class_names).worst_images(len(labels)))
+    errors |= dict(detection_errors.analyse_errors(detections, labels, class_names).worst_images(len(labels)))
     objects = {name: len(one["labels"]) for name, one in labels.items()}
     nothing = {"boxes": np.zeros((0, 5)), "scores": np.zeros(0), "labels": np.zeros(0, int)}
     worst = sorted(errors, key=lambda name: (-errors[name], -objects[name]))

@@ -25,7 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the pack
 from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.models.backbones.haksnet import SIZES
-from haksnet_jax.tools import benchmark
+from haksnet_jax.tools.benchmark import fed, parts, profile, timing
 
 _COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "collective", "nccl")
 
@@ -36,20 +36,20 @@ def measure(size, batch, counts, *, image, rounds):
     for count in counts:
         mesh = devices.data_mesh(jax.local_devices()[:count])
         with jax.set_mesh(mesh):
-            part = benchmark.training(size, image, count * batch, jnp.bfloat16, mesh=mesh)
-            compiled, seconds, memory = benchmark.compile_part(part)
+            part = parts.training(size, image, count * batch, jnp.bfloat16, mesh=mesh)
+            compiled, seconds, memory = timing.compile_part(part)
         steps[count] = mesh, compiled, part.arguments
         print(f"{size}, {batch} images on {count}: compiled in {seconds:.1f} s, {memory:.2f} GiB each", flush=True)
     for _ in range(rounds):
         for count, (mesh, compiled, arguments) in steps.items():
             with jax.set_mesh(mesh):
-                taken, arguments = benchmark.time_calls(compiled, arguments, state=True, seconds=2)
+                taken, arguments = timing.time_calls(compiled, arguments, state=True, seconds=2)
             steps[count] = mesh, compiled, arguments
             times[count].append(taken)
     rows = []
     for count, (mesh, compiled, arguments) in steps.items():
         with jax.set_mesh(mesh):
-            kernels = benchmark.kernel_times(compiled, arguments, state=True)
+            kernels = profile.kernel_times(compiled, arguments, state=True)
         busy = sum(milliseconds for _, milliseconds in kernels.values())
         meeting = sum(ms for name, (_, ms) in kernels.items() if any(word in name for word in _COLLECTIVES))
         taken = statistics.median(times[count])
@@ -100,11 +100,9 @@ def main():
     mesh = devices.data_mesh(jax.local_devices()[: max(counts)])
     num_images = max(counts) * batches[-1]
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-        part = benchmark.training(sizes[0], options.image, num_images, jnp.bfloat16, mesh=mesh)
+        part = parts.training(sizes[0], options.image, num_images, jnp.bfloat16, mesh=mesh)
         num_workers = options.num_workers or max(1, (os.cpu_count() or 3) - 2)
-        row = benchmark.measure_end_to_end(
-            part, pathlib.Path(folder), options.image, num_images, num_workers, mesh=mesh
-        )
+        row = fed.measure_end_to_end(part, pathlib.Path(folder), options.image, num_images, num_workers, mesh=mesh)
     print(
         f"{sizes[0]} on {max(counts)} fed by {num_workers} processes: {row.milliseconds:.2f} ms, "
         f"{row.images_per_second:.1f} images/s"

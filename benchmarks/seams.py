@@ -13,7 +13,7 @@ import numpy as np
 
 import haksnet_jax
 from haksnet_jax.images import reader
-from haksnet_jax.pipeline import scenes
+from haksnet_jax.pipeline import scene_objects, scenes
 from haksnet_jax.pipeline.sources import SCENE_CLASSES
 
 _PART = 1024
@@ -21,7 +21,7 @@ _PART = 1024
 
 def generated(side, num_images):
     """One image, or two dates, of a scene of side x side pixels, a multiple of 1024."""
-    looks = [scenes.LOOKS[name] for name in SCENE_CLASSES]
+    looks = [scene_objects.LOOKS[name] for name in SCENE_CLASSES]
     count = side // _PART
     parts = [
         [

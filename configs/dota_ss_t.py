@@ -11,11 +11,17 @@ Prepare the tiles and the records (see data/README.md), then:
 
 import ml_collections
 
+from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.labels.classes import CLASSES
+from haksnet_jax.models.detection_loss import AnchorSampling, LossSettings, RoISampling
+from haksnet_jax.models.oriented_rcnn import BoxSettings
+from haksnet_jax.models.roi_head import DetectionSettings
+from haksnet_jax.models.rpn import ProposalSettings
+from haksnet_jax.pipeline.detection_rows import Augment
 
 
 def get_config():
-    """All values of the experiment."""
+    """All values of the experiment; those that no line states are the defaults of the settings named."""
     config = ml_collections.ConfigDict()
     config.task = "detection"
     config.name = "dota_ss_t"
@@ -47,8 +53,8 @@ def get_config():
     config.model.drop_path_rate = 0.1
     config.model.batch_norm_momentum = 0.9  # share of the running statistics that stays (PyTorch's momentum is 0.1)
     config.model.in_channels = 3  # set by data.bands
-    config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
-    config.model.pixel_std = (58.395, 57.12, 57.375)
+    config.model.pixel_mean = PIXEL_MEAN  # RGB, 0..255
+    config.model.pixel_std = PIXEL_STD
     config.model.dtype = "bfloat16"  # of the arithmetic; parameters, statistics and boxes are float32
     config.model.remat = False  # recompute blocks in the backward pass instead of storing what is inside them
 
@@ -71,13 +77,7 @@ def get_config():
     config.data.train = ml_collections.ConfigDict({"directory": "data/records/dota10_ss", "split": "trainval"})
     config.data.val = ml_collections.ConfigDict({"directory": "data/records/dota10_ss", "split": "val"})
 
-    config.augment = ml_collections.ConfigDict()
-    config.augment.flip_probabilities = (0.25, 0.25, 0.25)  # horizontal, vertical, diagonal; else none
-    config.augment.rotation_probability = 0.5
-    config.augment.quarter_turn_classes = ("storage-tank", "roundabout")  # tiles with these turn by 90 degrees only
-    config.augment.scale_range = (1.0, 1.0)  # random factor of size, what is too large is cut; upstream: none
-    config.augment.gain_range = (1.0, 1.0)  # random factor of all pixels; upstream: none
-    config.augment.min_side = 5.0  # pixels: boxes with a shorter side are left out of training, as upstream; counted
+    config.augment = ml_collections.ConfigDict(Augment(quarter_turn_classes=("storage-tank", "roundabout"))._asdict())
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 1e-4  # for reference_batch images a step
@@ -95,40 +95,11 @@ def get_config():
     config.optimizer.warmup_ratio = 1 / 3
     config.optimizer.max_warmup_fraction = 0.1  # of the run
 
-    config.boxes = ml_collections.ConfigDict()  # kept with the model: its weights mean nothing without them
-    config.boxes.anchor_scale = 8.0  # side of a square anchor in strides of its level
-    config.boxes.anchor_ratios = (0.5, 1.0, 2.0)  # heights of a place's anchors divided by their widths
-    config.boxes.rpn_stds = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)  # the six deltas of the RPN are divided by these
-    config.boxes.roi_stds = (0.1, 0.1, 0.2, 0.2, 0.1)  # the five deltas of the RoI head
-
-    config.loss = ml_collections.ConfigDict()
-    config.loss.rpn_cls_weight = 1.0  # factors of the four losses
-    config.loss.rpn_box_weight = 1.0
-    config.loss.roi_cls_weight = 1.0
-    config.loss.roi_box_weight = 1.0
-    config.loss.rpn_beta = 1 / 9  # difference of a delta where smooth L1 turns from square to linear
-    config.loss.roi_beta = 1.0
-
-    config.rpn = ml_collections.ConfigDict()
-    config.rpn.num_samples = 256  # anchors an image
-    config.rpn.positive_fraction = 0.5
-    config.rpn.positive_iou = 0.7
-    config.rpn.negative_iou = 0.3
-    config.rpn.min_positive_iou = 0.3
-    config.rpn.candidates_per_level = 2000  # upstream: nms_pre
-    config.rpn.max_proposals = 2000  # upstream: max_per_img
-    config.rpn.iou_threshold = 0.8
-
-    config.roi = ml_collections.ConfigDict()
-    config.roi.num_samples = 512  # boxes an image
-    config.roi.positive_fraction = 0.25
-    config.roi.positive_iou = 0.5
-
-    config.detection = ml_collections.ConfigDict()
-    config.detection.score_threshold = 0.05
-    config.detection.iou_threshold = 0.1  # rotated IoU of the last suppression
-    config.detection.max_candidates = 4096  # (box, class) pairs an image; what is cut is counted
-    config.detection.max_detections = 2000  # upstream: max_per_img
+    config.boxes = ml_collections.ConfigDict(BoxSettings()._asdict())  # kept with the model
+    config.loss = ml_collections.ConfigDict(LossSettings()._asdict())
+    config.rpn = ml_collections.ConfigDict(AnchorSampling()._asdict() | ProposalSettings()._asdict())
+    config.roi = ml_collections.ConfigDict(RoISampling()._asdict())
+    config.detection = ml_collections.ConfigDict(DetectionSettings()._asdict())
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.protocol = "tiles"  # what the figures are of, for the result card

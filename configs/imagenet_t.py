@@ -13,11 +13,14 @@ Prepare `imagenet2012` with TFDS as ArrayRecord (docs/pretraining.md), then:
 import ml_collections
 from ml_collections import config_dict
 
+from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.labels.imagenet import CLASSES
+from haksnet_jax.models.classification_loss import Mixing
+from haksnet_jax.pipeline.classification_transforms import Augment
 
 
 def get_config():
-    """All values of the experiment."""
+    """All values of the experiment; those that no line states are the defaults of the settings named."""
     config = ml_collections.ConfigDict()
     config.task = "classification"
     config.name = "imagenet_t"
@@ -47,8 +50,8 @@ def get_config():
     config.model.in_channels = 3  # set by data.bands
     config.model.drop_path_rate = 0.1
     config.model.batch_norm_momentum = 0.9  # share of the running statistics that stays (PyTorch's momentum is 0.1)
-    config.model.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
-    config.model.pixel_std = (58.395, 57.12, 57.375)
+    config.model.pixel_mean = PIXEL_MEAN  # RGB, 0..255
+    config.model.pixel_std = PIXEL_STD
     config.model.dtype = "bfloat16"  # of the arithmetic; parameters and statistics are float32
     config.model.remat = False  # recompute blocks in the backward pass instead of storing what is inside them
 
@@ -66,20 +69,9 @@ def get_config():
     config.data.train = ml_collections.ConfigDict({"directory": "imagenet2012/5.1.0", "split": "train"})
     config.data.val = ml_collections.ConfigDict({"directory": "imagenet2012/5.1.0", "split": "validation"})
 
-    config.augment = ml_collections.ConfigDict()  # on the host
-    config.augment.crop_scale = (0.08, 1.0)  # area of a random part, as a share of the image's; (1, 1): the whole
-    config.augment.crop_ratio = (3 / 4, 4 / 3)  # its width over its height
-    config.augment.flip_probabilities = (0.5, 0.0)  # left and right, up and down
-    config.augment.quarter_turns = False  # for images from above
-    config.augment.rand_augment_magnitude = 9.0  # timm: rand-m9-mstd0.5-inc1
-    config.augment.colour_jitter = 0.0  # timm's recipe names 0.4, which its code leaves out where RandAugment is on
-
-    config.mixing = ml_collections.ConfigDict()  # on the device
-    config.mixing.mixup = 0.8  # alpha
-    config.mixing.cutmix = 1.0  # alpha; each batch has one of the two, half and half
-    config.mixing.probability = 1.0
-    config.mixing.erasing = 0.25  # probability of an image, with noise for pixels
-    config.mixing.label_smoothing = 0.1
+    # timm: rand-m9-mstd0.5-inc1; its recipe names a colour jitter of 0.4, which its code leaves out beside RandAugment.
+    config.augment = ml_collections.ConfigDict(Augment(rand_augment_magnitude=9.0)._asdict())
+    config.mixing = ml_collections.ConfigDict(Mixing()._asdict())
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 1e-3  # for reference_batch images a step

@@ -11,9 +11,13 @@ is one for a few thousand images and less.
 
 import ml_collections
 
+from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
+from haksnet_jax.models.dense_loss import LossSettings
+from haksnet_jax.pipeline.dense_transforms import Augment
+
 
 def get_config():
-    """All values of the experiment."""
+    """All values of the experiment; those that no line states are the defaults of the settings named."""
     config = ml_collections.ConfigDict()
     config.name = "segmentation_folder"
     config.task = "segmentation"
@@ -45,8 +49,8 @@ def get_config():
     config.model.decoder_channels = 64  # upernet: 512
     config.model.dropout = 0.1  # of channels before the logits
     config.model.drop_path_rate = 0.1
-    config.model.pixel_mean = (123.675, 116.28, 103.53)  # of each band, 0..255
-    config.model.pixel_std = (58.395, 57.12, 57.375)
+    config.model.pixel_mean = PIXEL_MEAN  # of each band, 0..255
+    config.model.pixel_std = PIXEL_STD
     config.model.dtype = "bfloat16"  # of the arithmetic; parameters, statistics and logits are float32
     config.model.remat = False  # recompute blocks in the backward pass instead of storing what is inside them
 
@@ -68,26 +72,8 @@ def get_config():
     config.data.train = ml_collections.ConfigDict({"images_dir": "train/images", "masks_dir": "train/masks"})
     config.data.val = ml_collections.ConfigDict({"images_dir": "val/images", "masks_dir": "val/masks"})
 
-    config.augment = ml_collections.ConfigDict()
-    config.augment.scale_range = (0.5, 2.0)  # factor of size
-    config.augment.max_degrees = 0.0  # of a turn beside quarter turns
-    config.augment.horizontal_flip = 0.5
-    config.augment.vertical_flip = 0.5
-    config.augment.quarter_turns = True
-    config.augment.brightness = 0.15  # largest offset, as a share of 255
-    config.augment.contrast = 0.2  # largest relative change
-    config.augment.saturation = 0.3
-    config.augment.tint = 0.05  # of each channel
-    config.augment.max_class_share = (
-        0.75  # of a crop that one class may take, else it is drawn again (10 times at most)
-    )
-    config.augment.mosaic = 0.0  # probability of a crop made of four images
-
-    config.loss = ml_collections.ConfigDict()
-    config.loss.smoothing = 0.05
-    config.loss.dice_weight = 1.0
-    config.loss.auxiliary_weight = 0.4
-    config.loss.hard_pixels = False  # cross-entropy on pixels of a probability below 0.7 alone
+    config.augment = ml_collections.ConfigDict(Augment()._asdict())
+    config.loss = ml_collections.ConfigDict(LossSettings()._asdict())
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 1e-3  # for reference_batch images a step

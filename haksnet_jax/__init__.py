@@ -37,8 +37,7 @@ def load(directory, **options):
     from haksnet_jax.inference import dense_predictor, image_classifier, predictor
     from haksnet_jax.weights import model_folder
 
-    info_path = model_folder.resolve(directory)[1]
-    task = model_folder.read_model_info(info_path).get("task") if info_path.exists() else None
+    task = model_folder.task_of(directory)
     if task == "classification":
         return image_classifier.load(directory, **options)
     return (dense_predictor if task in dense_predictor.TASKS else predictor).load(directory, **options)

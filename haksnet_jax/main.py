@@ -40,11 +40,11 @@ def train(
     Returns:
       Exit status: 0, 1 for what a user can mend, or STOPPED.
     """
-    from haksnet_jax import files  # (options are checked before JAX is loaded)
+    # (here: options are checked before JAX is loaded)
     from haksnet_jax.distributed import hosts
     from haksnet_jax.distributed import mesh as devices
     from haksnet_jax.errors import UserError
-    from haksnet_jax.pipeline.loader import PipelineError
+    from haksnet_jax.pipeline.batches import PipelineError
     from haksnet_jax.training import checkpoint, loop
     from haksnet_jax.training.log import quiet_libraries
     from haksnet_jax.training.stop import Stopped
@@ -88,14 +88,20 @@ def train(
         traceback.print_exc()
         hosts.leave(f"{type(error).__name__}: {error}")
         os._exit(program.STOPPED if interrupted else program.FAILED)  # (as above)
-    if membership is not None and membership.host:
-        return program.OK
+    if membership is None or not membership.host:
+        _tell(card, workdir)
+    return program.OK
+
+
+def _tell(card, workdir):
+    """Prints where the result card is, and the last evaluation of it."""
+    from haksnet_jax import files
+
     print(f"result card: {files.join(workdir, 'result.md')}")
     for name, value in card.get("last_evaluation", {}).items():
         print(f"{name.removesuffix('_voc12')} {value:.3f}")
     if "picture" in card:
         print(f"picture: {card['picture']}")
-    return program.OK
 
 
 if __name__ == "__main__":

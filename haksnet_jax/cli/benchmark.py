@@ -38,6 +38,6 @@ def add_arguments(parser):
 
 def run(arguments):
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
-    from haksnet_jax.tools import benchmark
+    from haksnet_jax.tools.benchmark import command
 
-    return benchmark.run(arguments)
+    return command.run(arguments)

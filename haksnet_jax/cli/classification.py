@@ -10,7 +10,7 @@ import time
 import ml_collections
 
 from haksnet_jax import files, tasks
-from haksnet_jax.cli.evaluation import run_settings
+from haksnet_jax.cli.checkpoint_evaluation import run_settings
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.images.reader import read

@@ -7,7 +7,7 @@ import ml_collections
 from etils import epath
 
 from haksnet_jax import files, tasks
-from haksnet_jax.cli.evaluation import run_settings
+from haksnet_jax.cli.checkpoint_evaluation import run_settings
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference import dense, dense_predictor
 from haksnet_jax.inference.dense_evaluator import DenseEvaluator

@@ -11,7 +11,7 @@
 """
 
 from haksnet_jax import demo
-from haksnet_jax.cli import terminal
+from haksnet_jax.cli import terminal, view_options
 
 
 def add_arguments(parser):
@@ -25,9 +25,6 @@ def add_arguments(parser):
     add("--masks", metavar="DIR", help="folder of masks, of a segmenter or a change detector")
     add("--before", metavar="DIR", help="folder of the earlier images, of a change detector")
     add("--after", metavar="DIR", help="folder of the later images, of a change detector")
-    terminal.add_list(parser, "--scales", kind=float, help="of segmenters and change detectors, as in predict")
-    add("--flip", action="store_true", help="of segmenters and change detectors, as in predict")
-    add("--turns", action="store_true", help="of segmenters and change detectors, as in predict")
     add("--dataset", metavar="DIR", help="data set prepared by `haksnet build`")
     add("--split", default="val", help="of --dataset, or of the run's own data; default: %(default)s")
     add("--classes", help="of --predictions: a published list's name, or a text file with one class a line, in order")
@@ -51,31 +48,12 @@ def add_arguments(parser):
         default=0.3,
         help="lowest score in drawings and error counts; default: %(default)s",
     )
-    add(
-        "--resize",
-        choices=("auto", "fit", "tile"),
-        default="auto",
-        help="as in predict; auto: fit, but tile for images of --images that are larger than the network's input",
-    )
-    add(
-        "--pad",
-        choices=("full", "least"),
-        default="full",
-        help="as in predict: fitted images are padded to the input, or as upstream does; default: %(default)s",
-    )
-    add(
-        "--overlap",
-        type=terminal.number(0, whole=True),
-        help="pixels that neighbouring windows share; default: 200, or a quarter of small ones",
-    )
-    from haksnet_jax.images import settings as image_settings
-
-    image_settings.add_options(parser)
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
-    add(
-        "--batch-size",
-        type=terminal.number(1, whole=True),
-        help="images at a time on each device; default: 1, for windows on accelerators 8",
+    view_options.add(
+        parser,
+        pad="full",
+        scales=None,
+        auto="fit, but tile for images of --images that are larger than the network's input",
+        batch_size="images at a time on each device; default: 1, for windows on accelerators 8",
     )
     add(
         "--num-workers",

@@ -17,7 +17,7 @@ import argparse
 import os
 
 from haksnet_jax import demo
-from haksnet_jax.cli import terminal
+from haksnet_jax.cli import terminal, view_options
 
 
 def add_arguments(parser):
@@ -35,32 +35,18 @@ def add_arguments(parser):
         help="lowest score of a detection; default: %(default)s",
     )
     terminal.add_list(parser, "--classes", help="only these classes")
-    add(
-        "--resize",
-        choices=("auto", "fit", "tile"),
-        default="auto",
-        help="fit: the whole image at the size of the network's input; tile: overlapping windows at the image's own "
-        "scale; auto: fit where the image is no larger than the input, else tile; default: %(default)s",
-    )
-    add(
-        "--overlap",
-        type=terminal.number(0, whole=True),
-        help="pixels that neighbouring windows share; default: 200, or a quarter of small ones",
+    view_options.add(
+        parser,
+        pad="least",
+        scales=(1.0,),
+        auto="fit where the image is no larger than the input, else tile",
+        batch_size="windows at a time on each device; default: 8, on CPUs 1",
     )
     add(
         "--tile",
         type=terminal.number(1, whole=True),
         help="side of the windows in pixels; default: the network's input",
     )
-    terminal.add_list(
-        parser,
-        "--scales",
-        kind=_scale,
-        default=(1.0,),
-        help="factors at which images are looked at and merged: 0.5,1; default: 1",
-    )
-    add("--flip", action="store_true", help="look at the mirror image too, and merge")
-    add("--turns", action="store_true", help="classes of pixels: look in all four directions, and average")
     add("--polygons", action="store_true", help="classes of pixels: outlines as GeoJSON, with their areas")
     add(
         "--min-pixels",
@@ -74,27 +60,6 @@ def add_arguments(parser):
         default=0.1,
         help="overlap above which merging drops the lower score; default: %(default)s",
     )
-    add(
-        "--pad",
-        choices=("least", "full"),
-        default="least",
-        help="of fitted images: least pads up to a multiple of 32 as upstream does, which compiles once for each such "
-        "size; full pads to the whole input and compiles once; default: %(default)s",
-    )
-    add(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="of the network's arithmetic; default: %(default)s",
-    )
-    add(
-        "--batch-size",
-        type=terminal.number(1, whole=True),
-        help="windows at a time on each device; default: 8, on CPUs 1",
-    )
-    from haksnet_jax.images import settings as image_settings
-
-    image_settings.add_options(parser)
     add("--drawings", action=argparse.BooleanOptionalAction, default=True, help="draw what was found")
     add(
         "--drawing-score",
@@ -111,13 +76,6 @@ def add_arguments(parser):
     )
     add("--task1", action=argparse.BooleanOptionalAction, default=True, help="--no-task1 leaves out DOTA's text files")
     add("--geojson", action=argparse.BooleanOptionalAction, default=True, help="--no-geojson leaves out GeoJSON")
-
-
-def _scale(text):
-    value = float(text)
-    if not 0.05 <= value <= 20:
-        raise argparse.ArgumentTypeError(f"expected factors between 0.05 and 20, got {text!r}")
-    return value
 
 
 def run(arguments):

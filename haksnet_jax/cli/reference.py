@@ -3,6 +3,9 @@
 python -m haksnet_jax.cli.reference
 """
 
+import importlib
+import inspect
+import operator
 import pathlib
 import re
 
@@ -10,6 +13,7 @@ from haksnet_jax.cli import configuration, program
 
 PAGE = configuration.FOLDER.resolve().parent / "docs" / "reference.md"
 _SETTING = re.compile(r"    config\.([\w.]+) = (.+?)(?:  # (.*))?$")
+_FIELD = re.compile(r"    (\w+): .+? = (.+?)(?:  # (.*))?$")  # of settings beside the code that they steer
 
 
 def page():
@@ -34,7 +38,7 @@ def page():
     for path in sorted(configuration.FOLDER.glob("*.py")):
         text = path.read_text()
         if "    config = ml_collections.ConfigDict()" in text:  # it states everything, and changes no lines of another
-            lines += _table(path.stem, _settings(text))
+            lines += _table(path.stem, _settings(text, importlib.import_module(f"haksnet_jax.configs.{path.stem}")))
     return "\n".join(lines)
 
 
@@ -53,12 +57,31 @@ def _command(command, summary):
     return [*lines, ""]
 
 
-def _settings(text):
-    """Yields (key, value, meaning) of the lines of a configuration that set a value."""
+def _settings(text, module):
+    """Yields (key, value, meaning) of the lines of a configuration that set a value, or a section of settings."""
+    config = module.get_config()
     for line in text.splitlines():
         match = _SETTING.match(line)
-        if match and "ConfigDict()" not in match[2]:
-            yield match[1], match[2], match[3] or ""
+        if not match or "ConfigDict()" in match[2]:
+            continue
+        kinds = re.findall(r"\b([A-Z]\w+)\(", match[2]) if "_asdict()" in match[2] else ()
+        for name in kinds:
+            if name != "ConfigDict":
+                yield from _fields(match[1], getattr(module, name), config[match[1]])
+        if not kinds:
+            # What a constant's name stands for, unless it is long.
+            value = repr(operator.attrgetter(match[1])(config)) if match[2].isidentifier() else match[2]
+            yield match[1], value if len(value) < 60 else match[2], match[3] or ""
+
+
+def _fields(section, kind, values):
+    """(key, value, meaning) of each field of a NamedTuple of settings."""
+    for line in inspect.getsource(kind).splitlines():
+        match = _FIELD.match(line)
+        if match:
+            name, stated, meaning = match.groups()
+            value = stated if values[name] == kind._field_defaults[name] else repr(values[name])
+            yield f"{section}.{name}", value, meaning or ""
 
 
 def _table(name, settings):

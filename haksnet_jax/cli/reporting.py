@@ -9,6 +9,8 @@ import numpy as np
 
 from haksnet_jax import files, tasks
 from haksnet_jax.cli import evaluation
+from haksnet_jax.cli.checkpoint_evaluation import evaluate_checkpoint
+from haksnet_jax.cli.file_evaluation import evaluated_files
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels.masks import IGNORED
 from haksnet_jax.results import class_report, page, pixel_report, report
@@ -87,7 +89,7 @@ def _write_detection(arguments, sources):
     for source in sources:
         if arguments.checkpoint:
             more = {"dataset": arguments.dataset, "split": arguments.split}
-            found = evaluation.evaluate_checkpoint(source, **options, **more)
+            found = evaluate_checkpoint(source, **options, **more)
         else:
             found = _files(source, classes=arguments.classes, **options)
         if not any(len(one["labels"]) for one in found.labels.values()):
@@ -102,7 +104,7 @@ def _write_detection(arguments, sources):
 
 
 def _files(source, *, labels, images=None, classes=None, labels_format="dota", allow_unknown_classes=False):
-    return evaluation.evaluated_files(source, labels, images, classes, labels_format, allow_unknown_classes)
+    return evaluated_files(source, labels, images, classes, labels_format, allow_unknown_classes)
 
 
 def _subject(source, found, facts):

@@ -22,7 +22,7 @@ def level_shapes(image_shape, strides):
     return tuple((-(-rows // stride), -(-columns // stride)) for stride in strides)
 
 
-def anchor_grid(image_shape, strides=STRIDES, scale=8.0, ratios=(0.5, 1, 2)):
+def anchor_grid(image_shape, strides, *, scale, ratios):
     """Anchors of all levels of an image.
 
     At each place (x, y) of a level's feature map lies one anchor for each ratio, centred on the pixel coordinates

@@ -18,7 +18,7 @@ _SMALLEST_SIDE = 1e-3
 _SAME_SIDE = 0.1
 
 
-def encode_midpoint_offset(anchors, boxes, stds=(1.0, 1.0, 1.0, 1.0, 0.5, 0.5)):
+def encode_midpoint_offset(anchors, boxes, stds):
     """Oriented boxes relative to axis-parallel anchors, as the RPN of Oriented R-CNN regresses them.
 
     The enclosing axis-parallel box of centre (gx, gy) and size (gw, gh) is coded against the anchor's centre and size:
@@ -59,7 +59,7 @@ def encode_midpoint_offset(anchors, boxes, stds=(1.0, 1.0, 1.0, 1.0, 0.5, 0.5)):
     return deltas / jnp.asarray(stds, deltas.dtype)
 
 
-def decode_midpoint_offset(anchors, deltas, stds=(1.0, 1.0, 1.0, 1.0, 0.5, 0.5), max_ratio=16 / 1000):
+def decode_midpoint_offset(anchors, deltas, stds, max_ratio=16 / 1000):
     """Oriented boxes from axis-parallel anchors and midpoint offsets.
 
     The deltas (see `encode_midpoint_offset`) describe a parallelogram with its corners on the sides of a box. Its
@@ -97,7 +97,7 @@ def decode_midpoint_offset(anchors, deltas, stds=(1.0, 1.0, 1.0, 1.0, 0.5, 0.5),
     return jnp.stack([px + pw * dx, py + ph * dy, width, height, angle], axis=-1)
 
 
-def encode_delta_xywha(proposals, boxes, stds=(0.1, 0.1, 0.2, 0.2, 0.1)):
+def encode_delta_xywha(proposals, boxes, stds):
     """Oriented boxes relative to oriented proposals, as the box head regresses them.
 
     The offset between the centres is measured along the proposal's own axes, in units of its sides. The box's sides
@@ -132,7 +132,7 @@ def encode_delta_xywha(proposals, boxes, stds=(0.1, 0.1, 0.2, 0.2, 0.1)):
     return deltas / jnp.asarray(stds, deltas.dtype)
 
 
-def decode_delta_xywha(proposals, deltas, stds=(0.1, 0.1, 0.2, 0.2, 0.1), image_size=None, max_ratio=16 / 1000):
+def decode_delta_xywha(proposals, deltas, stds, image_size=None, max_ratio=16 / 1000):
     """Oriented boxes from oriented proposals and deltas; the inverse of `encode_delta_xywha`.
 
     Args:

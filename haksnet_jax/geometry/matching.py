@@ -52,9 +52,7 @@ class Samples(NamedTuple):
     num_negative_candidates: jax.Array
 
 
-def match_anchors(
-    anchors, gt_hboxes, gt_valid, candidates, *, positive_iou=0.7, negative_iou=0.3, min_positive_iou=0.3
-):
+def match_anchors(anchors, gt_hboxes, gt_valid, candidates, *, positive_iou, negative_iou, min_positive_iou):
     """Matches axis-parallel anchors to axis-parallel ground truth by their overlap.
 
     A candidate whose best overlap reaches `positive_iou` is positive, one below `negative_iou` negative, both with
@@ -131,7 +129,7 @@ def _hbox_iou(hboxes, anchor_sides, anchor_area):
     return intersection / jnp.maximum(union, 1e-6)  # 0 for two boxes without area, not 0 / 0
 
 
-def match_proposals(iou, valid, gt_valid, *, positive_iou=0.5):
+def match_proposals(iou, valid, gt_valid, *, positive_iou):
     """Matches proposals to ground truth by given overlaps.
 
     A valid proposal whose best overlap reaches `positive_iou` is positive, every other valid one negative.

@@ -15,6 +15,9 @@ from haksnet_jax.errors import UserError
 
 FILE = "image_settings.json"  # in a folder of images or records
 MAX_CHOSEN = 16  # bands
+# ImageNet's, of red, green and blue in 0..255: what upstream normalises with, and models that say nothing else.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class ImageSettings(NamedTuple):

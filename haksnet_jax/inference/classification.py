@@ -10,7 +10,7 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.images import reader
 from haksnet_jax.inference.evaluator import Picture
 from haksnet_jax.pipeline import loader
-from haksnet_jax.results import visualize
+from haksnet_jax.results import diagrams, visualize
 from haksnet_jax.results.top_k import NUM_BEST, classification_result
 
 MAX_DRAWN_CLASSES = 40  # a confusion matrix of more cannot be read
@@ -151,7 +151,7 @@ class ClassificationEvaluator:
         # The classes with the most mistakes, in the order of the labels.
         errors = result.matrix.sum(axis=0) + result.matrix.sum(axis=1) - 2 * np.diag(result.matrix)
         shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_DRAWN_CLASSES])
-        figure = visualize.confusion_matrix_figure(
+        figure = diagrams.confusion_matrix_figure(
             result.matrix[np.ix_(shown, shown)], [names[i] for i in shown], with_background=False
         )
-        visualize.save_figure(figure, folder / "confusion.png")
+        diagrams.save_figure(figure, folder / "confusion.png")

@@ -7,7 +7,6 @@ labels = predictor.labels(before, after)   # of a change detector
 
 import jax
 import numpy as np
-from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
@@ -34,11 +33,7 @@ def load(directory, **options):
     Raises:
       CheckpointError: nothing usable is there.
     """
-    arrays, info = model_folder.load_model(directory)
-    try:
-        return DensePredictor(arrays, info, **options)
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error}") from error
+    return model_folder.opened(DensePredictor, directory, **options)
 
 
 class DensePredictor:
@@ -78,10 +73,7 @@ class DensePredictor:
             graph, params, stats = architecture.abstract(model_info, dtype=precision)
         except (KeyError, TypeError, IndexError) as error:
             raise CheckpointError(f"model.json does not describe a model of {self.task}: {error!r}") from error
-        variables = {
-            "params": model_folder.fill(nnx.as_pure(params), arrays, what="the checkpoint"),
-            "batch_stats": model_folder.fill(nnx.as_pure(stats), arrays, what="the checkpoint"),
-        }
+        variables = model_folder.variables_of(params, stats, arrays)
         self.colours = dense_maps.colours_of(self.class_names, colours)
         self.num_images = TASKS[self.task]
         self.precision = precision

@@ -9,20 +9,9 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.images import reader
 from haksnet_jax.inference.session import make_step
 from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline.detection_rows import EvaluationRow
 from haksnet_jax.results import visualize
 from haksnet_jax.results.mean_ap import mean_average_precision
-
-
-def detection_settings(config):
-    """The keyword arguments of `session.make_step` that a configuration holds."""
-    return {
-        "proposal_caps": {
-            "candidates_per_level": config.rpn.candidates_per_level,
-            "max_proposals": config.rpn.max_proposals,
-            "iou_threshold": config.rpn.iou_threshold,
-        },
-        "detection_caps": dict(config.detection),
-    }
 
 
 def detect_split(
@@ -38,16 +27,18 @@ def detect_split(
       image_size: (rows, columns) of the canvas.
       batch_size_per_device: images at a time on each device.
       score: lowest score of a detection.
-      num_workers, stall_seconds: see `loader.evaluation_batches`.
+      num_workers, stall_seconds: see `loader.stream_batches`.
 
     Returns:
       (a list by image of {"boxes", "scores", "labels", "size": (columns, rows) of the image}, the same on every host;
       the number of detections that caps left out).
     """
-    batches = loader.evaluation_batches(
+    row = EvaluationRow(image_size=image_size, channels=getattr(source, "num_channels", 3))
+    batches = loader.ordered_batches(
         source,
+        row,
+        row.filler,
         batch_size=batch_size_per_device * mesh.devices.size // jax.process_count(),
-        image_size=tuple(image_size),
         num_workers=num_workers,
         stall_seconds=stall_seconds,
         process_index=jax.process_index(),
@@ -110,19 +101,45 @@ class Evaluator:
     Args:
       graph: graph definition of the model.
       source: labelled source of examples.
-      config: the experiment.
       mesh: of the run.
+      proposal_settings, detection_settings: of `session.make_step`; detections below the latter's score threshold are
+        left out.
+      image_size: (rows, columns) of the canvas.
+      batch_size_per_device, num_workers, stall_seconds: of `detect_split`.
+      num_pictures: images with most objects that are drawn.
+      picture_score: score from which a detection is drawn.
 
     Attributes:
       pictures: list of Picture, drawn by the last evaluation.
       num_cut: detections that the caps cut in the last evaluation.
     """
 
-    def __init__(self, graph, source, config, mesh):
-        self._step = make_step(graph, mesh, **detection_settings(config))
+    def __init__(
+        self,
+        graph,
+        source,
+        mesh,
+        *,
+        proposal_settings,
+        detection_settings,
+        image_size,
+        batch_size_per_device,
+        num_workers,
+        stall_seconds,
+        num_pictures,
+        picture_score,
+    ):
+        self._step = make_step(graph, mesh, proposal_settings=proposal_settings, detection_settings=detection_settings)
         self._source = source
-        self._config = config
         self._mesh = mesh
+        self._score = detection_settings.score_threshold
+        self._batches = {
+            "image_size": tuple(image_size),
+            "batch_size_per_device": batch_size_per_device,
+            "num_workers": num_workers,
+            "stall_seconds": stall_seconds,
+        }
+        self._num_pictures, self._picture_score = num_pictures, picture_score
         self.pictures = []
         self.num_cut = 0
 
@@ -133,11 +150,8 @@ class Evaluator:
             variables,
             self._source,
             self._mesh,
-            image_size=self._config.data.image_size,
-            batch_size_per_device=self._config.evaluation.batch_size_per_device,
-            score=self._config.detection.score_threshold,
-            num_workers=self._config.data.num_workers,
-            stall_seconds=self._config.data.stall_seconds,
+            score=self._score,
+            **self._batches,
         )
         return found
 
@@ -161,11 +175,10 @@ class Evaluator:
 
     def _draw(self, found, labels, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        settings = self._config.evaluation
         # Those with the most objects: an empty picture shows nothing.
-        order = sorted(range(len(found)), key=lambda i: -len(labels[i]["labels"]))[: settings.num_pictures]
+        order = sorted(range(len(found)), key=lambda i: -len(labels[i]["labels"]))[: self._num_pictures]
         for index in order:
-            shown = found[index]["scores"] >= settings.picture_score
+            shown = found[index]["scores"] >= self._picture_score
             picture = visualize.draw_detections(
                 reader.picture(self._source[index]["image"]),
                 *(found[index][name][shown] for name in ("boxes", "scores", "labels")),

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
@@ -64,10 +63,7 @@ class ImageClassifier:
             self._row = EvaluationRow(**row, num_bands=self._images.num_channels)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"model.json does not describe a classifier: {error!r}") from error
-        self.variables = {
-            name: model_folder.fill(nnx.as_pure(state), arrays, what="the checkpoint")
-            for name, state in (("params", params), ("batch_stats", stats))
-        }
+        self.variables = model_folder.variables_of(params, stats, arrays)
         self.mesh = devices.data_mesh(jax.local_devices())
         on_cpu = jax.local_devices()[0].platform == "cpu"
         self._batch_size = (batch_size or (8 if on_cpu else 32)) * self.mesh.devices.size
@@ -129,8 +125,4 @@ class ImageClassifier:
 
 def load(directory, *, precision="float32", batch_size=None):
     """A classifier of a converted model, a run's folder, or one of its checkpoints. Raises: as `ImageClassifier`."""
-    arrays, info = model_folder.load_model(directory)
-    try:
-        return ImageClassifier(arrays, info, precision=precision, batch_size=batch_size)
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error}") from error
+    return model_folder.opened(ImageClassifier, directory, precision=precision, batch_size=batch_size)

@@ -28,7 +28,6 @@ from haksnet_jax.inference.views import Settings
 from haksnet_jax.results import tiles
 from haksnet_jax.results.detections import Detections, labels_of
 from haksnet_jax.weights import model_folder
-from haksnet_jax.weights.errors import CheckpointError
 
 
 class Found(NamedTuple):
@@ -63,11 +62,7 @@ def load(directory, **options) -> "Detector":
     Raises:
       CheckpointError: nothing usable is there.
     """
-    arrays, model_info = model_folder.load_model(directory)
-    try:
-        return Detector(arrays, model_info, **options)
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error}") from error
+    return model_folder.opened(Detector, directory, **options)
 
 
 class Detector:
@@ -102,7 +97,7 @@ class Detector:
     @property
     def max_detections(self) -> int:
         """The most detections that a view can have."""
-        return self.session.detection_caps["max_detections"]
+        return self.session.detection_settings.max_detections
 
     def __call__(self, images: Any, *, classes: Any = None, **settings) -> "Detections | list[Detections]":
         """Finds objects.

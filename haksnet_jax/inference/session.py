@@ -11,24 +11,23 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference.views import ModelInput
 from haksnet_jax.models import architecture
+from haksnet_jax.models.roi_head import DetectionSettings
+from haksnet_jax.models.rpn import ProposalSettings
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.errors import CheckpointError
 
 PRECISIONS = ("float32", "bfloat16")
-# Candidates of an image in the first attempt. Where there are more, that image is done again with all of them.
-_MAX_CANDIDATES = 4096
-# Upstream's, for models that do not say.
-_PROPOSALS = {"candidates_per_level": 2000, "max_proposals": 2000, "iou_threshold": 0.8}
-_DETECTIONS = {"iou_threshold": 0.1, "max_detections": 2000}
+# What model.json may say of detections; the score is asked for, and candidates are as many as there are.
+_DETECTIONS = ("iou_threshold", "max_detections")
 
 
-def make_step(graph, mesh, *, proposal_caps, detection_caps):
+def make_step(graph, mesh, *, proposal_settings, detection_settings):
     """Compiles (at its first call, and for each new shape) the detector.
 
     Args:
       graph: graph definition of the model.
       mesh: the batch is split over all its devices.
-      proposal_caps, detection_caps: see `OrientedRCNN.detect`; a score threshold in them is not used.
+      proposal_settings, detection_settings: see `OrientedRCNN.detect`; the latter's score threshold is not used.
 
     Returns:
       (variables, images [B, H, W, 3], image_size [B, 2], scale [B, 2], score) -> PaddedDetections, where variables
@@ -41,8 +40,8 @@ def make_step(graph, mesh, *, proposal_caps, detection_caps):
             images,
             image_size,
             scale,
-            proposal_caps=proposal_caps,
-            detection_caps={**detection_caps, "score_threshold": score},
+            proposal_settings=proposal_settings,
+            detection_settings=detection_settings._replace(score_threshold=score),
         )
 
     return jax.jit(detect, out_shardings=devices.replicated(mesh), compiler_options=devices.detection_options(mesh))
@@ -63,9 +62,10 @@ class Session:
       model_info: as given.
       class_names: names of the classes, by label.
       input: ModelInput.
-      proposal_caps, detection_caps: how many proposals and detections a view has at most, and above which overlap the
-        network leaves them out; those given, else those of the model, else upstream's. Where `detection_caps` has no
-        `max_candidates`, a view with more than fit the first attempt is done again with all of them.
+      proposal_settings, detection_settings: how many proposals and detections a view has at most, and above which
+        overlap the network leaves them out; those given, else those of the model, else the defaults.
+      caps_candidates: whether `max_candidates` was given. Where not, it is of a view's first attempt, and a view with
+        more is done again with all of them.
       graph, variables: graph definition, and {"params", "batch_stats"} of numpy arrays.
       num_devices: how many devices batches are spread over.
       num_shapes: how many shapes of input were compiled so far.
@@ -89,15 +89,16 @@ class Session:
                 math.lcm(32, int(model_info["padding_divisor"])),
                 bool(model_info["keep_ratio"]),
             )
-            self.proposal_caps = _PROPOSALS | model_info.get("proposals", {}) | (proposal_caps or {})
-            self.detection_caps = _DETECTIONS | model_info.get("detections", {}) | (detection_caps or {})
+            self.proposal_settings = ProposalSettings(**model_info.get("proposals", {}) | (proposal_caps or {}))
+            detections = model_info.get("detections", {}) | (detection_caps or {})
+            self.detection_settings, self.caps_candidates = (
+                DetectionSettings(**detections),
+                "max_candidates" in detections,
+            )
             self.graph, params, stats = architecture.abstract(model_info, dtype=precision)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"model.json does not describe a model: {error!r}") from error
-        self.variables = {
-            name: model_folder.fill(nnx.as_pure(state), arrays, what="the checkpoint")
-            for name, state in (("params", params), ("batch_stats", stats))
-        }
+        self.variables = model_folder.variables_of(params, stats, arrays)
         self._exact = precision == "float32"
         chosen = jax.local_devices() if accelerators is None else list(accelerators)
         self.num_devices, self.platform = len(chosen), chosen[0].platform
@@ -140,8 +141,8 @@ class Session:
                 self._steps[key] = make_step(
                     self.graph,
                     mesh,
-                    proposal_caps=self.proposal_caps,
-                    detection_caps={"max_candidates": self._num_candidates(all_candidates)} | self.detection_caps,
+                    proposal_settings=self.proposal_settings,
+                    detection_settings=self._settings_with(all_candidates),
                 )
             self._shapes.add((key, images.shape))
             batch = devices.place_batch(mesh, {"images": images, "image_size": image_size, "scale": scale})
@@ -159,7 +160,7 @@ class Session:
           structures.PaddedDetections of numpy arrays; `num_cut` counts what the model's own caps left out.
         """
         output = jax.device_get(output)
-        if "max_candidates" in self.detection_caps or not output.num_cut.any():
+        if self.caps_candidates or not output.num_cut.any():
             return output
         output = output._replace(**{name: np.array(field) for name, field in output._asdict().items()})
         for row in np.flatnonzero(output.num_cut).tolist():
@@ -169,17 +170,19 @@ class Session:
                 field[row] = new[0]
         return output
 
-    def _num_candidates(self, all_candidates):
-        every = self.proposal_caps["max_proposals"] * len(self.class_names)
-        return every if all_candidates else _MAX_CANDIDATES
+    def _settings_with(self, all_candidates):
+        if not all_candidates:
+            return self.detection_settings
+        every = self.proposal_settings.max_proposals * len(self.class_names)
+        return self.detection_settings._replace(max_candidates=every)
 
 
 def _check_detector(model_info):
     """Raises CheckpointError where a description is not one of a whole detector; KeyError, TypeError where none."""
     architecture = model_info["architecture"]
     unknown = {
-        *(model_info.get("proposals", {}).keys() - _PROPOSALS),
-        *(model_info.get("detections", {}).keys() - _DETECTIONS),
+        *(model_info.get("proposals", {}).keys() - set(ProposalSettings._fields)),
+        *(model_info.get("detections", {}).keys() - set(_DETECTIONS)),
     }
     if unknown:
         raise CheckpointError(f"model.json has settings that this version does not know: {', '.join(sorted(unknown))}")

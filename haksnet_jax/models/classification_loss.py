@@ -18,21 +18,13 @@ _QUANTILES = 4096
 
 
 class Mixing(NamedTuple):
-    """What happens to a batch on the device.
+    """What happens to a batch on the device."""
 
-    Attributes:
-      mixup: alpha of mixup's Beta distribution; 0 for none.
-      cutmix: alpha of cutmix's; 0 for none. With both, each batch has one of them, half and half.
-      probability: of a batch to be mixed at all.
-      erasing: probability of an image to have a rectangle replaced by noise.
-      label_smoothing: share of the target that is spread over all classes.
-    """
-
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    probability: float = 1.0
-    erasing: float = 0.25
-    label_smoothing: float = 0.1
+    mixup: float = 0.8  # alpha of mixup's Beta distribution; 0 for none
+    cutmix: float = 1.0  # alpha of cutmix's; 0 for none. With both, each batch has one of them, half and half
+    probability: float = 1.0  # of a batch to be mixed at all
+    erasing: float = 0.25  # probability of an image to have a rectangle replaced by noise
+    label_smoothing: float = 0.1  # share of the target that is spread over all classes
 
 
 def smoothed(labels, num_classes, smoothing):

@@ -4,6 +4,8 @@ Logits are [B, K, H, W] float32 and labels [B, H, W] integers; every label outsi
 over the whole batch, also where it is split over devices.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +13,15 @@ from haksnet_jax.models.dense_layers import enlarge_class_maps
 
 HARD_PROBABILITY = 0.7  # of the true class, below which a pixel is hard
 IGNORED = 255  # in masks
+
+
+class LossSettings(NamedTuple):
+    """What the parts of the loss count."""
+
+    smoothing: float = 0.05  # of the labels, in both cross-entropies
+    dice_weight: float = 1.0  # share of the Dice loss
+    auxiliary_weight: float = 0.4  # share of the auxiliary head's cross-entropy
+    hard_pixels: bool = False  # cross-entropy on pixels of a probability below 0.7 alone, without smoothing
 
 
 def _one_hot(labels, num_classes):
@@ -89,25 +100,14 @@ def dice_loss(logits, labels, *, smooth=0.05):
     return jnp.where(present, 1 - coefficients, 0.0).sum() / jnp.maximum(present.sum(), 1)
 
 
-def dense_loss(
-    outputs,
-    labels,
-    *,
-    strides,
-    smoothing=0.05,
-    dice_weight=1.0,
-    auxiliary_weight=0.4,
-    hard_pixels=False,
-):
+def dense_loss(outputs, labels, *, strides, settings):
     """The loss of a segmenter or change detector.
 
     Args:
       outputs: (logits [B, h, w, K] on the decoder's grid, auxiliary logits or None).
       labels: [B, H, W] integers.
       strides: of the logits and of the auxiliary logits.
-      smoothing: of the labels, in both cross-entropies.
-      dice_weight, auxiliary_weight: shares of the loss.
-      hard_pixels: cross-entropy on hard pixels alone (without smoothing).
+      settings: LossSettings.
 
     Returns:
       (loss, {name: scalar} of its parts: loss, loss_ce, loss_dice, loss_auxiliary where there is one; accuracy of the
@@ -116,18 +116,18 @@ def dense_loss(
     logits, auxiliary = outputs
     with jax.named_scope("loss"):
         logits = enlarge_class_maps(logits, strides[0])
-        if hard_pixels:
+        if settings.hard_pixels:
             parts = {"loss_ce": hard_cross_entropy(logits, labels)}
         else:
-            parts = {"loss_ce": cross_entropy(logits, labels, smoothing=smoothing)}
+            parts = {"loss_ce": cross_entropy(logits, labels, smoothing=settings.smoothing)}
         loss = parts["loss_ce"]
-        if dice_weight:
+        if settings.dice_weight:
             parts["loss_dice"] = dice_loss(logits, labels)
-            loss = loss + dice_weight * parts["loss_dice"]
-        if auxiliary is not None and auxiliary_weight:
+            loss = loss + settings.dice_weight * parts["loss_dice"]
+        if auxiliary is not None and settings.auxiliary_weight:
             wide = enlarge_class_maps(auxiliary, strides[1])
-            parts["loss_auxiliary"] = cross_entropy(wide, labels, smoothing=smoothing)
-            loss = loss + auxiliary_weight * parts["loss_auxiliary"]
+            parts["loss_auxiliary"] = cross_entropy(wide, labels, smoothing=settings.smoothing)
+            loss = loss + settings.auxiliary_weight * parts["loss_auxiliary"]
         valid = (labels >= 0) & (labels < logits.shape[1])
         right = (logits.argmax(axis=1) == labels) & valid
         parts["accuracy"] = right.sum(dtype=jnp.float32) / jnp.maximum(valid.sum(), 1)

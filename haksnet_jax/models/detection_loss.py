@@ -13,19 +13,32 @@ from haksnet_jax.geometry.rotated_iou import rotated_iou_matrix
 from haksnet_jax.target import over_mesh
 
 
+class AnchorSampling(NamedTuple):
+    """Which anchors the RPN learns from."""
+
+    num_samples: int = 256  # anchors an image
+    positive_fraction: float = 0.5  # of them at most
+    positive_iou: float = 0.7  # from which an anchor is positive
+    negative_iou: float = 0.3  # below which it is negative
+    min_positive_iou: float = 0.3  # from which an object's best anchors are positive
+
+
+class RoISampling(NamedTuple):
+    """Which boxes the RoI head learns from."""
+
+    num_samples: int = 512  # boxes an image
+    positive_fraction: float = 0.25  # of them at most
+    positive_iou: float = 0.5  # rotated IoU from which a proposal is positive; below it is negative
+
+
 class LossSettings(NamedTuple):
-    """What the four losses count, and from where the box losses are linear.
+    """What the four losses count, and from where the box losses are linear."""
 
-    Attributes:
-      rpn_cls_weight, rpn_box_weight, roi_cls_weight, roi_box_weight: factors of the losses.
-      rpn_beta, roi_beta: difference of a delta where smooth L1 turns from square to linear.
-    """
-
-    rpn_cls_weight: float = 1.0
+    rpn_cls_weight: float = 1.0  # factors of the four losses
     rpn_box_weight: float = 1.0
     roi_cls_weight: float = 1.0
     roi_box_weight: float = 1.0
-    rpn_beta: float = 1 / 9
+    rpn_beta: float = 1 / 9  # difference of a delta where smooth L1 turns from square to linear
     roi_beta: float = 1.0
 
 
@@ -46,7 +59,7 @@ def softmax_cross_entropy(logits, labels):
     return -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
 
 
-def match_and_sample_anchors(key, anchors, ground_truth, *, num_samples=256, positive_fraction=0.5, **thresholds):
+def match_and_sample_anchors(key, anchors, ground_truth, settings):
     """Chooses the anchors that the RPN learns from, in each image.
 
     Anchors are matched with the boxes that enclose the objects axis-parallel. Only anchors that lie wholly inside the
@@ -56,18 +69,28 @@ def match_and_sample_anchors(key, anchors, ground_truth, *, num_samples=256, pos
       key: random key.
       anchors: [A, 4].
       ground_truth: GroundTruth [B, M, ...].
-      num_samples: anchors an image.
-      positive_fraction: share of them that may be positive.
-      **thresholds: of `match_anchors`.
+      settings: AnchorSampling.
 
     Returns:
-      gt_index [B, A] int32 and Samples [B, num_samples].
+      gt_index [B, A] int32 and Samples [B, settings.num_samples].
     """
 
     def one_image(boxes, valid, image_size, key):
-        matches = match_anchors(anchors, boxes_to_hboxes(boxes), valid, inside_image(anchors, image_size), **thresholds)
+        matches = match_anchors(
+            anchors,
+            boxes_to_hboxes(boxes),
+            valid,
+            inside_image(anchors, image_size),
+            positive_iou=settings.positive_iou,
+            negative_iou=settings.negative_iou,
+            min_positive_iou=settings.min_positive_iou,
+        )
         samples = sample(
-            key, matches.positive, matches.negative, num_samples=num_samples, positive_fraction=positive_fraction
+            key,
+            matches.positive,
+            matches.negative,
+            num_samples=settings.num_samples,
+            positive_fraction=settings.positive_fraction,
         )
         return matches.gt_index, samples
 
@@ -75,9 +98,7 @@ def match_and_sample_anchors(key, anchors, ground_truth, *, num_samples=256, pos
     return over_mesh(jax.vmap(one_image), ground_truth.boxes, ground_truth.valid, ground_truth.image_size, keys)
 
 
-def rpn_losses(
-    logits, deltas, anchors, gt_index, samples, ground_truth, *, beta=1 / 9, stds=(1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
-):
+def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta, stds):
     """Objectness and box losses of the RPN.
 
     Args:
@@ -110,31 +131,34 @@ def rpn_losses(
     return classification.sum() / divisor, regression.sum() / divisor
 
 
-def match_and_sample_proposals(
-    key, proposals, ground_truth, *, num_samples=512, positive_fraction=0.25, positive_iou=0.5
-):
+def match_and_sample_proposals(key, proposals, ground_truth, settings):
     """Chooses the boxes that the RoI head learns from: of the objects themselves and the RPN's proposals.
 
     Args:
       key: random key.
       proposals: Proposals [B, N, ...].
       ground_truth: GroundTruth [B, M, ...].
-      num_samples: R, boxes an image.
-      positive_fraction: share of them that may be positive.
-      positive_iou: rotated IoU from which a proposal is positive; below it is negative.
+      settings: RoISampling; R is its `num_samples`.
 
     Returns:
       boxes [B, R, 5], gt_index [B, R] int32 and Samples [B, R] (its index counts objects first, then proposals).
     """
 
     def one_image(boxes, valid, gt_boxes, gt_valid, key):
-        matches = match_proposals(rotated_iou_matrix(boxes, gt_boxes), valid, gt_valid, positive_iou=positive_iou)
+        overlaps = rotated_iou_matrix(boxes, gt_boxes)
+        matches = match_proposals(overlaps, valid, gt_valid, positive_iou=settings.positive_iou)
         # An object is its own match, whatever rounding says of the IoU with itself.
         candidates = jnp.concatenate([gt_boxes, boxes])
         gt_index = jnp.concatenate([jnp.arange(gt_boxes.shape[0], dtype=jnp.int32), matches.gt_index])
         positive = jnp.concatenate([gt_valid, matches.positive])
         negative = jnp.concatenate([jnp.zeros_like(gt_valid), matches.negative])
-        samples = sample(key, positive, negative, num_samples=num_samples, positive_fraction=positive_fraction)
+        samples = sample(
+            key,
+            positive,
+            negative,
+            num_samples=settings.num_samples,
+            positive_fraction=settings.positive_fraction,
+        )
         return candidates[samples.index], gt_index[samples.index], samples
 
     keys = jax.random.split(key, ground_truth.boxes.shape[0])
@@ -143,7 +167,7 @@ def match_and_sample_proposals(
     )
 
 
-def roi_losses(logits, deltas, boxes, gt_index, samples, ground_truth, *, beta=1.0, stds=(0.1, 0.1, 0.2, 0.2, 0.1)):
+def roi_losses(logits, deltas, boxes, gt_index, samples, ground_truth, *, beta, stds):
     """Classification and box losses of the RoI head.
 
     Args:
@@ -176,10 +200,10 @@ def detection_loss(
     ground_truth,
     key,
     *,
-    proposal_caps=None,
-    rpn_sampling=None,
-    roi_sampling=None,
-    settings=LossSettings(),  # noqa: B008 (a tuple: nobody can change it)
+    proposal_settings,
+    anchor_sampling,
+    roi_sampling,
+    loss_settings,
 ):
     """The loss of one training step.
 
@@ -188,10 +212,10 @@ def detection_loss(
       images: [B, H, W, 3] RGB, 0..255.
       ground_truth: GroundTruth [B, M, ...], pixels of `images`.
       key: random key for stochastic depth and for both samplings.
-      proposal_caps: keyword arguments of `rpn.select_proposals`.
-      rpn_sampling: keyword arguments of `match_and_sample_anchors`.
-      roi_sampling: keyword arguments of `match_and_sample_proposals`.
-      settings: LossSettings.
+      proposal_settings: rpn.ProposalSettings.
+      anchor_sampling: AnchorSampling.
+      roi_sampling: RoISampling.
+      loss_settings: LossSettings.
 
     Returns:
       (loss, metrics): the sum of the four losses, each times its weight, and a dict of scalars: these losses, and means
@@ -204,7 +228,7 @@ def detection_loss(
 
     anchors = jnp.asarray(model.anchors(images.shape[1:3]))
     with jax.named_scope("match_anchors"):
-        gt_index, anchor_samples = match_and_sample_anchors(anchor_key, anchors, ground_truth, **(rpn_sampling or {}))
+        gt_index, anchor_samples = match_and_sample_anchors(anchor_key, anchors, ground_truth, anchor_sampling)
     with jax.named_scope("rpn_losses"):
         rpn_classification, rpn_regression = rpn_losses(
             *model.rpn.at(features, anchor_samples.index),
@@ -212,15 +236,13 @@ def detection_loss(
             gt_index,
             anchor_samples,
             ground_truth,
-            beta=settings.rpn_beta,
+            beta=loss_settings.rpn_beta,
             stds=model.boxes.rpn_stds,
         )
 
-    proposals = model.proposals(rpn_logits, rpn_deltas, images.shape[1:3], **(proposal_caps or {}))
+    proposals = model.proposals(rpn_logits, rpn_deltas, images.shape[1:3], proposal_settings)
     with jax.named_scope("match_proposals"):
-        boxes, gt_index, roi_samples = match_and_sample_proposals(
-            proposal_key, proposals, ground_truth, **(roi_sampling or {})
-        )
+        boxes, gt_index, roi_samples = match_and_sample_proposals(proposal_key, proposals, ground_truth, roi_sampling)
     roi_logits, roi_deltas = model.roi_head(features, boxes, roi_samples.valid)
     with jax.named_scope("roi_losses"):
         roi_classification, roi_regression, accuracy = roi_losses(
@@ -230,14 +252,14 @@ def detection_loss(
             gt_index,
             roi_samples,
             ground_truth,
-            beta=settings.roi_beta,
+            beta=loss_settings.roi_beta,
             stds=model.boxes.roi_stds,
         )
 
     rpn_classification, rpn_regression, roi_classification, roi_regression = (
         weight * loss
         for weight, loss in zip(
-            settings[:4], (rpn_classification, rpn_regression, roi_classification, roi_regression), strict=True
+            loss_settings[:4], (rpn_classification, rpn_regression, roi_classification, roi_regression), strict=True
         )
     )
     loss = rpn_classification + rpn_regression + roi_classification + roi_regression

@@ -7,28 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from haksnet_jax.geometry.anchors import anchor_grid
+from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.models.fpn import FPN
-from haksnet_jax.models.roi_head import RotatedRoIHead, select_detections
-from haksnet_jax.models.rpn import OrientedRPN, select_proposals
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, the ImageNet values that upstream trains with
-PIXEL_STD = (58.395, 57.12, 57.375)
+from haksnet_jax.models.roi_head import DetectionSettings, RotatedRoIHead, select_detections
+from haksnet_jax.models.rpn import OrientedRPN, ProposalSettings, select_proposals
 
 
 class BoxSettings(NamedTuple):
-    """How boxes are told to the network; a part of the model, since its weights mean nothing without them.
+    """How boxes are told to the network; kept with the model, since its weights mean nothing without them."""
 
-    Attributes:
-      anchor_scale: side of a square anchor in strides of its level.
-      anchor_ratios: heights of the anchors of one place divided by their widths.
-      rpn_stds: what the six midpoint-offset deltas of the RPN are divided by.
-      roi_stds: what the five deltas of the RoI head are divided by.
-    """
-
-    anchor_scale: float = 8.0
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    rpn_stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
-    roi_stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2, 0.1)
+    anchor_scale: float = 8.0  # side of a square anchor in strides of its level
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # heights of a place's anchors divided by their widths
+    rpn_stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)  # the six deltas of the RPN are divided by these
+    roi_stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2, 0.1)  # the five deltas of the RoI head
 
 
 class OrientedRCNN(nnx.Module):
@@ -100,8 +91,8 @@ class OrientedRCNN(nnx.Module):
             tuple(image_shape), self.strides, scale=self.boxes.anchor_scale, ratios=self.boxes.anchor_ratios
         )
 
-    def proposals(self, logits, deltas, image_shape, **caps):
-        """Best boxes of the RPN; `caps` as in `rpn.select_proposals`. Returns: Proposals."""
+    def proposals(self, logits, deltas, image_shape, settings):
+        """Best boxes of the RPN. Args: as of `rpn.select_proposals`. Returns: Proposals."""
         with jax.named_scope("proposals"):
             return select_proposals(
                 logits,
@@ -111,29 +102,37 @@ class OrientedRCNN(nnx.Module):
                 strides=self.strides,
                 anchors_per_cell=len(self.boxes.anchor_ratios),
                 stds=self.boxes.rpn_stds,
-                **caps,
+                settings=settings,
             )
 
-    def detect(self, images, image_size, scale=None, *, proposal_caps=None, detection_caps=None):
+    def detect(
+        self,
+        images,
+        image_size,
+        scale=None,
+        *,
+        proposal_settings=ProposalSettings(),  # noqa: B008 (tuples: nobody can change them)
+        detection_settings=DetectionSettings(),  # noqa: B008
+    ):
         """Oriented objects in images.
 
         Args:
           images: [B, H, W, 3] RGB, 0..255, H and W multiples of 32, padded at right and bottom.
           image_size: [B, 2] rows and columns of content.
           scale: [B, 2] factors of x and y by which the images were resized, or None where they were not.
-          proposal_caps: keyword arguments of `rpn.select_proposals`.
-          detection_caps: keyword arguments of `roi_head.select_detections`.
+          proposal_settings: rpn.ProposalSettings.
+          detection_settings: roi_head.DetectionSettings.
 
         Returns:
           PaddedDetections in pixels of the images before they were resized.
         """
         features = self.features(images, image_size)
         logits, deltas = self.rpn(features)
-        proposals = self.proposals(logits, deltas, images.shape[1:3], **(proposal_caps or {}))
+        proposals = self.proposals(logits, deltas, images.shape[1:3], proposal_settings)
         logits, deltas = self.roi_head(features, proposals.boxes, proposals.valid)
         with jax.named_scope("detections"):
             return select_detections(
-                logits, deltas, proposals, image_size, scale, stds=self.boxes.roi_stds, **(detection_caps or {})
+                logits, deltas, proposals, image_size, scale, stds=self.boxes.roi_stds, settings=detection_settings
             )
 
 

@@ -1,5 +1,7 @@
 """The second stage: features pooled along each oriented box, its class, and its correction."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,15 @@ from haksnet_jax.models.initializers import xavier_normal
 from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.structures import PaddedDetections
 from haksnet_jax.target import over_mesh
+
+
+class DetectionSettings(NamedTuple):
+    """Which pairs of a proposal and a class become detections."""
+
+    score_threshold: float = 0.05  # probability above which a pair is a candidate
+    iou_threshold: float = 0.1  # rotated IoU above which the weaker of two candidates of one class goes
+    max_candidates: int = 4096  # best pairs of an image that take part in the suppression; what is cut is counted
+    max_detections: int = 2000  # detections of an image; upstream: max_per_img
 
 
 class RotatedRoIHead(nnx.Module):
@@ -86,11 +97,8 @@ def select_detections(
     image_size,
     scale=None,
     *,
-    stds=(0.1, 0.1, 0.2, 0.2, 0.1),
-    score_threshold=0.05,
-    iou_threshold=0.1,
-    max_candidates=4096,
-    max_detections=2000,
+    stds,
+    settings=DetectionSettings(),  # noqa: B008 (a tuple: nobody can change it)
 ):
     """Detections of a batch: decoded boxes above a score, after suppression within each class.
 
@@ -103,14 +111,11 @@ def select_detections(
         the suppression, as in the reference: where the two differ, overlaps in the image are not those in its resized
         copy.
       stds: of the deltas, see `decode_delta_xywha`.
-      score_threshold: probability above which a (box, class) pair is a candidate.
-      iou_threshold: rotated IoU above which the weaker of two candidates of one class goes.
-      max_candidates: best pairs of an image that take part in the suppression.
-      max_detections: detections of an image at most.
+      settings: DetectionSettings.
 
     Returns:
-      PaddedDetections [B, max_detections, ...] in pixels of the image before its resizing, best first; `num_cut` counts
-      what either cap left out.
+      PaddedDetections [B, settings.max_detections, ...] in pixels of the image before its resizing, best first;
+      `num_cut` counts what either cap left out.
     """
 
     def one_image(logits, deltas, boxes, valid, image_size, scale):
@@ -118,8 +123,8 @@ def select_detections(
         scores = jax.nn.softmax(logits)[:, :num_classes]  # [R, K]
         boxes = decode_delta_xywha(boxes, deltas, stds, image_size=image_size)
         boxes = boxes / jnp.concatenate([scale, scale, jnp.ones(1, scale.dtype)])
-        candidates = jnp.where(valid[:, None] & (scores > score_threshold), scores, 0.0).reshape(-1)
-        count = min(max_candidates, candidates.size)
+        candidates = jnp.where(valid[:, None] & (scores > settings.score_threshold), scores, 0.0).reshape(-1)
+        count = min(settings.max_candidates, candidates.size)
         top, index = jax.lax.top_k(candidates, count)
         top_boxes = boxes[index // num_classes]
         labels = (index % num_classes).astype(jnp.int32)
@@ -127,14 +132,14 @@ def select_detections(
             top_boxes,
             top,
             top > 0,
-            iou_threshold=iou_threshold,
-            max_outputs=min(max_detections, count),
+            iou_threshold=settings.iou_threshold,
+            max_outputs=min(settings.max_detections, count),
             groups=labels,
             # One matrix of all pairs up to 4096 candidates (16 MiB an image): in blocks, and for several images at
             # once, the compiler was seen to take minutes.
             block_size=min(count, 4096),
         )
-        padding = max_detections - kept.shape[0]
+        padding = settings.max_detections - kept.shape[0]
         kept = jnp.pad(kept, (0, padding))
         kept_index = jnp.pad(kept_index, (0, padding))
         cut_before = (candidates > 0).sum() - (top > 0).sum()

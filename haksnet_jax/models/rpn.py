@@ -1,5 +1,7 @@
 """Oriented region proposals: which anchors hold an object, and the oriented box each one stands for."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,14 @@ from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.structures import Proposals
 from haksnet_jax.target import over_mesh
+
+
+class ProposalSettings(NamedTuple):
+    """Which boxes of the RPN become proposals."""
+
+    candidates_per_level: int = 2000  # best anchors of a level that are decoded; upstream: nms_pre
+    max_proposals: int = 2000  # proposals of an image; upstream: max_per_img
+    iou_threshold: float = 0.8  # IoU of the boxes' axis-parallel enclosures above which the weaker one goes
 
 
 class OrientedRPN(nnx.Module):
@@ -163,12 +173,10 @@ def select_proposals(
     anchors,
     *,
     image_shape,
-    strides=(4, 8, 16, 32, 64),
-    anchors_per_cell=3,
-    stds=(1.0, 1.0, 1.0, 1.0, 0.5, 0.5),
-    candidates_per_level=2000,
-    max_proposals=2000,
-    iou_threshold=0.8,
+    strides,
+    anchors_per_cell,
+    stds,
+    settings=ProposalSettings(),  # noqa: B008 (a tuple: nobody can change it)
 ):
     """The best boxes of the RPN, after suppression within each level.
 
@@ -180,9 +188,7 @@ def select_proposals(
       strides: strides of the levels.
       anchors_per_cell: anchors at each position.
       stds: of the deltas, see `decode_midpoint_offset`.
-      candidates_per_level: best anchors of a level that are decoded.
-      max_proposals: boxes that come out for each image.
-      iou_threshold: overlap, of the axis-parallel boxes that enclose the proposals, above which the weaker one goes.
+      settings: ProposalSettings.
 
     Returns:
       Proposals, [B, max_proposals, ...], best first. No gradient flows through them.
@@ -190,7 +196,7 @@ def select_proposals(
     logits, deltas = jax.lax.stop_gradient((logits, deltas))
     counts = [h * w * anchors_per_cell for h, w in level_shapes(image_shape, strides)]
     ends = np.cumsum(counts)
-    keep = min(candidates_per_level, max(counts))
+    keep = min(settings.candidates_per_level, max(counts))
 
     def one_image(logits, deltas):
         level_scores, level_boxes = [], []
@@ -208,14 +214,14 @@ def select_proposals(
 
         def suppress(boxes, top, valid):
             index, kept, _ = nms_horizontal(
-                boxes_to_hboxes(boxes), top, valid, iou_threshold=iou_threshold, max_outputs=keep
+                boxes_to_hboxes(boxes), top, valid, iou_threshold=settings.iou_threshold, max_outputs=keep
             )
             return boxes[index], jnp.where(kept, top[index], -jnp.inf)
 
         boxes, top = jax.vmap(suppress)(boxes, top, valid)
-        count = min(max_proposals, top.size)
+        count = min(settings.max_proposals, top.size)
         best, index = jax.lax.top_k(top.reshape(-1), count)
-        padding = max_proposals - count
+        padding = settings.max_proposals - count
         best = jnp.pad(best, (0, padding), constant_values=-jnp.inf)
         boxes = jnp.pad(boxes.reshape(-1, 5)[index], ((0, padding), (0, 0)))
         return Proposals(boxes=boxes, scores=jax.nn.sigmoid(best), valid=best > -jnp.inf)

@@ -4,8 +4,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import scaling
 from haksnet_jax.images import settings as image_settings
-
-_COLOURS = (123.675, 116.28, 103.53)  # ImageNet's means, which configurations state
+from haksnet_jax.images.settings import PIXEL_MEAN
 
 
 def settings_of(config):
@@ -52,7 +51,7 @@ def completed(config, folders=(), records=None):
         config.data.limits = () if given.limits is None else tuple(given.limits)
         config.data.nodata = given.nodata
         # Means of colours say nothing of bands that were chosen, even if they are three.
-        unstated = given.bands is not None and tuple(config.model.pixel_mean) == _COLOURS and "mean" in kept
+        unstated = given.bands is not None and tuple(config.model.pixel_mean) == PIXEL_MEAN and "mean" in kept
         if unstated or len(config.model.pixel_mean) != channels or len(config.model.pixel_std) != channels:
             config.model.pixel_mean, config.model.pixel_std = _statistics(config, kept, paths, given)
     return config

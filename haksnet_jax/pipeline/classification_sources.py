@@ -18,7 +18,7 @@ from haksnet_jax.images import headers, reader, scaling
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.files import EXTENSIONS, is_image
 from haksnet_jax.images.settings import DEFAULT
-from haksnet_jax.pipeline import prepared, scenes
+from haksnet_jax.pipeline import prepared, scene_objects, scenes
 from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
 from haksnet_jax.wording import counted
 
@@ -99,6 +99,15 @@ def class_folders(folder):
     return tuple(names)
 
 
+def _folders_are_not_classes(folder, missing, unknown):
+    parts = [
+        f"{what} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
+        for what, names in (("no folder for", missing), ("not among data.class_names", unknown))
+        if names
+    ]
+    return f"{folder}: its folders are not the classes: {'; '.join(parts)}"
+
+
 class ClassFolderSource:
     """Images in one folder for each class: `FOLDER/CLASS/IMAGE.jpg`.
 
@@ -147,14 +156,7 @@ class ClassFolderSource:
         found = class_folders(folder)
         missing, unknown = (sorted(a - b) for a, b in ((set(class_names), set(found)), (set(found), set(class_names))))
         if (missing and not may_lack_classes) or unknown:
-            raise UserError(
-                f"{folder}: its folders are not the classes: "
-                + "; ".join(
-                    f"{what} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
-                    for what, names in (("no folder for", missing), ("not among data.class_names", unknown))
-                    if names
-                )
-            )
+            raise UserError(_folders_are_not_classes(folder, missing, unknown))
         if not 0 <= share[0] < share[1] <= 1:
             raise UserError(f"data.*.share: expected (from, to) with 0 <= from < to <= 1, got {tuple(share)}")
         wanted = None if image_list is None else self._read_list(image_list)
@@ -163,15 +165,7 @@ class ClassFolderSource:
         for label, name in enumerate(self.class_names):
             if name in missing:
                 continue
-            files = sorted(entry.name for entry in os.scandir(self._folder / name) if not entry.name.startswith("."))
-            images = [file for file in files if is_image(file)]
-            self.num_ignored += len(files) - len(images)
-            if wanted is not None:
-                images = [file for file in images if wanted.pop(f"{name}/{os.path.splitext(file)[0]}", None)]
-            if tuple(share) != (0.0, 1.0):
-                shuffled = np.random.default_rng([seed, label]).permutation(len(images))
-                first, last = (round(part * len(images)) for part in share)
-                images = [images[index] for index in sorted(shuffled[first:last])]
+            images = self._images_of(name, wanted, share, np.random.default_rng([seed, label]))
             if not images and not may_lack_classes:
                 raise UserError(f"{self._folder / name}: expected images of the class {name!r}, found none to take")
             self._files += [f"{name}/{file}" for file in images]
@@ -191,6 +185,18 @@ class ClassFolderSource:
         self.image_settings = scaling.for_images(paths, settings, max_measured=_MAX_MEASURED)
         self._cache_bytes = cache_mib * 2**20
         self._cache = {}
+
+    def _images_of(self, name, wanted, share, rng):
+        """Names of a class's images that are taken. Args: name of the class; wanted, {CLASS/IMAGE: ...} or None."""
+        files = sorted(entry.name for entry in os.scandir(self._folder / name) if not entry.name.startswith("."))
+        images = [file for file in files if is_image(file)]
+        self.num_ignored += len(files) - len(images)
+        if wanted is not None:
+            images = [file for file in images if wanted.pop(f"{name}/{os.path.splitext(file)[0]}", None)]
+        if tuple(share) != (0.0, 1.0):
+            first, last = (round(part * len(images)) for part in share)
+            images = [images[index] for index in sorted(rng.permutation(len(images))[first:last])]
+        return images
 
     def _read_list(self, path):
         lines = [line.strip() for line in pathlib.Path(path).read_text().splitlines()]
@@ -314,16 +320,16 @@ class SceneClassSource:
           num_scenes: how many; classes take turns.
           size: rows and columns in pixels, at least 64.
           seed: another seed gives other scenes.
-          class_names: classes to draw, among `scenes.LOOKS`.
+          class_names: classes to draw, among `scene_objects.LOOKS`.
 
         Raises:
           UserError: a class that cannot be drawn, or a size or number out of range.
         """
-        unknown = [name for name in class_names if name not in scenes.LOOKS]
+        unknown = [name for name in class_names if name not in scene_objects.LOOKS]
         if unknown or not class_names:
             raise UserError(
                 f"data.class_names: cannot draw {', '.join(unknown) or 'no class'}; what can be drawn: "
-                f"{', '.join(scenes.LOOKS)}"
+                f"{', '.join(scene_objects.LOOKS)}"
             )
         if size < 64 or num_scenes < 1:
             raise UserError(f"expected num_scenes >= 1 and a size of at least 64 pixels, got {num_scenes} and {size}")
@@ -357,7 +363,7 @@ class SceneClassSource:
 
     def _draw(self, index, label):
         rng = np.random.default_rng([self.seed, index])
-        look = scenes.LOOKS[self.class_names[label]]
+        look = scene_objects.LOOKS[self.class_names[label]]
         boxes = ()
         while not len(boxes):  # where the ground for an object is taken, a scene may have none
             image, boxes, _ = scenes.draw_scene(rng, (self.size, self.size), [look], (2, 4))

@@ -1,6 +1,7 @@
 """Crops, flips, turns and colours of an image that is classified as a whole (numpy and OpenCV)."""
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -112,52 +113,45 @@ def colour_jitter(image, rng, strength):
     return image
 
 
+class Augment(NamedTuple):
+    """What happens to an image on the host."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of a random part, share of the image's; (1, 1): the whole
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height
+    flip_probabilities: tuple[float, float] = (0.5, 0.0)  # left and right, up and down
+    quarter_turns: bool = False  # by 0, 90, 180 or 270 degrees, each as likely: for images from above
+    rand_augment_magnitude: float = 0.0  # mean magnitude of two random operations, of 10; 0 for none. RGB alone
+    colour_jitter: float = 0.0  # strength of random brightness, contrast and saturation; 0 for none. RGB alone
+
+
 class TrainingRow:
     """(example, rng) -> {"image", "label"}: a random part of the image, mirrored, turned and recoloured at random.
 
     Args:
       size: (rows, columns) of the result; a square where quarter turns are on.
-      crop_scale, crop_ratio: see `random_crop_box`; a scale of (1, 1) takes the whole image, whatever its shape.
-      flip_probabilities: (left and right, up and down).
-      quarter_turns: turn by 0, 90, 180 or 270 degrees, each as likely: for images from above.
-      rand_augment_magnitude: mean magnitude of two random operations, of 10; 0 for none. RGB alone.
-      colour_jitter: strength, see `colour_jitter`; 0 for none. RGB alone.
+      augment: Augment.
     """
 
-    def __init__(
-        self,
-        *,
-        size,
-        crop_scale=(0.08, 1.0),
-        crop_ratio=(3 / 4, 4 / 3),
-        flip_probabilities=(0.5, 0.0),
-        quarter_turns=False,
-        rand_augment_magnitude=0.0,
-        colour_jitter=0.0,
-    ):
-        self.size = tuple(size)
-        self.crop_scale, self.crop_ratio = tuple(crop_scale), tuple(crop_ratio)
-        self.flip_probabilities = tuple(flip_probabilities)
-        self.quarter_turns = quarter_turns
-        self.rand_augment_magnitude = rand_augment_magnitude
-        self.colour_jitter = colour_jitter
+    def __init__(self, *, size, augment):
+        self.size, self.augment = tuple(size), augment
 
     def __call__(self, example, rng):
+        augment = self.augment
         height, width = example["image"].size
         box = (0, 0, height, width)
-        if self.crop_scale != (1.0, 1.0):
-            box = random_crop_box(height, width, rng, scale=self.crop_scale, ratio=self.crop_ratio)
+        if augment.crop_scale != (1.0, 1.0):
+            box = random_crop_box(height, width, rng, scale=augment.crop_scale, ratio=augment.crop_ratio)
         image = crop_and_resize(example["image"], box, self.size, int(rng.integers(2)))
-        for axis, probability in zip((1, 0), self.flip_probabilities, strict=True):
+        for axis, probability in zip((1, 0), augment.flip_probabilities, strict=True):
             if rng.random() < probability:
                 image = np.flip(image, axis)
-        if self.quarter_turns:
+        if augment.quarter_turns:
             image = np.rot90(image, int(rng.integers(4)))
         image = np.ascontiguousarray(image)
-        if self.rand_augment_magnitude:
-            image = rand_augment(image, rng, magnitude=self.rand_augment_magnitude)
-        if self.colour_jitter:
-            image = colour_jitter(image, rng, self.colour_jitter)
+        if augment.rand_augment_magnitude:
+            image = rand_augment(image, rng, magnitude=augment.rand_augment_magnitude)
+        if augment.colour_jitter:
+            image = colour_jitter(image, rng, augment.colour_jitter)
         return {"image": image, "label": np.int32(example["label"])}
 
 

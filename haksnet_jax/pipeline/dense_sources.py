@@ -21,7 +21,7 @@ from haksnet_jax.images import reader, scaling
 from haksnet_jax.images.settings import DEFAULT
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.problems import Problem, Reason
-from haksnet_jax.pipeline import scenes
+from haksnet_jax.pipeline import scene_objects, scenes
 from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
 from haksnet_jax.wording import counted
 
@@ -252,7 +252,7 @@ class MaskScenes:
 
     def __getitem__(self, index):
         index = range(len(self))[index]
-        looks = [scenes.LOOKS[name] for name in SCENE_CLASSES]
+        looks = [scene_objects.LOOKS[name] for name in SCENE_CLASSES]
         rng = np.random.default_rng([self.seed, index])
         image, mask = scenes.draw_scene_with_mask(rng, (self.size, self.size), looks, self.objects_per_scene)
         return {
@@ -275,7 +275,7 @@ class PairScenes(MaskScenes):
 
     def __getitem__(self, index):
         index = range(len(self))[index]
-        looks = [scenes.LOOKS[name] for name in SCENE_CLASSES]
+        looks = [scene_objects.LOOKS[name] for name in SCENE_CLASSES]
         rng = np.random.default_rng([self.seed, index])
         before, after, mask = scenes.draw_pair(rng, (self.size, self.size), looks, self.objects_per_scene)
         return {

@@ -4,6 +4,7 @@ Both dates of a pair and their mask share every change of place; light is drawn 
 """
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -77,7 +78,7 @@ def crop_matrix(rng, image_size, crop, *, scale_range=(1.0, 1.0), max_degrees=0.
     return np.concatenate([turn, origin[:, None]], axis=1)
 
 
-def random_light(image, rng, *, brightness=0.2, contrast=0.2, saturation=0.2, tint=0.05):
+def random_light(image, rng, *, brightness, contrast, saturation, tint):
     """Another light, another season, another camera: changes the values of all pixels alike.
 
     Args:
@@ -109,6 +110,28 @@ def random_light(image, rng, *, brightness=0.2, contrast=0.2, saturation=0.2, ti
     return image
 
 
+class Augment(NamedTuple):
+    """What happens to crops and their light at random."""
+
+    scale_range: tuple[float, float] = (0.5, 2.0)  # factor of size
+    max_degrees: float = 0.0  # of a turn beside quarter turns
+    horizontal_flip: float = 0.5  # probability
+    vertical_flip: float = 0.5  # probability
+    quarter_turns: bool = True  # of square crops; others turn by half turns
+    brightness: float = 0.15  # largest offset, as a share of 255
+    contrast: float = 0.2  # largest relative change of the distance from the mean
+    saturation: float = 0.3  # largest relative change of the distance from grey
+    tint: float = 0.05  # largest relative change of each channel
+    max_class_share: float = 0.75  # of a crop that one class may take, else it is drawn again (10 times at most)
+    mosaic: float = 0.0  # probability of a crop made of four images
+    exchange: float = 0.0  # of pairs: probability that the dates change places
+
+    def light(self):
+        """{name: strength} of `random_light`, or None where it would change nothing."""
+        strengths = {name: getattr(self, name) for name in ("brightness", "contrast", "saturation", "tint")}
+        return strengths if any(strengths.values()) else None
+
+
 class Augmentation:
     """(example, rng) -> one row of a training batch: images [h, w, C] and mask [h, w] of the crop's size.
 
@@ -117,59 +140,34 @@ class Augmentation:
     Args:
       source: where further examples of a mosaic come from.
       crop: (rows, columns).
-      scale_range, max_degrees: see `crop_matrix`.
-      horizontal_flip, vertical_flip: probabilities.
-      quarter_turns: whether square crops turn by a random number of quarter turns, others by half turns.
-      light: {brightness, contrast, saturation, tint} of `random_light`, or None for none.
-      max_class_share: crops of which one class takes more than this share of the labelled pixels are drawn again, up to
-        ten times in all.
-      exchange: probability that the dates of a pair change places.
-      mosaic: probability that a row is put together from crops of four examples.
+      augment: Augment.
     """
 
-    def __init__(
-        self,
-        source,
-        *,
-        crop,
-        scale_range=(1.0, 1.0),
-        max_degrees=0.0,
-        horizontal_flip=0.5,
-        vertical_flip=0.5,
-        quarter_turns=True,
-        light=None,
-        max_class_share=0.75,
-        exchange=0.5,
-        mosaic=0.0,
-    ):
+    def __init__(self, source, *, crop, augment):
         self.source = source
         self.crop = tuple(crop)
-        self.scale_range, self.max_degrees = tuple(scale_range), max_degrees
-        self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
-        self.quarter_turns = quarter_turns
-        self.light = None if light is None else dict(light)
-        self.max_class_share = max_class_share
-        self.exchange = exchange
-        self.mosaic = mosaic
+        self.augment, self.light = augment, augment.light()
 
     def __call__(self, example, rng):
-        row = self._mosaic(example, rng) if rng.random() < self.mosaic else self._cropped(example, rng)
+        row = self._mosaic(example, rng) if rng.random() < self.augment.mosaic else self._cropped(example, rng)
         row = self._turned(row, rng)
         if self.light is not None:
             row |= {name: random_light(row[name], rng, **self.light) for name in IMAGES if name in row}
-        if "before" in row and rng.random() < self.exchange:
+        if "before" in row and rng.random() < self.augment.exchange:
             row["before"], row["after"] = row["after"], row["before"]
         row = {name: np.ascontiguousarray(value) for name, value in row.items()}
         labelled = (row["mask"] != IGNORED).any()
         return row | {"num_unknown": np.int32(example["num_unknown"]), "num_empty": np.int32(not labelled)}
 
     def _cropped(self, example, rng):
-        mask = example["mask"]
+        mask, augment = example["mask"], self.augment
         for _ in range(_CROP_TRIALS):
-            matrix = crop_matrix(rng, mask.shape, self.crop, scale_range=self.scale_range, max_degrees=self.max_degrees)
+            matrix = crop_matrix(
+                rng, mask.shape, self.crop, scale_range=augment.scale_range, max_degrees=augment.max_degrees
+            )
             cropped = warp(mask, matrix, self.crop, nearest=True, outside=IGNORED)
             counts = np.bincount(cropped.reshape(-1), minlength=IGNORED + 1)[:IGNORED]
-            if 0 < counts.max() <= self.max_class_share * counts.sum():
+            if 0 < counts.max() <= augment.max_class_share * counts.sum():
                 break
         images = {name: warp(example[name], matrix, self.crop) for name in IMAGES if name in example}
         return images | {"mask": cropped}
@@ -190,11 +188,11 @@ class Augmentation:
 
     def _turned(self, row, rng):
         horizontal, vertical, turns = rng.random(3)
-        turns = int(turns * 4) if self.quarter_turns else 0
+        turns = int(turns * 4) if self.augment.quarter_turns else 0
         if self.crop[0] != self.crop[1]:
             turns -= turns % 2
-        if horizontal < self.horizontal_flip:
+        if horizontal < self.augment.horizontal_flip:
             row = {name: value[:, ::-1] for name, value in row.items()}
-        if vertical < self.vertical_flip:
+        if vertical < self.augment.vertical_flip:
             row = {name: value[::-1] for name, value in row.items()}
         return {name: np.rot90(value, turns) for name, value in row.items()} if turns else row

@@ -87,10 +87,7 @@ class FolderSource:
         for image_id, path in paths.items():
             objects = None
             if image_id in label_paths:
-                objects, problems = label_set.read(image_id, self.class_names, path, class_aliases)
-                self.problems.extend(problems)
-                if min_side > 0:
-                    objects = self._leave_out_small(objects, min_side, label_paths[image_id])
+                objects = self._read_objects(label_set, image_id, path, class_aliases, min_side)
             elif self.has_labels:
                 detail = f"there are no labels of this name in {labels_dir}: taken as without objects"
                 self._report(path, Reason.IMAGE_WITHOUT_LABELS, detail)
@@ -119,6 +116,11 @@ class FolderSource:
             )
         remedy = "name their classes, or allow it (data.allow_unknown_classes, --allow-unknown-classes)"
         unknown_classes(self.problems, len(self._labels), allow=allow_unknown_classes, remedy=remedy)
+
+    def _read_objects(self, label_set, image_id, path, class_aliases, min_side):
+        objects, problems = label_set.read(image_id, self.class_names, path, class_aliases)
+        self.problems.extend(problems)
+        return self._leave_out_small(objects, min_side, label_set.files[image_id]) if min_side > 0 else objects
 
     def _report(self, path, reason, detail):
         self.problems.append(Problem(str(path), 0, reason, detail))

@@ -4,7 +4,7 @@ import numpy as np
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.polygons import boxes_to_polygons
-from haksnet_jax.pipeline import scenes
+from haksnet_jax.pipeline import scene_objects, scenes
 from haksnet_jax.wording import counted
 
 SCENE_CLASSES = ("plane", "ship", "vehicle", "storage-tank", "building")
@@ -22,15 +22,15 @@ class SceneSource:
           num_scenes: how many.
           size: rows and columns in pixels; one number for squares.
           seed: another seed gives other scenes, such as a validation split.
-          class_names: classes to draw, among `scenes.LOOKS` (DOTA's and a few more).
+          class_names: classes to draw, among `scene_objects.LOOKS` (DOTA's and a few more).
           objects_per_scene: smallest and largest number of objects.
 
         Raises:
           ValueError: a class that cannot be drawn, or a size or number out of range.
         """
-        unknown = [name for name in class_names if name not in scenes.LOOKS]
+        unknown = [name for name in class_names if name not in scene_objects.LOOKS]
         if unknown:
-            raise UserError(f"cannot draw {', '.join(unknown)}; what can be drawn: {', '.join(scenes.LOOKS)}")
+            raise UserError(f"cannot draw {', '.join(unknown)}; what can be drawn: {', '.join(scene_objects.LOOKS)}")
         if not class_names:
             raise UserError("class_names is empty; name at least one class to draw")
         height, width = (size, size) if isinstance(size, int) else size
@@ -56,7 +56,7 @@ class SceneSource:
 
     def __getitem__(self, index):
         index = range(len(self))[index]  # raises IndexError beyond the end
-        looks = [scenes.LOOKS[name] for name in self.class_names]
+        looks = [scene_objects.LOOKS[name] for name in self.class_names]
         rng = np.random.default_rng([self.seed, index])
         image, boxes, labels = scenes.draw_scene(rng, self.size, looks, self.objects_per_scene)
         return {

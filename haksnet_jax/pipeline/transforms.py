@@ -166,7 +166,7 @@ def _warp(image, matrix):
     return np.concatenate(parts, axis=-1)[..., :channels]
 
 
-def usable(boxes, image_size, *, min_side=5.0, drop_outside=True):
+def usable(boxes, image_size, *, min_side, drop_outside=True):
     """Which boxes stay in training.
 
     Args:
@@ -212,8 +212,8 @@ def random_flip_and_rotation(
     labels,
     rng,
     *,
-    flip_probabilities=(0.25, 0.25, 0.25),
-    rotation_probability=0.5,
+    flip_probabilities,
+    rotation_probability,
     max_degrees=180.0,
     quarter_turn_labels=(),
 ):

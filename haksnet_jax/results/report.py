@@ -10,7 +10,7 @@ import numpy as np
 
 from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.results import charts, mean_ap, page
+from haksnet_jax.results import charts, detection_errors, mean_ap, page
 from haksnet_jax.results.page import section, table
 from haksnet_jax.wording import counted
 
@@ -47,7 +47,7 @@ class _Scored(NamedTuple):
 
     subject: Subject
     result: mean_ap.MeanAveragePrecision
-    errors: mean_ap.ErrorAnalysis
+    errors: detection_errors.ErrorAnalysis
 
 
 def write_report(path, subjects: Sequence[Subject], *, score: float = 0.3, num_images: int = 4) -> int:
@@ -66,7 +66,7 @@ def write_report(path, subjects: Sequence[Subject], *, score: float = 0.3, num_i
         _Scored(
             one,
             mean_ap.mean_average_precision(one.detections, one.labels, one.class_names),
-            mean_ap.analyse_errors(one.detections, one.labels, one.class_names, score_threshold=score),
+            detection_errors.analyse_errors(one.detections, one.labels, one.class_names, score_threshold=score),
         )
         for one in subjects
     ]
@@ -180,7 +180,7 @@ def _best_images(errors, count):
     wrong = np.zeros(num, int)
     for name, number in errors.worst_images(num):
         wrong[errors.image_names.index(name)] = number
-    right = np.bincount(errors.image[errors.kind == mean_ap.KINDS.index("correct")], minlength=num)
+    right = np.bincount(errors.image[errors.kind == detection_errors.KINDS.index("correct")], minlength=num)
     order = np.lexsort((-right, wrong))
     return [errors.image_names[place] for place in order if right[place]][:count]
 

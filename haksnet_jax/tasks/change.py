@@ -14,6 +14,7 @@ CURVES = ("loss", "accuracy", "f1_", "iou_", "precision_", "recall_")
 CLASSIFIER = ("head.logits.", "head.head.logits.", "head.auxiliary_head.logits.")
 COUNTERS = dense.COUNTERS
 
+train_batches = dense.train_batches
 log_line = dense.log_line
 
 
@@ -21,8 +22,6 @@ def prepared(config):
     """The configuration, checked. Raises: UserError, a value that cannot be used."""
     if config.model.head not in HEADS:
         raise UserError(f"model.head: expected one of {', '.join(HEADS)}, got {config.model.head!r}")
-    if not 0 <= config.augment.exchange <= 1:
-        raise UserError(f"augment.exchange: expected a probability, got {config.augment.exchange}")
     return dense.with_bands(dense.checked(config), ("before_dir", "after_dir"))
 
 
@@ -40,11 +39,6 @@ def batch_arrays(config):
     return {"before": image, "after": image, "mask": (tuple(config.data.image_size), np.uint8)}
 
 
-def train_batches(config, source, **where):
-    """Augmented crops in random order without end. Args: as `dense.train_batches`."""
-    return dense.train_batches(config, source, exchange=config.augment.exchange, **where)
-
-
 def build_model(config, *, rngs):
     """The change detector of a configuration. Args: config; rngs. Returns: ChangeDetector."""
     return dense.build_model(config, model_info(config), rngs=rngs)
@@ -58,12 +52,12 @@ def model_info(config):
 
 def loss(config):
     """The function of (model, batch, key) that gives the loss and its parts, see `dense_loss`."""
-    settings = dense.loss_settings(config)
+    given = dense.loss_settings(config)
 
     def loss_of(model, batch, key):
         outputs = model(batch["before"], batch["after"], train=True, key=key)
         strides = (4, None if isinstance(model.head, ChangerHead) else model.head.auxiliary_stride)
-        return dense.loss_of(outputs, batch["mask"], strides, settings)
+        return dense.loss_of(outputs, batch["mask"], strides, given)
 
     return loss_of
 

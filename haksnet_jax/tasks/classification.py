@@ -10,9 +10,10 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.inference.classification import ClassificationEvaluator
 from haksnet_jax.models import architecture, classification_loss
-from haksnet_jax.pipeline import bands, loader
+from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline import classification_sources as sources
-from haksnet_jax.pipeline.classification_transforms import EvaluationRow, TrainingRow
+from haksnet_jax.pipeline.classification_transforms import Augment, EvaluationRow, TrainingRow
+from haksnet_jax.tasks import settings, streams
 
 BEST = "top1"
 CURVES = ("loss", "top")
@@ -28,7 +29,8 @@ def prepared(config):
     Raises:
       UserError: a value that cannot be used, or no such data.
     """
-    data, augment = config.data, config.augment
+    data, augment = config.data, settings.read(config, "augment", Augment)
+    settings.read(config, "mixing", classification_loss.Mixing)  # (that no key is unknown)
     if data.kind not in KINDS:
         raise UserError(f"data.kind: expected one of {', '.join(KINDS)}, got {data.kind!r}")
     if min(data.image_size) < 32:
@@ -79,21 +81,21 @@ def open_source(config, split):
 
 def _open(config, split):
     data = config.data
-    settings = dict(data[split])
+    arguments = dict(data[split])
     for name in ("directory", "folder", "image_list"):
-        if settings.get(name) is not None:
-            settings[name] = _path(data, settings[name])
+        if arguments.get(name) is not None:
+            arguments[name] = _path(data, arguments[name])
     class_names = tuple(data.class_names) or None
     if data.kind == "folder":
-        settings["settings"] = bands.settings_of(config)
-        names = class_names or sources.class_folders(settings["folder"])
+        arguments["settings"] = bands.settings_of(config)
+        names = class_names or sources.class_folders(arguments["folder"])
         # Images of the two splits may have the same names; in one folder that is divided, each has one split alone.
-        settings["prefix"] = "" if data[split].folder == "." else data[split].folder
-        settings["may_lack_classes"] = split == "val"
-        return sources.ClassFolderSource(class_names=names, cache_mib=data.cache_mib, **settings)
+        arguments["prefix"] = "" if data[split].folder == "." else data[split].folder
+        arguments["may_lack_classes"] = split == "val"
+        return sources.ClassFolderSource(class_names=names, cache_mib=data.cache_mib, **arguments)
     if data.kind == "tfds":
-        return sources.TfdsClassificationSource(class_names=class_names, **settings)
-    return sources.SceneClassSource(class_names=class_names or sources.SCENE_CLASSES, **settings)
+        return sources.TfdsClassificationSource(class_names=class_names, **arguments)
+    return sources.SceneClassSource(class_names=class_names or sources.SCENE_CLASSES, **arguments)
 
 
 def batch_arrays(config):
@@ -104,30 +106,10 @@ def batch_arrays(config):
     }
 
 
-def train_batches(config, source, *, batch_size, first_example, process_index, process_count):
-    """Augmented batches in random order without end, see `TrainingRow` and `loader.stream_batches`."""
-    augment = config.augment
-    row = TrainingRow(
-        size=tuple(config.data.image_size),
-        crop_scale=tuple(augment.crop_scale),
-        crop_ratio=tuple(augment.crop_ratio),
-        flip_probabilities=tuple(augment.flip_probabilities),
-        quarter_turns=augment.quarter_turns,
-        rand_augment_magnitude=augment.rand_augment_magnitude,
-        colour_jitter=augment.colour_jitter,
-    )
-    return loader.stream_batches(
-        source,
-        row,
-        batch_size=batch_size,
-        seed=config.seed,
-        first_example=first_example,
-        num_workers=config.data.num_workers,
-        stall_seconds=config.data.stall_seconds,
-        process_index=process_index,
-        process_count=process_count,
-        accumulate_steps=config.accumulate_steps,
-    )
+def train_batches(config, source, **where):
+    """Augmented batches in random order without end. Args: as of `streams.train_batches`."""
+    row = TrainingRow(size=config.data.image_size, augment=settings.read(config, "augment", Augment))
+    return streams.train_batches(config, source, row, **where)
 
 
 def build_model(config, *, rngs):
@@ -158,7 +140,7 @@ def model_info(config):
 
 def loss(config):
     """The function of (model, batch, key) that gives the loss and its parts, see `classification_loss`."""
-    mixing = classification_loss.Mixing(**dict(config.mixing))
+    mixing = settings.read(config, "mixing", classification_loss.Mixing)
 
     def loss_of(model, batch, key):
         return classification_loss.classification_loss(model, batch["image"], batch["label"], key, mixing=mixing)
@@ -168,20 +150,20 @@ def loss(config):
 
 def make_evaluator(config, graph, source, mesh):
     """Top-1, top-5 and confusion on a split. Returns: ClassificationEvaluator."""
-    settings = config.evaluation
+    evaluation = config.evaluation
     return ClassificationEvaluator(
         graph,
         source,
         mesh,
         row=EvaluationRow(
-            size=tuple(config.data.image_size), share=settings.crop_share, num_bands=config.model.in_channels
+            size=tuple(config.data.image_size), share=evaluation.crop_share, num_bands=config.model.in_channels
         ),
-        batch_size=settings.batch_size_per_device,
+        batch_size=evaluation.batch_size_per_device,
         # Threads decode a few thousand images sooner than processes for it start.
         num_workers=config.data.num_workers if len(source) > 5000 else 0,
         stall_seconds=config.data.stall_seconds,
-        num_views=settings.num_views,
-        num_pictures=settings.num_pictures,
+        num_views=evaluation.num_views,
+        num_pictures=evaluation.num_pictures,
     )
 
 

@@ -14,8 +14,9 @@ from haksnet_jax.inference import dense
 from haksnet_jax.inference.dense_evaluator import DenseEvaluator
 from haksnet_jax.models import architecture, dense_loss
 from haksnet_jax.models.segmenter import DECODERS
-from haksnet_jax.pipeline import bands, loader
-from haksnet_jax.pipeline.dense_transforms import Augmentation
+from haksnet_jax.pipeline import bands
+from haksnet_jax.pipeline.dense_transforms import Augment, Augmentation
+from haksnet_jax.tasks import settings, streams
 
 COUNTERS = {
     "num_unknown": "mask_pixels_of_no_class",
@@ -57,14 +58,16 @@ def checked(config):
     if config.model.decoder not in DECODERS:
         raise UserError(f"model.decoder: expected one of {', '.join(DECODERS)}, got {config.model.decoder!r}")
     architecture.describe_backbone(config.model)  # (that there is such a backbone)
-    least, largest = config.augment.scale_range
+    loss_settings(config)  # (that no key is unknown)
+    augment = settings.read(config, "augment", Augment)
+    least, largest = augment.scale_range
     if not 0 < least <= largest:
         raise UserError(f"augment.scale_range: expected a least and a largest factor above 0, got {(least, largest)}")
     if not config.evaluation.scales:
         raise UserError("evaluation.scales: expected at least one factor, got none; (1.0,) looks at images as they are")
-    for name in ("horizontal_flip", "vertical_flip", "mosaic"):
-        if not 0 <= config.augment[name] <= 1:
-            raise UserError(f"augment.{name}: expected a probability, got {config.augment[name]}")
+    for name in ("horizontal_flip", "vertical_flip", "mosaic", "exchange"):
+        if not 0 <= getattr(augment, name) <= 1:
+            raise UserError(f"augment.{name}: expected a probability, got {getattr(augment, name)}")
     return config
 
 
@@ -89,35 +92,10 @@ def find_beside(config, name):
     return next((place / name for place in places if (place / name).is_file()), None)
 
 
-def train_batches(config, source, *, batch_size, first_example, process_index, process_count, **more):
-    """Augmented crops in random order without end, see `loader.stream_batches` and `Augmentation`."""
-    augment = config.augment
-    light = {name: augment[name] for name in ("brightness", "contrast", "saturation", "tint")}
-    make = Augmentation(
-        source,
-        crop=tuple(config.data.image_size),
-        scale_range=tuple(augment.scale_range),
-        max_degrees=augment.max_degrees,
-        horizontal_flip=augment.horizontal_flip,
-        vertical_flip=augment.vertical_flip,
-        quarter_turns=augment.quarter_turns,
-        light=light if any(light.values()) else None,
-        max_class_share=augment.max_class_share,
-        mosaic=augment.mosaic,
-        **more,
-    )
-    return loader.stream_batches(
-        source,
-        make,
-        batch_size=batch_size,
-        seed=config.seed,
-        first_example=first_example,
-        num_workers=config.data.num_workers,
-        stall_seconds=config.data.stall_seconds,
-        process_index=process_index,
-        process_count=process_count,
-        accumulate_steps=config.accumulate_steps,
-    )
+def train_batches(config, source, **where):
+    """Augmented crops in random order without end. Args: as of `streams.train_batches`."""
+    row = Augmentation(source, crop=config.data.image_size, augment=settings.read(config, "augment", Augment))
+    return streams.train_batches(config, source, row, **where)
 
 
 def image_shape(config):
@@ -126,13 +104,13 @@ def image_shape(config):
 
 
 def loss_settings(config):
-    """Keyword arguments of `dense_loss.dense_loss`."""
-    return {name: config.loss[name] for name in ("smoothing", "dice_weight", "auxiliary_weight", "hard_pixels")}
+    """dense_loss.LossSettings of a configuration."""
+    return settings.read(config, "loss", dense_loss.LossSettings)
 
 
-def loss_of(outputs, labels, strides, settings):
+def loss_of(outputs, labels, strides, given):
     """`dense_loss.dense_loss` of labels as they come in a batch, uint8."""
-    return dense_loss.dense_loss(outputs, labels.astype(np.int32), strides=strides, **settings)
+    return dense_loss.dense_loss(outputs, labels.astype(np.int32), strides=strides, settings=given)
 
 
 def inference_settings(config):

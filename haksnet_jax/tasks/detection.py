@@ -12,9 +12,14 @@ from haksnet_jax.inference import evaluator
 from haksnet_jax.labels.classes import read_class_names
 from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.models import architecture, detection_loss
-from haksnet_jax.models.oriented_rcnn import BoxSettings, box_settings
-from haksnet_jax.pipeline import bands, loader, sources
+from haksnet_jax.models.detection_loss import AnchorSampling, LossSettings, RoISampling
+from haksnet_jax.models.oriented_rcnn import BoxSettings
+from haksnet_jax.models.roi_head import DetectionSettings
+from haksnet_jax.models.rpn import ProposalSettings
+from haksnet_jax.pipeline import bands, sources
+from haksnet_jax.pipeline.detection_rows import Augment, TrainingRow
 from haksnet_jax.structures import GroundTruth
+from haksnet_jax.tasks import settings, streams
 
 BEST = "AP50_voc12"
 CURVES = ("loss", "AP")
@@ -25,6 +30,15 @@ COUNTERS = {
     "num_replaced": "images_replaced_by_others",
 }
 BAD_IMAGES = ("refuse", "replace")
+# Sections of the configuration, and the settings that their keys are.
+SETTINGS = (
+    ("boxes", BoxSettings),
+    ("loss", LossSettings),
+    ("rpn", AnchorSampling, ProposalSettings),
+    ("roi", RoISampling),
+    ("detection", DetectionSettings),
+    ("augment", Augment),
+)
 
 
 def prepared(config):
@@ -41,10 +55,8 @@ def prepared(config):
     unknown = set(config.augment.quarter_turn_classes) - set(config.data.class_names)
     if unknown:
         raise UserError(f"augment.quarter_turn_classes: {', '.join(sorted(unknown))} not among data.class_names")
-    for name, known in (("boxes", BoxSettings._fields), ("loss", detection_loss.LossSettings._fields)):
-        unknown = set(config.get(name, None) or ()) - set(known)
-        if unknown:
-            raise UserError(f"{name}.{min(unknown)}: expected one of {', '.join(known)}")
+    for section, *kinds in SETTINGS:
+        settings.read(config, section, *kinds)  # (that no key is unknown)
     architecture.describe_backbone(config.model)  # (that there is such a backbone)
     if config.data.get("bad_images", "refuse") not in BAD_IMAGES:
         raise UserError(f"data.bad_images: expected one of {', '.join(BAD_IMAGES)}, got {config.data.bad_images!r}")
@@ -97,16 +109,16 @@ def _names_in_labels(config):
 def open_source(config, split):
     """The examples of a split. Args: config; split, "train" or "val". Returns: a source, see `pipeline.sources`."""
     data = config.data
-    settings = _places(config, split)
+    arguments = _places(config, split)
     if data.kind == "folder":
-        settings["image_settings"] = bands.settings_of(config)
-        settings["format"] = data.get("format", "dota")
-        settings["allow_unknown_classes"] = data.get("allow_unknown_classes", False)
+        arguments["image_settings"] = bands.settings_of(config)
+        arguments["format"] = data.get("format", "dota")
+        arguments["allow_unknown_classes"] = data.get("allow_unknown_classes", False)
     if data.kind != "scenes":  # which have no small objects to leave out, and none that are empty
-        settings["min_side"] = data.min_side
+        arguments["min_side"] = data.min_side
     if split == "train":
-        settings["filter_empty"] = data.filter_empty
-    source = sources.open_source(data.kind, tuple(data.class_names), **settings)
+        arguments["filter_empty"] = data.filter_empty
+    source = sources.open_source(data.kind, tuple(data.class_names), **arguments)
     if data.kind == "folder":
         replace = data.get("bad_images", "refuse") == "replace"
         # A validation image that cannot be read is named and passed over: what is seen of the others stays comparable.
@@ -115,7 +127,7 @@ def open_source(config, split):
 
 
 def batch_arrays(config):
-    """The arrays of one example, see `pipeline.loader`."""
+    """The arrays of one example, see `pipeline.detection_rows`."""
     max_boxes = config.data.max_boxes
     return {
         "image": ((*config.data.image_size, config.model.get("in_channels", None) or 3), np.uint8),
@@ -126,29 +138,16 @@ def batch_arrays(config):
     }
 
 
-def train_batches(config, source, *, batch_size, first_example, process_index, process_count):
-    """Augmented batches in random order without end, see `loader.train_batches`."""
-    data, augment = config.data, config.augment
-    return loader.train_batches(
-        source,
-        batch_size=batch_size,
-        image_size=tuple(data.image_size),
-        max_boxes=data.max_boxes,
-        seed=config.seed,
-        first_example=first_example,
-        num_workers=data.num_workers,
-        stall_seconds=data.stall_seconds,
-        process_index=process_index,
-        process_count=process_count,
-        accumulate_steps=config.accumulate_steps,
-        flip_probabilities=tuple(augment.flip_probabilities),
-        rotation_probability=augment.rotation_probability,
-        quarter_turn_classes=tuple(augment.quarter_turn_classes),
-        scale_range=tuple(augment.scale_range),
-        gain_range=tuple(augment.gain_range),
-        min_side=augment.min_side,
-        replace_bad=data.get("bad_images", "refuse") == "replace",
+def train_batches(config, source, **where):
+    """Augmented batches in random order without end. Args: as of `streams.train_batches`."""
+    row = TrainingRow(
+        image_size=config.data.image_size,
+        max_boxes=config.data.max_boxes,
+        class_names=source.class_names,
+        augment=settings.read(config, "augment", Augment),
     )
+    replace_bad = config.data.get("bad_images", "refuse") == "replace"
+    return streams.train_batches(config, source, row, replace_bad=replace_bad, **where)
 
 
 def build_model(config, *, rngs):
@@ -164,12 +163,13 @@ def build_model(config, *, rngs):
 
 def model_info(config):
     """What `model.json` says of the run's model."""
-    model = config.model
+    model, detections = config.model, settings.read(config, "detection", DetectionSettings)
+    boxes = settings.read(config, "boxes", BoxSettings)
     heads = {
         "fpn_channels": model.fpn_channels,
         "hidden": model.hidden,
         "num_classes": len(config.data.class_names),
-        **{name: list(v) if isinstance(v, tuple) else v for name, v in _boxes(config)._asdict().items()},
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in boxes._asdict().items()},
     }
     return {
         "task": "detection",
@@ -180,46 +180,44 @@ def model_info(config):
         "input_size": list(config.data.image_size),
         "keep_ratio": True,
         "padding_divisor": 32,
-        "proposals": evaluator.detection_settings(config)["proposal_caps"],
-        "detections": {name: config.detection[name] for name in ("iou_threshold", "max_detections")},
+        "proposals": settings.read(config, "rpn", AnchorSampling, ProposalSettings)[1]._asdict(),
+        "detections": {name: getattr(detections, name) for name in ("iou_threshold", "max_detections")},
         **bands.model_info(config),
     }
 
 
-def _boxes(config):
-    return box_settings(dict(config.get("boxes", None) or {}))
-
-
 def loss(config):
     """The function of (model, batch, key) that gives the loss and its parts, see `detection_loss`."""
-    rpn = config.rpn
-    settings = {
-        "proposal_caps": {
-            "candidates_per_level": rpn.candidates_per_level,
-            "max_proposals": rpn.max_proposals,
-            "iou_threshold": rpn.iou_threshold,
-        },
-        "rpn_sampling": {
-            "num_samples": rpn.num_samples,
-            "positive_fraction": rpn.positive_fraction,
-            "positive_iou": rpn.positive_iou,
-            "negative_iou": rpn.negative_iou,
-            "min_positive_iou": rpn.min_positive_iou,
-        },
-        "roi_sampling": dict(config.roi),
-        "settings": detection_loss.LossSettings(**dict(config.get("loss", None) or {})),
+    anchor_sampling, proposal_settings = settings.read(config, "rpn", AnchorSampling, ProposalSettings)
+    given = {
+        "proposal_settings": proposal_settings,
+        "anchor_sampling": anchor_sampling,
+        "roi_sampling": settings.read(config, "roi", RoISampling),
+        "loss_settings": settings.read(config, "loss", LossSettings),
     }
 
     def loss_of(model, batch, key):
         truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"], batch["image_size"])
-        return detection_loss.detection_loss(model, batch["image"], truth, key, **settings)
+        return detection_loss.detection_loss(model, batch["image"], truth, key, **given)
 
     return loss_of
 
 
 def make_evaluator(config, graph, source, mesh):
     """Average precision on a split. Args: config; graph, of the model; source; mesh. Returns: evaluator.Evaluator."""
-    return evaluator.Evaluator(graph, source, config, mesh)
+    return evaluator.Evaluator(
+        graph,
+        source,
+        mesh,
+        proposal_settings=settings.read(config, "rpn", AnchorSampling, ProposalSettings)[1],
+        detection_settings=settings.read(config, "detection", DetectionSettings),
+        image_size=config.data.image_size,
+        batch_size_per_device=config.evaluation.batch_size_per_device,
+        num_workers=config.data.num_workers,
+        stall_seconds=config.data.stall_seconds,
+        num_pictures=config.evaluation.num_pictures,
+        picture_score=config.evaluation.picture_score,
+    )
 
 
 def kept_at_random(config):

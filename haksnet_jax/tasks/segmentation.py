@@ -128,11 +128,11 @@ def model_info(config):
 
 def loss(config):
     """The function of (model, batch, key) that gives the loss and its parts, see `dense_loss`."""
-    settings = dense.loss_settings(config)
+    given = dense.loss_settings(config)
 
     def loss_of(model, batch, key):
         strides = (model.decoder.stride, model.decoder.auxiliary_stride)
-        return dense.loss_of(model(batch["image"], train=True, key=key), batch["mask"], strides, settings)
+        return dense.loss_of(model(batch["image"], train=True, key=key), batch["mask"], strides, given)
 
     return loss_of
 

@@ -23,7 +23,6 @@ from haksnet_jax.pipeline.sources import SceneSource
 from haksnet_jax.weights import model_folder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_NUM_CANDIDATES = 4096  # (box, class) pairs of an image that suppression looks at, as in predicting
 # What an exported program may differ by from the live one: both are compiled, each its own way, in float32.
 _MIN_IOU, _MAX_SCORE_DIFFERENCE = 0.999, 1e-3
 
@@ -83,7 +82,6 @@ def export(checkpoint, *, size, batch=1):
 
 def _program(session):
     """The function that is exported."""
-    caps = {"max_candidates": _NUM_CANDIDATES} | session.detection_caps
 
     def detect(images, score):
         # Behind a barrier: the compiler would otherwise compute with the constants for minutes.
@@ -91,7 +89,10 @@ def _program(session):
         model = nnx.merge(session.graph, variables["params"], variables["batch_stats"])
         size = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32), (images.shape[0], 2))
         found = model.detect(
-            images, size, proposal_caps=session.proposal_caps, detection_caps={**caps, "score_threshold": score}
+            images,
+            size,
+            proposal_settings=session.proposal_settings,
+            detection_settings=session.detection_settings._replace(score_threshold=score),
         )
         return {
             "boxes": found.boxes,

@@ -18,7 +18,7 @@ from absl import logging
 from etils import epath
 
 from haksnet_jax import files
-from haksnet_jax.results import visualize
+from haksnet_jax.results import diagrams
 from haksnet_jax.results.events import event_writer
 
 METRICS_FILE = "metrics.jsonl"
@@ -184,8 +184,8 @@ class RunLog:
                         steps, values = (scores if number else losses).setdefault(name, ([], []))
                         steps.append(record["step"])
                         values.append(value)
-        figure = visualize.training_figure(losses, scores or None)
-        visualize.save_figure(figure, self._workdir / "curves.png")
+        figure = diagrams.training_figure(losses, scores or None)
+        diagrams.save_figure(figure, self._workdir / "curves.png")
 
     def close(self) -> None:
         """Flushes the event files."""

@@ -4,7 +4,6 @@ It knows no task: what is trained is a dict of arrays, a loss and an evaluator, 
 """
 
 import contextlib
-import datetime
 import os
 import time
 from typing import Any
@@ -21,11 +20,12 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.results.card import code_version, write_result_card
 from haksnet_jax.training import checkpoint, executables, optimizer, resume
+from haksnet_jax.training.card import result_card
+from haksnet_jax.training.evaluation import Evaluation
 from haksnet_jax.training.log import RunLog
 from haksnet_jax.training.state import abstract_state, create_state
 from haksnet_jax.training.step import abstract_batch, make_train_step
 from haksnet_jax.training.stop import Stopped, StopRequest
-from haksnet_jax.weights import model_folder
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike, *, resume_policy: str = "same") -> dict[str, Any]:
@@ -64,12 +64,13 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
 
     # ---- Data, and how long the run is
     train_source, val_source = _open_data(task, config)
-    global_batch = config.batch_size_per_device * mesh.devices.size * config.accumulate_steps
+    per_step = config.batch_size_per_device * mesh.devices.size
+    global_batch = per_step * config.accumulate_steps
     length = optimizer.run_length(config, len(train_source), global_batch)
     num_steps = length.num_steps
     _tell_schedules(config, length)
 
-    # ---- The state: new, or that of the newest checkpoint
+    # ---- The state: new, or that of the newest checkpoint (the policy in five lines is in `training.resume`)
     tx = optimizer.of_config(config)
     model = (lambda rngs: task.build_model(config, rngs=rngs), tx, mesh)
     options = {"seed": config.seed, "ema": bool(config.ema_decay)}
@@ -80,14 +81,14 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
         task, config, workdir, checkpoints, wanted, lambda: create_state(*model, **options)[1], mesh, data,
         global_batch=global_batch, policy=resume_policy,
     )  # fmt: skip
-    best = resume.best_so_far(task, workdir, first_step)
 
     # ---- What each step needs
+    arrays = task.batch_arrays(config)
     train_step = make_train_step(
         graph, tx, mesh, task.loss(config), ema_decay=config.ema_decay, accumulate_steps=config.accumulate_steps
     )
-    evaluator = task.make_evaluator(config, graph, val_source, mesh)
     log = RunLog(task, workdir, first_step, num_steps, global_batch)
+    evaluation = Evaluation(task, config, workdir, graph, val_source, mesh, log, first_step=first_step)
     batches = task.train_batches(
         config,
         train_source,
@@ -97,19 +98,13 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
         process_count=jax.process_count(),
     )
     held.callback(batches.close)  # (its workers, however the run ends)
-    batches_in_order, names, result = iter(batches), tuple(task.batch_arrays(config)), None
 
     # ---- Steps
     if first_step < num_steps:
-        per_step = global_batch // config.accumulate_steps
-        batch = abstract_batch(task.batch_arrays(config), mesh, per_step, accumulate_steps=config.accumulate_steps)
+        batch = abstract_batch(arrays, mesh, per_step, accumulate_steps=config.accumulate_steps)
         train_step = executables.ready(train_step, config, (state, batch, np.float32(0)), mesh)
-    for step in range(first_step, num_steps):
-        waited = time.monotonic()
-        batch = next(batches_in_order)
-        waited = time.monotonic() - waited
-        arrays = {name: batch[name] for name in names}
-        placed = devices.place_batch(mesh, arrays, accumulate_steps=config.accumulate_steps)
+    placed_batches = _placed(batches, arrays, mesh, config.accumulate_steps)
+    for step, (batch, placed, waited) in zip(range(first_step, num_steps), placed_batches, strict=False):
         learning_rate = np.float32(length.learning_rate(step))
         state, metrics = train_step(state, placed, learning_rate)
         log.add(metrics, batch, waited)
@@ -133,7 +128,7 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
         if done == num_steps or _due(config.checkpoint_every, done, num_steps):
             checkpoints.save(done, state, position)
         if _due(config.eval_every, done, num_steps):
-            result, best = _evaluate(task, config, workdir, mesh, state, evaluator, log, done, best)
+            evaluation(state, done)
         if done < num_steps and stop.agreed(at_line):
             checkpoints.save(done, state, position)
             checkpoints.close()
@@ -142,20 +137,30 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
     checkpoints.close()
 
     # ---- The result card
-    if result is None and first_step >= num_steps and config.eval_every:  # nothing was left to do
-        result = evaluator(_variables(state), pictures=workdir / "pictures")
-    card = _card(task, config, state, length, log, best, result, evaluator.pictures)
-    card["facts"] |= {
+    if evaluation.result is None and first_step >= num_steps and config.eval_every:  # nothing was left to do
+        evaluation.once_more(state)
+    about = {
         "train_images": len(train_source),
         "val_images": len(val_source),
         "minutes": round((time.monotonic() - started) / 60, 2),
         "resumed_at_step": first_step,
     }
+    card = result_card(task, config, state, length, log, evaluation, about)
     if jax.process_index() == 0:
         write_result_card(workdir, card)
         log.draw_curves()
     log.close()
     return card
+
+
+def _placed(batches, names, mesh, accumulate_steps):
+    """Yields (batch, those of its arrays that the step takes, on the devices, seconds waited for the batch)."""
+    batches = iter(batches)
+    while True:
+        since = time.monotonic()
+        batch = next(batches)
+        waited = time.monotonic() - since
+        yield batch, devices.place_batch(mesh, {n: batch[n] for n in names}, accumulate_steps=accumulate_steps), waited
 
 
 def _check(config, mesh):
@@ -210,59 +215,3 @@ def _tell_schedules(config, length):
         f"every {config.checkpoint_every} steps and at the end" if config.checkpoint_every else "at the end alone",
         config.checkpoints_kept,
     )  # fmt: skip
-
-
-def _variables(state):
-    """What is evaluated: the averages where the run keeps some."""
-    return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
-
-
-def _evaluate(task, config, workdir, mesh, state, evaluator, log, done, best):
-    """Evaluates, and keeps the weights in `best/` where no evaluation was better. Returns: (result, best metric)."""
-    variables = devices.gather(mesh, _variables(state))
-    result = evaluator(variables, pictures=workdir / "pictures")
-    log.evaluated(done, result, evaluator.pictures)
-    figures = result.figures()
-    value = figures[task.BEST]
-    if value is None or (best is not None and value <= best):  # the same on all hosts
-        return result, best
-    arrays = model_folder.flatten(variables["params"]) | model_folder.flatten(variables["batch_stats"])
-    if jax.process_index() == 0:
-        info = task.model_info(config) | {"step": done, **figures}
-        model_folder.save_model(workdir / "best", arrays, info)
-    return result, value
-
-
-def _card(task, config, state, length, log, best, result, pictures):
-    """The result card: facts, the last evaluation, and one of its drawings."""
-    counters = getattr(task, "COUNTERS", {})
-    card = result.to_json() if result else {}
-    last = result and result.figures()[task.BEST]
-    if last is not None:
-        card["last_evaluation"] = {task.BEST: last}
-    if pictures:
-        card["picture"] = str(pictures[0].path)
-    facts = {
-        "config": config.name,
-        "task": config.get("task", "detection"),
-        "date": datetime.date.today().isoformat(),
-        "protocol": config.evaluation.get("protocol", ""),
-        "steps": length.num_steps,
-        "epochs": round(length.num_steps / length.steps_per_epoch, 2),
-        "global_batch": length.global_batch,
-        "learning_rate": length.peak,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "precision": config.model.dtype,
-        "pretrained": config.pretrained or config.init or "none",
-        f"best_{task.BEST}": None if best is None else round(best, 4),
-        "images_per_second": log.images_per_second(),
-        "compile_seconds": log.first_step_seconds,
-        "peak_memory_gib": devices.peak_memory_gib(),
-        "skipped_steps": int(state.skipped),
-        **{counters.get(name, name): total for name, total in log.counts.items()},
-        "hardware": devices.hardware(),
-        "seed": config.seed,
-        "commit": code_version(),
-        "jax": jax.__version__,
-    }
-    return {"facts": facts} | card

@@ -158,6 +158,13 @@ def read_torch_model(
     if report.not_finite:
         notes.append(f"{len(report.not_finite)} parameters hold numbers that are not finite (listed below)")
     model = Model(params, info, report, tuple(notes))
+    _require_usable(path, model, wanting, allow_nonfinite=allow_nonfinite)
+    return model
+
+
+def _require_usable(path, model, wanting, *, allow_nonfinite):
+    """Raises ConversionError where a parameter lacks a value or is not finite, or bands lack their normalisation."""
+    report = model.report
     if wanting:
         raise ConversionError(
             f"{path}: {len(wanting)} parameters of the model have no value of the right shape in the file: "
@@ -170,13 +177,12 @@ def read_torch_model(
             f"{_first_three(list(report.not_finite))}; no result could be trusted (--allow-nonfinite takes them)",
             model.text(),
         )
-    num_bands = architecture.get("in_channels", 3)
-    if len(info.get("pixel_mean", ())) != num_bands:
+    num_bands = model.info["architecture"].get("in_channels", 3)
+    if len(model.info.get("pixel_mean", ())) != num_bands:
         raise ConversionError(
             f"{path}: its first layer takes {num_bands} bands and it does not say how they are "
             "normalised: only files with three bands, or those that this program wrote, can be converted"
         )
-    return model
 
 
 def _first_three(names):

@@ -6,13 +6,12 @@ import math
 import re
 
 from haksnet_jax import json_files
+from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.weights import model_schema
 from haksnet_jax.weights.errors import CheckpointError
 from haksnet_jax.weights.stored_tensors import Inert
 
 # What upstream trains with, for files that do not say.
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB
-PIXEL_STD = (58.395, 57.12, 57.375)
 INPUT_SIZE = (1024, 1024)
 PADDING_DIVISOR = 32
 CLASSIFIER_INPUT_SIZE = 224

@@ -77,6 +77,23 @@ def fill(state, flat, *, what):
     return jax.tree_util.tree_unflatten(structure, [np.asarray(flat[name]) for name in names])
 
 
+def variables_of(params, batch_stats, arrays):
+    """The variables of a model for inference.
+
+    Args:
+      params, batch_stats: nnx.State of shapes, see `architecture.abstract`.
+      arrays: {"a.b.c": array} of a checkpoint.
+
+    Returns:
+      {"params", "batch_stats"} of numpy arrays.
+
+    Raises:
+      CheckpointError: the arrays do not fit.
+    """
+    states = {"params": params, "batch_stats": batch_stats}
+    return {name: fill(nnx.as_pure(state), arrays, what="the checkpoint") for name, state in states.items()}
+
+
 def _alone():
     """Options for Orbax where one host of several writes a model: it waits for no other."""
     if jax.process_count() == 1:
@@ -227,6 +244,24 @@ def task_of(directory):
     """
     info_path = resolve(directory)[1]
     return (read_model_info(info_path).get("task") if info_path.exists() else None) or "detection"
+
+
+def opened(make, directory, **options):
+    """What is made of a model's arrays and description.
+
+    Args:
+      make: function of (arrays, model_info, **options).
+      directory: see `load_model`.
+      **options: of `make`.
+
+    Raises:
+      CheckpointError: nothing usable is there; with the folder's name.
+    """
+    arrays, model_info = load_model(directory)
+    try:
+        return make(arrays, model_info, **options)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
 
 
 def load_model(directory, *, allow_nonfinite=False):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bright_objects import CLASS_NAMES, save_tiny, scene, use_bright_objects
 
-from haksnet_jax.cli import evaluation, program, submission
+from haksnet_jax.cli import checkpoint_evaluation, evaluation, program, submission
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
@@ -402,4 +402,4 @@ def test_a_configuration_of_a_run_that_cannot_be_one_is_one_sentence(change, exp
     (tmp_path / "model.json").write_text("{}")
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=rf"config\.json: {expected}"):
-        evaluation.run_settings(tmp_path / "best")
+        checkpoint_evaluation.run_settings(tmp_path / "best")

@@ -4,6 +4,7 @@ import pytest
 from haksnet_jax.geometry.anchors import anchor_grid, inside_image, level_shapes
 
 STRIDES = (4, 8, 16, 32, 64)
+PUBLISHED = {"strides": STRIDES, "scale": 8.0, "ratios": (0.5, 1, 2)}
 
 
 def split_levels(rows, shapes):
@@ -17,7 +18,7 @@ def test_anchors_are_those_of_the_reference_bit_for_bit(golden, case, image_shap
     fixture = golden("anchors")
     shapes = level_shapes(image_shape, STRIDES)
     assert [list(shape) for shape in shapes] == fixture.manifest["cases"][case]
-    for i, anchors in enumerate(split_levels(anchor_grid(image_shape), shapes)):
+    for i, anchors in enumerate(split_levels(anchor_grid(image_shape, **PUBLISHED), shapes)):
         # Exact: which anchors tie for an object's best overlap depends on the last bit.
         np.testing.assert_array_equal(fixture.sampled(f"{case}/level{i}", anchors), fixture[f"{case}/level{i}"].ravel())
         np.testing.assert_array_equal(anchors[:24], fixture[f"{case}/level{i}_first24"])
@@ -26,19 +27,19 @@ def test_anchors_are_those_of_the_reference_bit_for_bit(golden, case, image_shap
 
 def test_inside_flags_are_those_of_the_reference(golden):
     fixture = golden("anchors")
-    inside = inside_image(anchor_grid((148, 200)), (140, 190))
+    inside = inside_image(anchor_grid((148, 200), **PUBLISHED), (140, 190))
     for i, flags in enumerate(split_levels(inside, level_shapes((148, 200), STRIDES))):
         np.testing.assert_array_equal(flags, fixture[f"flags/level{i}_inside"].astype(bool))
 
 
 def test_inside_anchors_of_a_training_step_are_those_of_the_reference(golden):
     fixture = golden("train_step_tiny")
-    inside = np.flatnonzero(inside_image(anchor_grid((512, 512)), np.array([512, 512])))
+    inside = np.flatnonzero(inside_image(anchor_grid((512, 512), **PUBLISHED), np.array([512, 512])))
     np.testing.assert_array_equal(inside, fixture["main/rpn/inside_anchor_index"])
 
 
 def test_an_image_of_1024_pixels_has_261888_anchors():
-    anchors = anchor_grid((1024, 1024))  # 3 * (256^2 + 128^2 + 64^2 + 32^2 + 16^2)
+    anchors = anchor_grid((1024, 1024), **PUBLISHED)  # 3 * (256^2 + 128^2 + 64^2 + 32^2 + 16^2)
     assert anchors.shape == (261_888, 4)
     assert anchors.dtype == np.float32
 

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -8,10 +9,10 @@ import pytest
 from haksnet_jax.geometry import box_coders
 from haksnet_jax.geometry.boxes import hboxes_to_boxes, to_le90
 
-encode_midpoint = jax.jit(box_coders.encode_midpoint_offset)
-decode_midpoint = jax.jit(box_coders.decode_midpoint_offset)
-encode_delta = jax.jit(box_coders.encode_delta_xywha)
-decode_delta = jax.jit(box_coders.decode_delta_xywha)
+encode_midpoint = jax.jit(functools.partial(box_coders.encode_midpoint_offset, stds=(1, 1, 1, 1, 0.5, 0.5)))
+decode_midpoint = jax.jit(functools.partial(box_coders.decode_midpoint_offset, stds=(1, 1, 1, 1, 0.5, 0.5)))
+encode_delta = jax.jit(functools.partial(box_coders.encode_delta_xywha, stds=(0.1, 0.1, 0.2, 0.2, 0.1)))
+decode_delta = jax.jit(functools.partial(box_coders.decode_delta_xywha, stds=(0.1, 0.1, 0.2, 0.2, 0.1)))
 
 
 def turned(a, b, period=math.pi):
@@ -89,7 +90,9 @@ def test_midpoint_targets_of_a_training_step_are_those_of_the_reference(golden):
     from haksnet_jax.geometry.anchors import anchor_grid
 
     fixture = golden("train_step_tiny")
-    anchors = anchor_grid((512, 512))[fixture["main/img0/rpn/pos_inds_global"]]
+    anchors = anchor_grid((512, 512), (4, 8, 16, 32, 64), scale=8.0, ratios=(0.5, 1, 2))[
+        fixture["main/img0/rpn/pos_inds_global"]
+    ]
     boxes = fixture["main/img0/gt_boxes"][fixture["main/img0/rpn/pos_assigned_gt"]]
     # See above for the tolerance: the coordinates are below 512 px here.
     fixture.compare("main/img0/rpn/pos_bbox_targets", encode_midpoint(anchors, boxes), rtol=1e-5, atol=1e-5)

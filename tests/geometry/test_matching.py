@@ -11,8 +11,9 @@ from haksnet_jax.geometry.anchors import anchor_grid, inside_image
 from haksnet_jax.geometry.boxes import boxes_to_corners, boxes_to_hboxes
 from haksnet_jax.geometry.matching import match_anchors, match_proposals, sample
 
-match = jax.jit(match_anchors)
-match_rois = jax.jit(match_proposals)
+PUBLISHED = {"positive_iou": 0.7, "negative_iou": 0.3, "min_positive_iou": 0.3}
+match = jax.jit(functools.partial(match_anchors, **PUBLISHED))
+match_rois = jax.jit(functools.partial(match_proposals, positive_iou=0.5))
 
 
 def overlaps_by_loops(anchors, gt_hboxes):
@@ -78,7 +79,7 @@ def test_assignments_of_anchors_are_those_of_the_reference(golden, case):
 
 def test_assignments_of_a_training_step_are_those_of_the_reference(golden):
     fixture = golden("train_step_tiny")
-    anchors = anchor_grid((512, 512))
+    anchors = anchor_grid((512, 512), (4, 8, 16, 32, 64), scale=8.0, ratios=(0.5, 1, 2))
     inside = inside_image(anchors, (512, 512))
     for image in ("main/img0", "main/img1"):
         boxes = fixture[f"{image}/gt_boxes"]
@@ -128,7 +129,9 @@ def test_thresholds_are_arguments():
     anchors, gt_hboxes, gt_valid, candidates = scene(9)
     thresholds = {"positive_iou": 0.5, "negative_iou": 0.4, "min_positive_iou": 0.2}
     expected = assign_by_loops(overlaps_by_loops(anchors, gt_hboxes), gt_valid, candidates, **thresholds)
-    matches = jax.jit(functools.partial(match_anchors, **thresholds))(anchors, gt_hboxes, gt_valid, candidates)
+    matches = jax.jit(functools.partial(match_anchors, **(PUBLISHED | thresholds)))(
+        anchors, gt_hboxes, gt_valid, candidates
+    )
     np.testing.assert_array_equal(as_assigned(matches), expected)
 
 
@@ -174,7 +177,9 @@ def test_boxes_without_area_match_nothing():
 def test_a_batch_gives_what_its_images_give():
     scenes = [scene(seed) for seed in range(3)]
     scenes[1] = (*scenes[1][:2], np.zeros(70, bool), scenes[1][3])  # its loop ends before it begins
-    batch = jax.jit(jax.vmap(match_anchors))(*(np.stack(arrays) for arrays in zip(*scenes, strict=True)))
+    batch = jax.jit(jax.vmap(functools.partial(match_anchors, **PUBLISHED)))(
+        *(np.stack(arrays) for arrays in zip(*scenes, strict=True))
+    )
     for i, one in enumerate(scenes):
         jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x, i=i: x[i], batch), match(*one))
 

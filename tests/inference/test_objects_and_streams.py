@@ -127,7 +127,10 @@ def test_evaluation_and_prediction_find_the_same(tiny):
     )
     source, mesh = Images(), devices.data_mesh(jax.local_devices()[:1])
     step = session.make_step(
-        detector.session.graph, mesh, proposal_caps=caps, detection_caps=detector.session.detection_caps
+        detector.session.graph,
+        mesh,
+        proposal_settings=detector.session.proposal_settings,
+        detection_settings=detector.session.detection_settings,
     )
     with jax.set_mesh(mesh), detector.session.arithmetic():
         found, _ = evaluator.detect_split(

@@ -71,7 +71,9 @@ def test_without_a_label_losses_and_gradients_are_zero():
 def test_the_whole_loss_adds_its_parts_by_their_weights():
     coarse = jnp.asarray(rng.standard_normal((2, 3, 4, 4)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, 4, (2, 12, 16)))
-    loss, parts = dense_loss.dense_loss((coarse, coarse[:, ::1]), labels, strides=(4, 4), dice_weight=0.5)
+    loss, parts = dense_loss.dense_loss(
+        (coarse, coarse[:, ::1]), labels, strides=(4, 4), settings=dense_loss.LossSettings(dice_weight=0.5)
+    )
     expected = parts["loss_ce"] + 0.5 * parts["loss_dice"] + 0.4 * parts["loss_auxiliary"]
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(parts["loss_ce"], parts["loss_auxiliary"], rtol=1e-6)  # of the same logits here

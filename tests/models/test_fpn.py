@@ -6,13 +6,13 @@ import pytest
 from flax import nnx
 
 from haksnet_jax.models.fpn import FPN
-from haksnet_jax.tools.parity import networks
+from haksnet_jax.tools.parity import detectors
 from haksnet_jax.tools.parity.rows import Fixture
 
 
 def test_pyramid_and_rpn_give_the_recorded_outputs_for_even_and_odd_sizes(golden_file):
     # Relative to a tensor's largest value 1e-4; 1e-6 was seen.
-    rows = networks.neck_rpn_rows(Fixture(golden_file("neck_rpn.json").parent, "neck_rpn"))
+    rows = detectors.neck_rpn_rows(Fixture(golden_file("neck_rpn.json").parent, "neck_rpn"))
     assert len(rows) == 6  # pyramid and RPN of three cases
     assert [row for row in rows if not row.passed] == []
 

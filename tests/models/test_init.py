@@ -9,7 +9,7 @@ from flax import nnx
 
 from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones.haksnet import BackboneSize
-from haksnet_jax.tools.parity import networks
+from haksnet_jax.tools.parity import weights
 from haksnet_jax.tools.parity.rows import Fixture
 from haksnet_jax.weights import model_folder
 
@@ -17,7 +17,7 @@ from haksnet_jax.weights import model_folder
 def test_initial_weights_are_distributed_as_the_recorded_ones(golden_file):
     # Mean, deviation and kurtosis of every tensor of T and S within six standard errors: of 1000 figures one lies
     # beyond four by chance; 3.4 was the farthest seen. Biases, norms and layer scales are equal.
-    rows = networks.init_rows(Fixture(golden_file("init_statistics.json").parent, "init_statistics"))
+    rows = weights.init_rows(Fixture(golden_file("init_statistics.json").parent, "init_statistics"))
     assert len(rows) == 8
     assert [row for row in rows if not row.passed] == []
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from haksnet_jax.models.architecture import haksnet_detector
 from haksnet_jax.models.backbones.haksnet import BackboneSize
-from haksnet_jax.tools.parity import networks
+from haksnet_jax.tools.parity import detectors
 from haksnet_jax.tools.parity.rows import Fixture, Found, Limits, match_boxes
 
 
@@ -26,13 +26,13 @@ def red(rows):
 
 
 def test_tiny_inference_is_the_recorded_one_at_every_stage(golden_file):
-    rows = networks.inference_rows(Fixture(golden_file("inference_tiny.json").parent, "inference_tiny"))
+    rows = detectors.inference_rows(Fixture(golden_file("inference_tiny.json").parent, "inference_tiny"))
     assert len(rows) == 35  # of a square and of an oblong image
     assert red(rows) == []
 
 
 def test_the_test_pipeline_gives_the_recorded_detections(golden_file):
-    rows = networks.pipeline_rows(
+    rows = detectors.pipeline_rows(
         Fixture(golden_file("inference_pipeline_tiny.json").parent, "inference_pipeline_tiny")
     )
     assert len(rows) == 13
@@ -43,7 +43,7 @@ def test_the_test_pipeline_gives_the_recorded_detections(golden_file):
 @pytest.mark.parametrize("variant", ["t", "s"])
 def test_inference_of_the_published_sizes_is_the_recorded_one(golden_file, variant):
     name = f"inference_{variant}"
-    assert red(networks.inference_rows(Fixture(golden_file(f"{name}.json").parent, name))) == []
+    assert red(detectors.inference_rows(Fixture(golden_file(f"{name}.json").parent, name))) == []
 
 
 @pytest.fixture(scope="module")

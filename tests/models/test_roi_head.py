@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from haksnet_jax.models.roi_head import RotatedRoIHead, select_detections
+from haksnet_jax.models.roi_head import DetectionSettings, RotatedRoIHead, select_detections
 from haksnet_jax.structures import Proposals
 
 SIZE = np.array([[100, 100]], np.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("max_candidates", "max_detections", "score_threshold"))
-def select(logits, proposals, **caps):
+def select(logits, proposals, *, scale=None, **caps):
     deltas = jnp.zeros((*logits.shape[:2], 5))
-    return select_detections(logits, deltas, proposals, SIZE, **caps)
+    stds = (0.1, 0.1, 0.2, 0.2, 0.1)
+    return select_detections(logits, deltas, proposals, SIZE, scale, stds=stds, settings=DetectionSettings(**caps))
 
 
 def scene(*objects, num_classes=2):

@@ -10,16 +10,24 @@ from flax import nnx
 
 from haksnet_jax.geometry.anchors import anchor_grid
 from haksnet_jax.geometry.box_coders import decode_midpoint_offset, encode_midpoint_offset
-from haksnet_jax.models.rpn import OrientedRPN, select_proposals
+from haksnet_jax.models.rpn import OrientedRPN, ProposalSettings, select_proposals
 
 SHAPE = (64, 96)
-ANCHORS = anchor_grid(SHAPE)
+STRIDES, STDS = (4, 8, 16, 32, 64), (1, 1, 1, 1, 0.5, 0.5)
+GRID = {"strides": STRIDES, "scale": 8.0, "ratios": (0.5, 1, 2)}
+ANCHORS = anchor_grid(SHAPE, **GRID)
 FAR = -9.0  # a logit below all others
+
+
+def propose(logits, deltas, anchors, image_shape, max_proposals):
+    settings = ProposalSettings(max_proposals=max_proposals)
+    grid = {"image_shape": image_shape, "strides": STRIDES, "anchors_per_cell": 3, "stds": STDS}
+    return select_proposals(logits, deltas, anchors, **grid, settings=settings)
 
 
 @pytest.fixture(scope="module")
 def select():
-    return jax.jit(lambda logits, deltas: select_proposals(logits, deltas, ANCHORS, image_shape=SHAPE, max_proposals=8))
+    return jax.jit(lambda logits, deltas: propose(logits, deltas, ANCHORS, SHAPE, 8))
 
 
 def scene(*objects):
@@ -27,7 +35,7 @@ def scene(*objects):
     logits, deltas = np.full((1, len(ANCHORS)), FAR, np.float32), np.zeros((1, len(ANCHORS), 6), np.float32)
     for index, box, logit in objects:
         logits[0, index] = logit
-        deltas[0, index] = encode_midpoint_offset(ANCHORS[index], np.array(box, np.float32))
+        deltas[0, index] = encode_midpoint_offset(ANCHORS[index], np.array(box, np.float32), STDS)
     return logits, deltas
 
 
@@ -101,7 +109,7 @@ def test_a_box_folded_to_a_line_stays(select):
     # The reference keeps such boxes: 8 of the recorded proposals have no height.
     logits, deltas = scene((100, [40, 30, 30, 20, 0.3], 3.0))
     deltas[0, 100, 4:] = [1, -1]
-    folded = decode_midpoint_offset(ANCHORS[100], deltas[0, 100])
+    folded = decode_midpoint_offset(ANCHORS[100], deltas[0, 100], STDS)
     assert folded[3] == 0
     proposals = select(logits, deltas)
     np.testing.assert_array_equal(proposals.boxes[0, 0], folded)
@@ -109,8 +117,8 @@ def test_a_box_folded_to_a_line_stays(select):
 
 
 def test_more_proposals_than_anchors_leave_rows_that_are_not_valid():
-    anchors = anchor_grid((8, 8))
-    proposals = jax.jit(lambda *x: select_proposals(*x, anchors, image_shape=(8, 8), max_proposals=50))(
+    anchors = anchor_grid((8, 8), **GRID)
+    proposals = jax.jit(lambda *x: propose(*x, anchors, (8, 8), 50))(
         jnp.zeros((1, len(anchors))), jnp.zeros((1, len(anchors), 6))
     )
     assert proposals.boxes.shape == (1, 50, 5)
@@ -120,7 +128,5 @@ def test_more_proposals_than_anchors_leave_rows_that_are_not_valid():
 
 def test_no_gradient_flows_through_proposals():
     logits, deltas = (jnp.asarray(x) for x in scene((100, [40, 30, 30, 20, 0.3], 1.0)))
-    gradient = jax.jit(
-        jax.grad(lambda d: select_proposals(logits, d, ANCHORS, image_shape=SHAPE, max_proposals=8).boxes.sum())
-    )(deltas)
+    gradient = jax.jit(jax.grad(lambda d: propose(logits, d, ANCHORS, SHAPE, 8).boxes.sum()))(deltas)
     assert not gradient.any()

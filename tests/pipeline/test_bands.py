@@ -1,6 +1,7 @@
 """Bands of the training images in the configuration and in batches; images that cannot be read."""
 
 import cv2
+import detection_batches
 import ml_collections
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.settings import ImageSettings
-from haksnet_jax.pipeline import bands, loader
+from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline.sources import FolderSource, TfdsSource
 
 rasterio = pytest.importorskip("rasterio")
@@ -81,11 +82,11 @@ def test_limits_hold_for_all_images_of_a_folder(tmp_path):
 
 def test_batches_have_the_chosen_bands(folder):
     source = FolderSource(folder, None, ("ship",), image_settings=ImageSettings(bands=(5, 4, 3, 2, 1)))
-    batch = next(iter(loader.train_batches(source, batch_size=2, image_size=(32, 32), max_boxes=1, seed=0,
+    batch = next(iter(detection_batches.train_batches(source, batch_size=2, image_size=(32, 32), max_boxes=1, seed=0,
                                            rotation_probability=1.0)))  # fmt: skip
     assert batch["image"].shape == (2, 32, 32, 5)
     assert set(np.unique(batch["image"][..., 0])) >= {50, 60, 115}
-    batches = list(loader.evaluation_batches(source, batch_size=2, image_size=(32, 32)))
+    batches = list(detection_batches.evaluation_batches(source, batch_size=2, image_size=(32, 32)))
     assert [one["image"].shape for one in batches] == [(2, 32, 32, 5)] * 2
     assert batches[1]["image_index"].tolist() == [2, -1]
 
@@ -122,11 +123,11 @@ def test_bad_images_are_replaced_and_counted(partly_bad):
     source = FolderSource(partly_bad, None, ("ship",))
     settings = {"batch_size": 1, "image_size": (32, 32), "max_boxes": 1, "seed": 0, "num_epochs": 1}
     with pytest.raises(ImageError, match=r"[345]\.png"):
-        list(loader.train_batches(source, **settings))
-    batches = list(loader.train_batches(source, replace_bad=True, **settings))
+        list(detection_batches.train_batches(source, **settings))
+    batches = list(detection_batches.train_batches(source, replace_bad=True, **settings))
     assert sum(int(one["num_replaced"][0]) for one in batches) == 3
     assert not {int(one["image_index"][0]) for one in batches} & {3, 4, 5}
-    again = loader.train_batches(source, replace_bad=True, first_example=4, **settings)
+    again = detection_batches.train_batches(source, replace_bad=True, first_example=4, **settings)
     assert next(again)["image_index"] == batches[4]["image_index"]
 
 
@@ -154,7 +155,7 @@ def test_records_hold_the_pixels_that_the_folder_shows(tmp_path, chosen):
         np.testing.assert_array_equal(records[index]["image"], folder[int(name)]["image"])
     config = bands.completed(configuration(), records=output)
     assert config.model.in_channels == records.num_channels == len(chosen or (1, 2, 3))
-    batch = next(iter(loader.train_batches(records, batch_size=1, image_size=(32, 32), max_boxes=1, seed=0)))
+    batch = next(iter(detection_batches.train_batches(records, batch_size=1, image_size=(32, 32), max_boxes=1, seed=0)))
     assert batch["image"].shape == (1, 32, 32, records.num_channels)
 
 

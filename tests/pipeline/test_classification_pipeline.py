@@ -132,7 +132,9 @@ def test_flips_and_quarter_turns_reach_all_eight_positions():
     image = np.zeros((8, 8, 3), np.uint8)
     image[0, 1] = 255
     stored = sources.StoredImage(pixels=image, name="x")
-    make = transforms.TrainingRow(size=(8, 8), crop_scale=(1, 1), flip_probabilities=(0.5, 0.5), quarter_turns=True)
+    make = transforms.TrainingRow(
+        size=(8, 8), augment=transforms.Augment(crop_scale=(1, 1), flip_probabilities=(0.5, 0.5), quarter_turns=True)
+    )
     places = set()
     for seed in range(200):
         row = make({"image": stored, "label": 3}, np.random.default_rng(seed))
@@ -152,7 +154,9 @@ def test_colour_jitter_stays_within_its_strength():
 def test_batches_of_the_stream_hold_images_and_labels(tmp_path):
     write_classes(tmp_path, {"a": 5, "b": 3})
     source = sources.ClassFolderSource(tmp_path, ("a", "b"))
-    make = transforms.TrainingRow(size=(16, 16), rand_augment_magnitude=9.0, colour_jitter=0.4)
+    make = transforms.TrainingRow(
+        size=(16, 16), augment=transforms.Augment(rand_augment_magnitude=9.0, colour_jitter=0.4)
+    )
     batches = loader.stream_batches(source, make, batch_size=4, seed=0, num_epochs=1)
     seen = []
     for batch in batches:
@@ -175,7 +179,7 @@ def test_chosen_bands_of_geotiffs_are_read(tmp_path):
     pixels = source[0]["image"].pixels()
     assert pixels.shape == (40, 50, 4) and source.image_settings.limits == (0.0, 8191.0)  # 7999 needs 13 bits
     np.testing.assert_array_equal(pixels[..., 0], np.rint(samples[3] * (255 / 8191)))
-    row = transforms.TrainingRow(size=(32, 32))(source[0], np.random.default_rng(0))
+    row = transforms.TrainingRow(size=(32, 32), augment=transforms.Augment())(source[0], np.random.default_rng(0))
     assert row["image"].shape == (32, 32, 4)
     with pytest.raises(UserError, match="band"):
         sources.ClassFolderSource(tmp_path, ("a",), settings=ImageSettings(bands=(5,)))[0]["image"].pixels()

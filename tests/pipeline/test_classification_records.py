@@ -7,7 +7,7 @@ import pytest
 from haksnet_jax.errors import UserError
 from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.classification_sources import TfdsClassificationSource
-from haksnet_jax.pipeline.classification_transforms import EvaluationRow, TrainingRow
+from haksnet_jax.pipeline.classification_transforms import Augment, EvaluationRow, TrainingRow
 
 tfds = pytest.importorskip("tensorflow_datasets")
 NAMES = ["n01440764", "n01443537"]
@@ -48,7 +48,9 @@ def test_records_give_images_and_labels_in_training_and_evaluation(folder):
     source = TfdsClassificationSource(folder, "train", NAMES)
     assert len(source) == 6 and source.class_names == tuple(NAMES) and len(set(source.image_ids)) == 6
     assert source[0]["image"].size == (300, 400)
-    (batch, *_) = loader.stream_batches(source, TrainingRow(size=(64, 64)), batch_size=6, seed=0, num_epochs=1)
+    (batch, *_) = loader.stream_batches(
+        source, TrainingRow(size=(64, 64), augment=Augment()), batch_size=6, seed=0, num_epochs=1
+    )
     brightness = batch["image"].mean(axis=(1, 2, 3))
     np.testing.assert_allclose(brightness, 60 + 100 * batch["label"], atol=2)  # JPEG's rounding
     assert sorted(batch["label"].tolist()) == [0, 0, 0, 1, 1, 1]

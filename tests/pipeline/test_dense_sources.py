@@ -8,7 +8,7 @@ from dense_folders import two_fields, write_change_folder, write_image, write_ma
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import masks
-from haksnet_jax.pipeline import dense_sources, scenes
+from haksnet_jax.pipeline import dense_sources, scene_objects, scenes
 
 
 def open_folder(root, legend=None, names=("land", "water"), **more):
@@ -78,7 +78,7 @@ def test_pairs_read_0_and_255_as_unchanged_and_changed(tmp_path):
 
 
 def test_scenes_with_masks_are_the_scenes_that_detection_sees():
-    looks = [scenes.LOOKS[name] for name in dense_sources.SCENE_CLASSES]
+    looks = [scene_objects.LOOKS[name] for name in dense_sources.SCENE_CLASSES]
     plain, boxes, labels = scenes.draw_scene(np.random.default_rng([3, 0]), (128, 128), looks, (3, 14))
     example = dense_sources.MaskScenes(1, size=128, seed=3)[0]
     np.testing.assert_array_equal(example["image"], plain)

@@ -70,9 +70,15 @@ def test_image_and_mask_move_together_through_scales_and_turns():
         assert np.abs(piece[..., 0] - row)[inside].max() <= 1 and np.abs(piece[..., 1] - column)[inside].max() <= 1
 
 
+# Nothing but flips and quarter turns.
+PLAIN = transforms.Augment(
+    scale_range=(1.0, 1.0), brightness=0.0, contrast=0.0, saturation=0.0, tint=0.0, max_class_share=1.0
+)
+
+
 def make(source, **settings):
-    settings = {"crop": (64, 64), "light": None, "max_class_share": 1.0} | settings
-    return transforms.Augmentation(source, **settings)
+    crop = settings.pop("crop", (64, 64))
+    return transforms.Augmentation(source, crop=crop, augment=PLAIN._replace(**settings))
 
 
 def test_flips_and_quarter_turns_keep_each_pixel_with_its_label():
@@ -119,7 +125,7 @@ def test_dates_change_places_and_have_a_light_of_their_own():
     assert 8 < sum(brighter) < 32
     light = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "tint": 0.05}
     same = example | {"after": image}
-    row = make(None, exchange=0.0, light=light)(same, np.random.default_rng(0))
+    row = make(None, exchange=0.0, **light)(same, np.random.default_rng(0))
     assert np.abs(row["before"].astype(int) - row["after"]).mean() > 2
 
 
@@ -135,7 +141,7 @@ def test_a_mosaic_holds_pieces_of_its_examples():
 def test_any_number_of_bands_is_cropped_and_lit(bands):
     image = np.random.default_rng(0).integers(0, 255, (70, 70, bands), np.uint8)
     light = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "tint": 0.05}
-    row = make(None, scale_range=(0.5, 2.0), light=light)(
+    row = make(None, scale_range=(0.5, 2.0), **light)(
         example_of(image, np.zeros((70, 70), np.uint8)), np.random.default_rng(0)
     )
     assert row["image"].shape == (64, 64, bands) and row["image"].dtype == np.uint8

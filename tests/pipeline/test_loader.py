@@ -10,14 +10,18 @@ import threading
 import time
 
 import cv2
+import detection_batches
 import numpy as np
 import pytest
 
 from haksnet_jax.geometry.polygons import boxes_to_polygons, polygons_to_boxes
+from haksnet_jax.pipeline import batches as batching
 from haksnet_jax.pipeline import loader, transforms
 from haksnet_jax.pipeline.sources import FolderSource, SceneSource, write_dota_folder
 
 CLASSES = ("plane", "ship")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
 
 
 class Numbered:
@@ -46,7 +50,7 @@ SETTINGS = {"batch_size": 2, "image_size": (24, 32), "max_boxes": 4, "seed": 7, 
 
 
 def training(source, count=None, **kwargs):
-    batches = loader.train_batches(source, **(SETTINGS | kwargs))
+    batches = detection_batches.train_batches(source, **(SETTINGS | kwargs))
     taken = [next(batches) for _ in range(count)] if count is not None else list(batches)
     batches.close()
     return taken
@@ -124,14 +128,14 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others():
 
 def test_a_resumed_run_equals_an_uninterrupted_one():
     whole = training(Numbered(5), 8)
-    batches = loader.train_batches(Numbered(5), **SETTINGS)
+    batches = detection_batches.train_batches(Numbered(5), **SETTINGS)
     for _ in range(3):
         next(batches)
     state = batches.get_state()
     assert state == {"next_example": 6, "batches_given": 3}
     next(batches)  # read ahead, then thrown away
     batches.close()
-    resumed = loader.train_batches(Numbered(5), **SETTINGS)
+    resumed = detection_batches.train_batches(Numbered(5), **SETTINGS)
     resumed.set_state(state)
     assert_same(whole[3:], [next(resumed) for _ in range(5)])
     assert_same(whole[3:], training(Numbered(5), 5, first_example=6))
@@ -156,7 +160,7 @@ def test_sizes_and_gains_are_drawn_from_the_example_alone():
 
 
 def test_a_limited_run_ends_where_it_was_resumed_too():
-    batches = loader.train_batches(Numbered(5), **SETTINGS, num_epochs=2)
+    batches = detection_batches.train_batches(Numbered(5), **SETTINGS, num_epochs=2)
     assert len(batches) == 6
     next(batches)
     state = batches.get_state()
@@ -164,7 +168,7 @@ def test_a_limited_run_ends_where_it_was_resumed_too():
     batches.set_state(state)
     assert len(list(batches)) == 5
     with pytest.raises(TypeError, match="no end"):
-        len(loader.train_batches(Numbered(5), **SETTINGS))
+        len(detection_batches.train_batches(Numbered(5), **SETTINGS))
 
 
 def test_worker_processes_give_the_same_batches(tmp_path):
@@ -173,15 +177,15 @@ def test_worker_processes_give_the_same_batches(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, numpy as np\n"
-        "from haksnet_jax.pipeline import loader\n"
+        "import detection_batches\n"
         "from haksnet_jax.pipeline.folder_source import FolderSource\n"
         "from haksnet_jax.pipeline.scene_source import SCENE_CLASSES\n"
         "if __name__ == '__main__':\n"
         "    source = FolderSource(sys.argv[1] + '/images', sys.argv[1] + '/labelTxt', SCENE_CLASSES)\n"
         "    taken = []\n"
         "    for num_workers in (0, 2):\n"
-        "        batches = loader.train_batches(source, batch_size=2, image_size=(64, 64), max_boxes=8, seed=1,\n"
-        "                                       num_workers=num_workers)\n"
+        "        batches = detection_batches.train_batches(source, batch_size=2, image_size=(64, 64), max_boxes=8,\n"
+        "                                                  seed=1, num_workers=num_workers)\n"
         "        taken.append([next(batches) for _ in range(5)])\n"
         "        batches.close()\n"
         "    for a, b in zip(*taken, strict=True):\n"
@@ -189,7 +193,8 @@ def test_worker_processes_give_the_same_batches(tmp_path):
         "            np.testing.assert_array_equal(a[name], b[name])\n"
         "    print('same')\n"
     )
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, script, tmp_path]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "same", done.stderr[-3000:]
     assert "leaked" not in done.stderr  # though all batches are there to the end
 
@@ -198,7 +203,7 @@ def test_the_package_that_workers_run_does_not_import_jax():
     code = (
         "import sys\n"
         "from haksnet_jax.labels import dota\n"
-        "from haksnet_jax.pipeline import loader, scenes, sources, transforms\n"
+        "from haksnet_jax.pipeline import detection_rows, loader, scenes, sources, transforms\n"
         "print(sorted({'jax', 'flax', 'tensorflow', 'grain'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -254,7 +259,7 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_shape(length, proces
     seen = collections.Counter()
     counts = set()
     for process in range(process_count):
-        batches = loader.evaluation_batches(
+        batches = detection_batches.evaluation_batches(
             Numbered(length),
             batch_size=2,
             image_size=(24, 32),
@@ -282,11 +287,11 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_shape(length, proces
 
 def test_evaluation_can_carry_boxes_and_be_resumed():
     kwargs = {"batch_size": 2, "image_size": (24, 32), "max_boxes": 1, "num_threads": 1}
-    batches = loader.evaluation_batches(Numbered(5), **kwargs)
+    batches = detection_batches.evaluation_batches(Numbered(5), **kwargs)
     whole = list(batches)
     assert whole[0]["num_cut"].tolist() == [1, 1] and whole[2]["valid"].tolist() == [[True], [False]]
     np.testing.assert_allclose(whole[0]["boxes"][0, 0, :2], [16, 10.5], atol=1e-4)
-    batches = loader.evaluation_batches(Numbered(5), **kwargs)
+    batches = detection_batches.evaluation_batches(Numbered(5), **kwargs)
     batches.set_state({"next_example": 2, "batches_given": 1})
     assert_same(whole[1:], list(batches))
 
@@ -327,9 +332,9 @@ def test_an_unreadable_image_is_named_by_the_iterator(tmp_path):
 )
 def test_arguments_out_of_range_are_refused_at_once(wrong, words):
     with pytest.raises(ValueError, match=words):
-        loader.train_batches(Numbered(3), **(SETTINGS | wrong))
+        detection_batches.train_batches(Numbered(3), **(SETTINGS | wrong))
     with pytest.raises(ValueError, match="no example"):
-        loader.train_batches(Numbered(0), **SETTINGS)
+        detection_batches.train_batches(Numbered(0), **SETTINGS)
 
 
 def test_steps_of_an_epoch_round_up():
@@ -375,19 +380,19 @@ class Stuck(Numbered):
 
 
 def test_a_batch_that_does_not_come_is_told_of_and_then_given_up(caplog):
-    batches = loader.evaluation_batches(
+    batches = detection_batches.evaluation_batches(
         Stuck(8), batch_size=2, image_size=(24, 32), num_threads=1, prefetch=1, stall_seconds=0.2
     )
     try:
         assert [int(next(batches)["image_index"][0]) for _ in range(2)] == [0, 2]
         with pytest.raises(
-            loader.PipelineError, match=r"waited 2 s for a batch of evaluation data, which did not come"
+            batching.PipelineError, match=r"waited 2 s for a batch of evaluation data, which did not come"
         ):
             next(batches)
     finally:
         Stuck.released.set()  # or this process would wait for it at its end
     told = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
-    periods = range(1, loader.MAX_STALLED_PERIODS)
+    periods = range(1, batching.MAX_STALLED_PERIODS)
     # The last ones: on a busy machine the first batches are waited for as well.
     assert told[-len(periods) :] == [f"waiting for a batch of evaluation data since {n * 0.2:g} s" for n in periods]
 
@@ -397,7 +402,9 @@ def test_errors_of_reading_come_through_the_watch():
         def __getitem__(self, index):
             raise ValueError(f"number {index}: not an image")
 
-    batches = loader.evaluation_batches(Broken(4), batch_size=2, image_size=(24, 32), num_threads=1, stall_seconds=60)
+    batches = detection_batches.evaluation_batches(
+        Broken(4), batch_size=2, image_size=(24, 32), num_threads=1, stall_seconds=60
+    )
     with pytest.raises(ValueError, match="number 0: not an image"):
         next(batches)
 
@@ -405,13 +412,14 @@ def test_errors_of_reading_come_through_the_watch():
 # Of a process that starts workers: a file, since they start by importing it. Numbered is too quick to be worth copying.
 WORKERS = """
 import multiprocessing, os, signal, sys, time
+import detection_batches
 from absl import logging
-from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline import batches as batching
 from haksnet_jax.pipeline.sources import SceneSource
 
 if __name__ == "__main__":
-    batches = loader.train_batches(SceneSource(50, size=64, seed=0), batch_size=2, image_size=(64, 64), max_boxes=8,
-                                   seed=0, num_workers=1, prefetch=1, stall_seconds=5)
+    batches = detection_batches.train_batches(SceneSource(50, size=64, seed=0), batch_size=2, image_size=(64, 64),
+                                              max_boxes=8, seed=0, num_workers=1, prefetch=1, stall_seconds=5)
     next(batches)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGTERM)  # as a scheduler sends it to every process of a run
@@ -425,7 +433,7 @@ if __name__ == "__main__":
     try:
         while True:
             next(batches)
-    except loader.PipelineError as error:
+    except batching.PipelineError as error:
         print(f"{error} {time.monotonic() - killed < 30}", flush=True)
     os._exit(0)
 """
@@ -434,10 +442,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("victim", ["worker", "parent"])
 def test_a_dead_worker_ends_the_batches_and_a_dead_parent_its_workers(victim, tmp_path):
     (tmp_path / "script.py").write_text(WORKERS)
-    root = pathlib.Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, str(tmp_path / "script.py"), victim],
-        env=os.environ | {"PYTHONPATH": str(root)},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         text=True,
         timeout=120,

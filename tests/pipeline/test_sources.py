@@ -14,7 +14,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.polygons import outside_fraction, polygons_to_boxes
 from haksnet_jax.images import reader
 from haksnet_jax.labels.classes import CLASSES
-from haksnet_jax.pipeline import scenes
+from haksnet_jax.pipeline import scene_objects
 from haksnet_jax.pipeline.sources import (
     FolderSource,
     SceneSource,
@@ -186,13 +186,13 @@ def test_objects_of_scenes_hardly_overlap_and_lie_in_the_image():
     assert len(seen) >= 4
 
 
-@pytest.mark.parametrize("name", scenes.LOOKS)
+@pytest.mark.parametrize("name", scene_objects.LOOKS)
 def test_each_look_fills_its_box_and_nothing_beyond(name):
     image = np.zeros((120, 160, 3), np.uint8)
-    look = scenes.LOOKS[name]
+    look = scene_objects.LOOKS[name]
     length = 100.0
     width = length / np.mean(look.aspect)
-    look.draw(scenes._Pen(image, (80.0, 60.0, length, width, 0.0)), np.random.default_rng(0))
+    look.draw(scene_objects.Pen(image, (80.0, 60.0, length, width, 0.0)), np.random.default_rng(0))
     rows, columns = np.nonzero(image.max(axis=-1) > 20)
     # to within two pixels of 100: rounded hulls, ellipses of 24 corners, antialiasing
     assert abs(columns.min() - 30) <= 2 and abs(columns.max() - 130) <= 2, (columns.min(), columns.max())

@@ -53,7 +53,7 @@ def test_rotation_and_the_boxes_left_equal_the_reference(recorded, case):
     # One recorded box has a side of exactly the limit, 5 pixels; rounding in the reference decides about it.
     tie = np.abs(boxes[:, 3] - 5) < 1e-4
     assert tie.sum() == 1
-    keep = transforms.usable(boxes, image.shape[:2]) & ~tie
+    keep = transforms.usable(boxes, image.shape[:2], min_side=5.0) & ~tie
     expected = recorded[f"{case}/boxes"]
     expected_tie = np.abs(expected[:, 3] - 5) < 1e-4
     assert_boxes_equal(boxes[keep], expected[~expected_tie])
@@ -131,7 +131,7 @@ def test_a_drawn_box_turns_with_its_image(degrees):
 
 def test_boxes_that_are_small_or_outside_are_left_out_as_asked():
     boxes = np.array([[10, 10, 9, 5, 0], [10, 10, 9, 5.1, 0], [-1, 10, 9, 9, 0], [10, 30, 9, 9, 0]], np.float32)
-    assert transforms.usable(boxes, (20, 40)).tolist() == [False, True, False, False]
+    assert transforms.usable(boxes, (20, 40), min_side=5.0).tolist() == [False, True, False, False]
     assert transforms.usable(boxes, (20, 40), min_side=0, drop_outside=False).all()
 
 
@@ -187,6 +187,7 @@ def test_random_decisions_follow_the_probabilities():
 
     def run(seed, **kwargs):
         rng = np.random.default_rng(seed)
+        kwargs = {"flip_probabilities": (0.25, 0.25, 0.25), "rotation_probability": 0.5} | kwargs
         return transforms.random_flip_and_rotation(image, boxes, np.array([9]), rng, **kwargs)
 
     never = {"flip_probabilities": (0, 0, 0), "rotation_probability": 0.0}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.results.mean_ap import KINDS, analyse_errors, mean_average_precision
+from haksnet_jax.results.detection_errors import KINDS, analyse_errors
+from haksnet_jax.results.mean_ap import mean_average_precision
 
 CLASSES = ("plane", "ship", "harbor")
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.results import mean_ap, visualize
+from haksnet_jax.results import detection_errors, diagrams, mean_ap, visualize
 
 CLASSES = ("plane", "ship", "harbor")
 
@@ -131,19 +131,19 @@ def test_figures_can_be_made_from_results_and_from_nothing(tmp_path, scene):
     truth = {"polygons": boxes_to_corners(boxes[:20]), "labels": labels[:20], "difficulty": np.zeros(20, int)}
     for number, pair in enumerate((([detections], [truth]), ([], []))):
         result = mean_ap.mean_average_precision(*pair, CLASSES)
-        errors = mean_ap.analyse_errors(*pair, CLASSES)
+        errors = detection_errors.analyse_errors(*pair, CLASSES)
         figures = [
-            visualize.precision_recall_figure(result),
-            visualize.confusion_matrix_figure(errors.confusion_matrix(), CLASSES),
-            visualize.errors_by_size_figure(errors.by_size()),
+            diagrams.precision_recall_figure(result),
+            diagrams.confusion_matrix_figure(errors.confusion_matrix(), CLASSES),
+            diagrams.errors_by_size_figure(errors.by_size()),
         ]
         for kind, figure in enumerate(figures):
             path = tmp_path / f"{number}{kind}.png"
-            visualize.save_figure(figure, path, dpi=40)
+            diagrams.save_figure(figure, path, dpi=40)
             assert cv2.imread(str(path)).std() > 5
-    curves = visualize.training_figure(
+    curves = diagrams.training_figure(
         {"loss": (range(200), [np.nan, *np.linspace(3, 1, 199)])}, {"AP50": ([100], [0.5])}
     )
-    visualize.save_figure(curves, tmp_path / "curves.png", dpi=40)
+    diagrams.save_figure(curves, tmp_path / "curves.png", dpi=40)
     assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
     assert len(list(tmp_path.iterdir())) == 7  # and no temporary file

@@ -13,10 +13,11 @@ import pytest
 
 from configs import demo
 from haksnet_jax.distributed import mesh as devices
-from haksnet_jax.tools import compiled_cost, plan
+from haksnet_jax.tools import compiled_cost, compiled_step, plan
+from haksnet_jax.tools import topology as topologies
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SLICE = plan.parse_topology("v5e:2x2")
+SLICE = topologies.parse_topology("v5e:2x2")
 
 
 def _tiny_config():
@@ -42,7 +43,7 @@ def slice_mesh():
     before = jax.config.jax_optimization_level
     # Compiled sooner; how good the program is, is no matter here.
     jax.config.update("jax_optimization_level", "O1")
-    yield plan.topology_mesh(SLICE)
+    yield topologies.topology_mesh(SLICE)
     jax.config.update("jax_optimization_level", before)
 
 
@@ -51,13 +52,13 @@ def step(slice_mesh):
     """The tiny training step compiled for a slice at 4 images a chip: about a minute."""
     # As in a run; the products of six parts that the other tests ask for take twice as long to compile.
     with jax.default_matmul_precision("default"):
-        return plan.compile_step(_tiny_config(), slice_mesh, 4)
+        return compiled_step.compile_step(_tiny_config(), slice_mesh, 4)
 
 
 @pytest.mark.slow
 def test_memory_grows_with_the_batch_and_the_state_does_not(slice_mesh, step):
     with jax.default_matmul_precision("default"):
-        single = plan.compile_step(_tiny_config(), slice_mesh, 1)
+        single = compiled_step.compile_step(_tiny_config(), slice_mesh, 1)
     assert single.state == step.state
     # The batch's own arrays at the least: pixels alone are 12,288 bytes an image.
     assert step.memory - single.memory > 3 * 64 * 64 * 3
@@ -92,22 +93,22 @@ def test_figures_agree_with_one_another(step):
 
 @pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_what_the_compiler_refuses_tells_what_it_would_need_and_the_limit_is_ours(slice_mesh, name):
-    topology = plan.parse_topology(name)
-    whole = devices.replicated(plan.topology_mesh(topology))
+    topology = topologies.parse_topology(name)
+    whole = devices.replicated(topologies.topology_mesh(topology))
     size = jax.ShapeDtypeStruct((2**15, 2**21), jnp.float32, sharding=whole)  # 256 GiB, in and out
     program = jax.jit(lambda x: x[::-1] * 2 + x).lower(size)
-    needed, cost, _ = plan.compile_lowered(program)
+    needed, cost, _ = compiled_step.compile_lowered(program)
     assert cost is None and needed >= 512 * 2**30
     with pytest.raises(Exception, match=r"exceeds available HBM|of [\d.]+G hbm") as refused:
         program.compile()
     limit = float(re.search(r"(?:available HBM \(|of )([\d.]+)G", str(refused.value))[1])
     # Releases of the compiler keep some MB more or less for themselves; ours is the least that was seen.
-    assert limit * 0.99 <= topology.chip.memory / 2**30 <= limit
+    assert limit * 0.99 <= topologies.chip.memory / 2**30 <= limit
 
 
 def _fake_step(batch, memory, limit):
     cost = compiled_cost.Cost(1.0, 1.0, 1.0, 0.0, [], 0) if memory <= limit else None
-    return plan.Step(batch, memory, 10.0, 3.0, cost, {}, 0.0)
+    return compiled_step.Step(batch, memory, 10.0, 3.0, cost, {}, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_the_largest_batch_that_fits_is_found_from_few_compilations(per_image, b
         seen.append(batch)
         return _fake_step(batch, 10.0 + per_image * batch + bend * batch**2, 100.0)
 
-    step, shown = plan.largest_fitting(compile_at, 100.0, 2)
+    step, shown = compiled_step.largest_fitting(compile_at, 100.0, 2)
     assert len(seen) == len(set(seen)) <= 5
     if expected is None:
         assert step.cost is None and step.batch_per_device == 1 and shown
@@ -135,27 +136,27 @@ def test_the_largest_batch_that_fits_is_found_from_few_compilations(per_image, b
 
 def test_an_exchange_is_charged_its_bytes_and_its_hops():
     cost = compiled_cost.Cost(0.0, 0.0, 0.0, 0.0, [compiled_cost.Collective("all-reduce", 200e6, 2)], 0)
-    seconds = plan.times(cost, plan.parse_topology("v5e:16x16"))
+    seconds = plan.times(cost, topologies.parse_topology("v5e:16x16"))
     # Twice 200 MB, sent twice but for a 256th, at 200 GB/s; and twice 30 hops there and back of a microsecond.
     assert seconds["links"] == pytest.approx(2 * (2 * 200e6 * 255 / 256 / 200e9 + 2 * 30e-6))
-    assert plan.times(cost, plan.parse_topology("h100:1"))["links"] == 0
+    assert plan.times(cost, topologies.parse_topology("h100:1"))["links"] == 0
 
 
 @pytest.mark.parametrize("name", ["", "v5e", "v7x:2x2", "v5e:0x4", "v5e:2x", "h100:eight"])
 def test_a_topology_that_is_none_is_refused_with_the_kinds_there_are(name):
-    with pytest.raises(plan.PlanError, match=r"expected KIND:SHAPE with one of the kinds v5e, v5p, v6e"):
-        plan.parse_topology(name)
+    with pytest.raises(topologies.PlanError, match=r"expected KIND:SHAPE with one of the kinds v5e, v5p, v6e"):
+        topologies.parse_topology(name)
 
 
 def test_a_slice_that_does_not_exist_is_refused(slice_mesh):
-    with pytest.raises(plan.PlanError, match="the TPU compiler knows no such slice"):
-        plan.topology_mesh(plan.parse_topology("v5e:3x3x3"))
+    with pytest.raises(topologies.PlanError, match="the TPU compiler knows no such slice"):
+        topologies.topology_mesh(topologies.parse_topology("v5e:3x3x3"))
 
 
 def test_without_the_compiler_the_message_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(plan.PlanError, match=r"pip install .jax\[tpu\]"):
-        plan.topology_mesh(SLICE)
+    with pytest.raises(topologies.PlanError, match=r"pip install .jax\[tpu\]"):
+        topologies.topology_mesh(SLICE)
 
 
 def test_the_command_ends_with_one_sentence_and_status_1():

@@ -255,7 +255,7 @@ def test_a_run_leaves_a_card_curves_pictures_and_a_model_that_loads(tmp_path, mo
     arrays, info = model_folder.load_model(tmp_path / "run")
     assert info["class_names"] == list(demo.get_config().data.class_names)
     assert info["architecture"]["channels"] == [4, 4, 8, 8]
-    assert haksnet_jax.load(tmp_path / "run").session.proposal_caps["max_proposals"] == tiny_config().rpn.max_proposals
+    assert haksnet_jax.load(tmp_path / "run").session.proposal_settings.max_proposals == tiny_config().rpn.max_proposals
     assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]  # nothing half-written
     # the same weights start another run
     config = tiny_config(init=str(tmp_path / "run"), num_steps=2)

@@ -7,14 +7,14 @@ import pytest
 from haksnet_jax.geometry.matching import Samples
 from haksnet_jax.models import detection_loss as losses
 from haksnet_jax.structures import GroundTruth
-from haksnet_jax.tools.parity import networks
+from haksnet_jax.tools.parity import training
 from haksnet_jax.tools.parity.rows import Fixture
 
 
 def test_a_step_gives_the_recorded_assignments_losses_gradients_and_weights(golden_file):
     # Losses 1e-5 (2e-7 was seen), gradient norms 1e-3 (2e-6), gradients 5e-3 (4e-6), changes of weights 2e-6 where the
     # gradient is above 1e-5 (the first step is almost the learning rate times its sign).
-    rows = networks.train_step_rows(Fixture(golden_file("train_step_tiny.json").parent, "train_step_tiny"))
+    rows = training.train_step_rows(Fixture(golden_file("train_step_tiny.json").parent, "train_step_tiny"))
     assert {row.what.split(":")[0] for row in rows} == {"main", "empty_second"}
     assert len(rows) == 18
     assert [row for row in rows if not row.passed] == []
@@ -46,6 +46,8 @@ def test_the_rpn_losses_are_divided_by_at_least_one_positive_and_one_negative_an
         jnp.zeros((2, 2), jnp.int32),
         samples_of(positive, [[True, True]] * 2),
         truth,
+        beta=1 / 9,
+        stds=(1, 1, 1, 1, 0.5, 0.5),
     )
     # A logit of 0 costs log 2, whatever its target.
     np.testing.assert_allclose(classification, 4 * np.log(2) / expected, rtol=1e-6)
@@ -58,7 +60,7 @@ def test_rows_that_are_not_valid_cost_nothing():
     rois = jnp.array([[[10.0, 10.0, 8.0, 4.0, 0.0], [20.0, 20.0, 8.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]])
     logits = jnp.zeros((1, 3, 2))
     classification, regression, accuracy = losses.roi_losses(
-        logits, jnp.zeros((1, 3, 5)), rois, jnp.array([[0, 1, 1]]), samples, truth
+        logits, jnp.zeros((1, 3, 5)), rois, jnp.array([[0, 1, 1]]), samples, truth, beta=1.0, stds=(1,) * 5
     )
     np.testing.assert_allclose(classification, np.log(2), rtol=1e-6)
     assert regression == 0 and accuracy == 0.5  # label 0 for all: right for the object, wrong for the background

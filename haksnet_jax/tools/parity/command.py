@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
-from haksnet_jax.tools.parity import data, networks, operators
+from haksnet_jax.tools.parity import backbones, data, detectors, operators, training, weights
 from haksnet_jax.tools.parity.rows import Fixture, Row
 
 # By the beginning of a fixture's name: "inference" stands for inference_t, inference_s and any other.
@@ -26,20 +26,20 @@ CHECKS = {
     "roi_extractor": operators.roi_extractor_rows,
     "assigners": operators.assigner_rows,
     "losses": operators.loss_rows,
-    "init_statistics": networks.init_rows,
+    "init_statistics": weights.init_rows,
     "lr_schedule": operators.schedule_rows,
     "optimizer_adamw": operators.optimizer_rows,
-    "drop_path": networks.drop_path_rows,
-    "backbone_blocks": networks.block_rows,
-    "backbone_full": networks.backbone_rows,
-    "neck_rpn": networks.neck_rpn_rows,
-    "inference_pipeline": networks.pipeline_rows,
-    "inference": networks.inference_rows,
-    "train_step": networks.train_step_rows,
+    "drop_path": backbones.drop_path_rows,
+    "backbone_blocks": backbones.block_rows,
+    "backbone_full": backbones.backbone_rows,
+    "neck_rpn": detectors.neck_rpn_rows,
+    "inference_pipeline": detectors.pipeline_rows,
+    "inference": detectors.inference_rows,
+    "train_step": training.train_step_rows,
     "augment": data.augment_rows,
     "evaluation": data.average_precision_rows,
     "merge": data.merge_rows,
-    "checkpoints_expected": networks.checkpoint_rows,
+    "checkpoints_expected": weights.checkpoint_rows,
     "label_parsing": data.label_rows,
     "image_split": data.split_rows,
 }

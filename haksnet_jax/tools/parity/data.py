@@ -66,7 +66,7 @@ def augment_rows(fixture):
                 greys["rotations"].add(ours, fixture[f"{case}/image"])
             # Rounding decides about a side of exactly the limit of 5 pixels.
             tie = np.abs(ours_boxes[:, 3] - 5) < 1e-4
-            keep = transforms.usable(ours_boxes, ours.shape[:2]) & ~tie
+            keep = transforms.usable(ours_boxes, ours.shape[:2], min_side=5.0) & ~tie
             theirs = fixture[f"{case}/boxes"]
             kept_theirs = np.abs(theirs[:, 3] - 5) >= 1e-4
             ties += int(tie.sum())

@@ -16,10 +16,14 @@ from haksnet_jax.geometry.polygons import polygons_to_boxes
 from haksnet_jax.geometry.rotated_iou import rotated_iou_matrix, rotated_iou_pairs
 from haksnet_jax.kernels.roi_align import roi_levels, rotated_roi_align
 from haksnet_jax.models import detection_loss as losses
+from haksnet_jax.models.oriented_rcnn import BoxSettings
 from haksnet_jax.tools.parity.rows import Comparison, equal_row
 from haksnet_jax.training import optimizer
 
 PIXELS = 1e-3  # of the manifest; coordinates near 1000 px have 6e-5 px between neighbours in float32
+
+
+_BOXES = BoxSettings()
 
 
 def box_transform_rows(fixture):
@@ -53,14 +57,15 @@ def midpoint_coder_rows(fixture):
     """Coder of the RPN."""
     encoded = Comparison(fixture, "encoding", absolute=2e-4)
     encoded.add_stored(
-        "encode/deltas", box_coders.encode_midpoint_offset(fixture["encode/anchors"], fixture["encode/gts"])
+        "encode/deltas",
+        box_coders.encode_midpoint_offset(fixture["encode/anchors"], fixture["encode/gts"], _BOXES.rpn_stds),
     )
     decoded = Comparison(fixture, "decoding", relative=1e-5)
     for kind, deltas, key in (
         ("encode", "encode/deltas", "encode/decoded_back"),
         ("decode", "decode/deltas", "decode/boxes"),
     ):
-        found = box_coders.decode_midpoint_offset(fixture[f"{kind}/anchors"], fixture[deltas])
+        found = box_coders.decode_midpoint_offset(fixture[f"{kind}/anchors"], fixture[deltas], _BOXES.rpn_stds)
         decoded.add_boxes(found, fixture[key])
     noise = fixture.manifest["f32_vs_f64_max_abs"]
     return [encoded.row(f"the reference's own rounding is {noise:.1e}"), decoded.row()]
@@ -69,7 +74,7 @@ def midpoint_coder_rows(fixture):
 def delta_coder_rows(fixture):
     """Coder of the RoI head."""
     rois, gts = fixture["encode/rois"], fixture["encode/gts"]
-    ours, theirs = np.array(box_coders.encode_delta_xywha(rois, gts)), fixture["encode/deltas"]
+    ours, theirs = np.array(box_coders.encode_delta_xywha(rois, gts, _BOXES.roi_stds)), fixture["encode/deltas"]
     # At an eighth of a turn rounding decides which side counts as the width: both descriptions are right.
     turn = np.abs(gts[:, 4].astype(np.float64) - rois[:, 4])
     decided = (turn + math.pi / 4) % (math.pi / 2)
@@ -77,12 +82,14 @@ def delta_coder_rows(fixture):
     encoded = Comparison(fixture, "encoding", absolute=1e-5, relative=1e-5)
     encoded.add(ours[~decided], theirs[~decided], scale=np.maximum(np.abs(theirs[~decided]), 1))
     decoded = Comparison(fixture, "decoding", relative=1e-5)
-    decoded.add_boxes(box_coders.decode_delta_xywha(rois, theirs), fixture["encode/decoded_back"])
+    decoded.add_boxes(box_coders.decode_delta_xywha(rois, theirs, _BOXES.roi_stds), fixture["encode/decoded_back"])
     for key in fixture:
         if key.startswith("decode/boxes_"):
             size = key.rpartition("max_shape_")[2] if "max_shape_" in key else ""
             size = tuple(map(int, size.split("x"))) if "x" in size else None
-            found = box_coders.decode_delta_xywha(fixture["decode/rois"], fixture["decode/deltas"], image_size=size)
+            found = box_coders.decode_delta_xywha(
+                fixture["decode/rois"], fixture["decode/deltas"], _BOXES.roi_stds, image_size=size
+            )
             decoded.add_boxes(found, fixture[key])
     return [encoded.row(f"{decided.sum()} at an eighth of a turn left out"), decoded.row()]
 
@@ -325,6 +332,7 @@ def loss_rows(fixture):
     """Each loss and its gradient."""
     values, gradients = (Comparison(fixture, what, relative=1e-5) for what in ("values", "gradients"))
     divisor = fixture.manifest["avg_factor"]
+    settings = losses.LossSettings()
     for name, expected in fixture.manifest["values"].items():
         weights = jnp.asarray(fixture[f"{name}/weights"])
         prediction = jnp.asarray(fixture[f"{name}/logits" if name.endswith("cls") else f"{name}/pred"])
@@ -337,7 +345,7 @@ def loss_rows(fixture):
             elif name == "roi_cls":
                 each = losses.softmax_cross_entropy(prediction, jnp.asarray(fixture[f"{name}/labels"]))
             else:
-                beta = 1 / 9 if name == "rpn_bbox" else 1.0
+                beta = settings.rpn_beta if name == "rpn_bbox" else settings.roi_beta
                 each = losses.smooth_l1(prediction - fixture[f"{name}/target"], beta)
             return (each * weights).sum() / divisor
 

@@ -1,0 +1,1 @@
+"""Speed of every part of the models beside the limit of the hardware."""

@@ -7,8 +7,6 @@ from flax import nnx
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import classes
-from haksnet_jax.models.detection_loss import LossSettings
-from haksnet_jax.models.oriented_rcnn import BoxSettings
 from haksnet_jax.preparation.data_sets import dior_r, dota, fair1m, hrsc2016, hrsid
 from haksnet_jax.tasks import detection
 
@@ -59,8 +57,13 @@ def test_a_configuration_of_folders_builds_and_its_caps_cut_no_candidate(name):
 
 def test_older_configurations_get_the_values_that_the_present_ones_write_out():
     config = importlib.import_module("configs.dota_ss_t").get_config()
-    assert tuple(config.boxes[name] for name in BoxSettings._fields) == BoxSettings()
-    assert tuple(config.loss[name] for name in LossSettings._fields) == LossSettings()
+    for section, *kinds in detection.SETTINGS:
+        assert set(config[section]) == {name for kind in kinds for name in kind._fields}, section
+    # Upstream's oriented_rcnn_r50_fpn_1x_dota_le90: coders, smooth L1, samplers, test_cfg.
+    assert config.boxes.rpn_stds == (1, 1, 1, 1, 0.5, 0.5) and config.boxes.roi_stds == (0.1, 0.1, 0.2, 0.2, 0.1)
+    assert (config.loss.rpn_beta, config.loss.roi_beta, config.boxes.anchor_scale) == (1 / 9, 1, 8)
+    assert (config.rpn.num_samples, config.rpn.positive_iou, config.rpn.max_proposals) == (256, 0.7, 2000)
+    assert (config.roi.num_samples, config.roi.positive_fraction, config.detection.iou_threshold) == (512, 0.25, 0.1)
     info = detection.model_info(config)
     with config.unlocked():
         for name in ("task", "boxes", "loss"):
@@ -77,6 +80,8 @@ def test_older_configurations_get_the_values_that_the_present_ones_write_out():
     [
         ("boxes", {"anchor_size": 3}, "boxes.anchor_size: expected one of anchor_scale, anchor_ratios"),
         ("loss", {"beta": 3}, "loss.beta: expected one of rpn_cls_weight"),
+        ("rpn", {"nms_pre": 3}, "rpn.nms_pre: expected one of num_samples, .*candidates_per_level"),
+        ("augment", {"mosaic": 0.5}, "augment.mosaic: expected one of flip_probabilities"),
         ("model", {"pixel_mean": (1.0, 2.0)}, "expected a number for each of the 3 bands, got 2 and 3"),
     ],
 )

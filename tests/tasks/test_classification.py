@@ -131,6 +131,7 @@ def test_classes_are_the_folders_and_wrong_settings_are_named(folders):
         ("data", "image_size", (16, 16), "at least 32"),
         ("augment", "colour_jitter", 0.4, "of red, green and blue"),
         ("augment", "crop_scale", (0.0, 1.0), "augment.crop_scale"),
+        ("mixing", "mosaic", 0.5, "mixing.mosaic: expected one of mixup, cutmix"),
         ("evaluation", "num_views", 4, "evaluation.num_views"),
     ):
         with pytest.raises(UserError, match=said):

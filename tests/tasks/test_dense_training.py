@@ -173,6 +173,7 @@ def test_configurations_describe_models_of_their_task(module):
         ("data.kind", "tfds", "data.kind"),
         ("augment.scale_range", (2.0, 0.5), "augment.scale_range"),
         ("augment.mosaic", 2.0, "augment.mosaic: expected a probability"),
+        ("loss.dice", 2.0, "loss.dice: expected one of smoothing, dice_weight"),
         (
             "data.bands",
             (1, 2, 3, 4),

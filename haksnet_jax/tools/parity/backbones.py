@@ -23,6 +23,8 @@ from haksnet_jax.tools.parity.rows import Comparison
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.torch_weights import entries
 
+MOMENTUM = 0.9  # of the reference's batch statistics: PyTorch's 0.1
+
 
 def _block_module(name, weights, shape):
     """(module, upstream's prefix, our prefix, architecture that names its weights) of a block; None if fused."""
@@ -33,7 +35,9 @@ def _block_module(name, weights, shape):
     if name.startswith("patch_embed"):
         channels_out, channels_in, size, _ = weights["proj.weight"].shape
         stage = 0 if size == 7 else 1
-        module = haksnet.PatchEmbedding(channels_in, channels_out, size=size, stride=4 if size == 7 else 2, **make)
+        module = haksnet.PatchEmbedding(
+            channels_in, channels_out, size=size, stride=4 if size == 7 else 2, momentum=MOMENTUM, **make
+        )
         widths = [channels_out] if stage == 0 else [channels_in, channels_out]
         architecture = {"channels": widths, "depths": [0] * len(widths), "mlp_ratios": [1] * len(widths)}
         theirs, ours = f"backbone.patch_embed{stage + 1}.", f"backbone.stages.{stage}.patch_embed."
@@ -54,7 +58,7 @@ def _block_module(name, weights, shape):
     elif name.startswith("block"):
         ratio = weights["mlp.linear1.weight"].shape[0] // (2 * channels)
         architecture["mlp_ratios"] = [ratio]
-        module = haksnet.Block(channels, ratio, **make)
+        module = haksnet.Block(channels, ratio, momentum=MOMENTUM, **make)
     else:
         return None
     return module, theirs, ours, architecture | {"fpn_channels": None, "hidden": None, "num_classes": None}

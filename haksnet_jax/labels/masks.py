@@ -7,10 +7,10 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from haksnet_jax.errors import UserError
-from haksnet_jax.images.headers import MAX_PIXELS
+from haksnet_jax.images.headers import MAX_PIXELS, ImageError, read_header
 from haksnet_jax.labels import encodings
 from haksnet_jax.labels.problems import printable
 
@@ -166,9 +166,9 @@ def read_mask(path, legend):
 
 
 def read_mask_size(path):
-    """(rows, columns) of a mask, by its header. Raises: as `read_mask`."""
-    with _opened(pathlib.Path(path)) as image:
-        return image.height, image.width
+    """(rows, columns) of a mask, turned as its file says, by its header. Raises: as `read_mask`."""
+    header = _header(path)
+    return header.height, header.width
 
 
 @contextlib.contextmanager
@@ -183,16 +183,26 @@ def _naming(path, what):
         raise UserError(f"{path}: the mask cannot be {what}: {reason}") from error
 
 
+def _header(path):
+    """The file's Header, for which its lengths are compared: Pillow takes a chunk's word for what it has to read."""
+    try:
+        header = read_header(path)
+    except ImageError as error:
+        raise UserError(f"{path}: the mask cannot be read: {error.sentence}") from None
+    except OSError as error:
+        raise UserError(f"{path}: the mask cannot be read: {error.strerror or error}") from None
+    if header.format == "JPEG":
+        raise UserError(
+            f"{path}: a mask as JPEG, which changes the values at every border: save it again as PNG from what it "
+            "was made of"
+        )
+    return header
+
+
 def _opened(path):
+    header = _header(path)
     with _naming(path, "read"):
-        with open(path, "rb") as file:
-            magic = file.read(3)
-        if magic == b"\xff\xd8\xff":
-            raise UserError(
-                f"{path}: a mask as JPEG, which changes the values at every border: save it again as PNG from what it "
-                "was made of"
-            )
-        return Image.open(path)
+        return Image.open(path, formats=(header.format,))
 
 
 def _read_pixels(path, *, colours):
@@ -202,7 +212,9 @@ def _read_pixels(path, *, colours):
         if mode not in _MODES:
             raise UserError(f"{path}: expected a mask of whole numbers or colours of 8 bits, got PIL's mode {mode}")
         with _naming(path, "decoded"):
-            pixels = np.asarray(image.convert("RGB") if mode == "P" and colours else image)
+            image.load()  # (which turns a TIFF)
+            turned = ImageOps.exif_transpose(image)
+            pixels = np.asarray(turned.convert("RGB") if mode == "P" and colours else turned)
     opaque = None
     if mode in ("RGBA", "LA"):
         opaque = pixels[..., -1] > 0

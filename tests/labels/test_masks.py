@@ -132,3 +132,25 @@ def test_values_beyond_16_bits_are_named_with_the_file(tmp_path):
     Image.fromarray(np.full((2, 2), 70000, np.int32)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=r"a\.tif: expected values of a mask between 0 and 65535, got 70000"):
         masks.read_mask(tmp_path / "a.tif", masks.number_legend(2))
+
+
+def test_a_mask_is_turned_as_its_file_says(tmp_path):
+    """As images are: the stored rows are the columns of what is seen (orientation 6)."""
+    picture = Image.fromarray(LABELS)
+    for name, options in (("a.tif", {"tiffinfo": {0x0112: 6}}), ("a.png", {"exif": Image.Exif()})):
+        if "exif" in options:
+            options["exif"][0x0112] = 6
+        picture.save(tmp_path / name, **options)
+        found = masks.read_mask(tmp_path / name, masks.number_legend(2)).labels
+        np.testing.assert_array_equal(found, np.rot90(LABELS, -1))
+        assert masks.read_mask_size(tmp_path / name) == (3, 2)
+
+
+def test_a_chunk_that_claims_gigabytes_is_a_sentence(tmp_path):
+    write_mask(tmp_path / "m.png", LABELS)
+    data = bytearray((tmp_path / "m.png").read_bytes())
+    place = data.index(b"IDAT") - 4
+    data[place : place + 4] = struct.pack(">I", 0xF0000000)
+    (tmp_path / "m.png").write_bytes(data)
+    with pytest.raises(UserError, match=r"m\.png: the mask cannot be read"):
+        masks.read_mask(tmp_path / "m.png", masks.number_legend(2))

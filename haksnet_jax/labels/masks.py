@@ -212,8 +212,8 @@ def _read_pixels(path, *, colours):
         if mode not in _MODES:
             raise UserError(f"{path}: expected a mask of whole numbers or colours of 8 bits, got PIL's mode {mode}")
         with _naming(path, "decoded"):
-            image.load()  # (which turns a TIFF)
-            turned = ImageOps.exif_transpose(image)
+            image.load()
+            turned = image if image.format == "TIFF" else ImageOps.exif_transpose(image)  # (loading turns a TIFF)
             pixels = np.asarray(turned.convert("RGB") if mode == "P" and colours else turned)
     opaque = None
     if mode in ("RGBA", "LA"):

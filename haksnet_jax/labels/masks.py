@@ -196,6 +196,8 @@ def _header(path):
             f"{path}: a mask as JPEG, which changes the values at every border: save it again as PNG from what it "
             "was made of"
         )
+    if header.format == "TIFF" and header.orientation != 1:  # Pillow 13 mixes up the rows of some of these
+        raise UserError(f"{path}: a TIFF mask that is to be turned (orientation {header.orientation}): save it upright")
     return header
 
 
@@ -212,8 +214,7 @@ def _read_pixels(path, *, colours):
         if mode not in _MODES:
             raise UserError(f"{path}: expected a mask of whole numbers or colours of 8 bits, got PIL's mode {mode}")
         with _naming(path, "decoded"):
-            image.load()
-            turned = image if image.format == "TIFF" else ImageOps.exif_transpose(image)  # (loading turns a TIFF)
+            turned = ImageOps.exif_transpose(image)
             pixels = np.asarray(turned.convert("RGB") if mode == "P" and colours else turned)
     opaque = None
     if mode in ("RGBA", "LA"):

@@ -14,6 +14,7 @@ from haksnet_jax.results import detections_json, dota, formats, visualize
 from haksnet_jax.results.detections import Detections
 
 UNFINISHED = ".unfinished"  # folder in the output: what a run has so far
+_RECORD = "run.json"  # in it: what the run does
 _DRAWING_SIDE = 4096  # pixels: larger images are drawn reduced to this
 # What belongs to an image, by the formats' folders; {} is its name.
 _OF_IMAGE = (
@@ -51,6 +52,24 @@ def prepare(folder):
     return folder
 
 
+def require_finished(predictions):
+    """Refuses predictions of a folder in which predict runs or was stopped: some of its files may be of an earlier run.
+
+    Args:
+      predictions: the folder, a folder in it, or a file in it.
+
+    Raises:
+      UserError: they are not complete.
+    """
+    path = pathlib.Path(os.path.abspath(predictions))
+    for folder in (path, path.parent):
+        if (folder / UNFINISHED / _RECORD).is_file():
+            raise UserError(
+                f"{predictions}: these predictions are not complete, `haksnet predict` is running or was stopped: give "
+                "the same command again, it goes on where it ended"
+            )
+
+
 class OutputFolder:
     """Results of a run of predictions.
 
@@ -80,7 +99,7 @@ class OutputFolder:
     def resume(self, run):
         """Begins, or goes on with a run of the same settings. Args: run, a JSON text that says what is done."""
         self._former = self._images_of_former_run()
-        record = self._parts / "run.json"
+        record = self._parts / _RECORD
         try:
             same = record.read_text(encoding="utf-8") == run
         except (OSError, ValueError):

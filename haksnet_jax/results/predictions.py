@@ -7,7 +7,7 @@ import numpy as np
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels.classes import CLASSES, read_class_names
-from haksnet_jax.results import detections_json, dota, tiles
+from haksnet_jax.results import detections_json, dota, output, tiles
 
 
 class Predictions(NamedTuple):
@@ -36,9 +36,11 @@ def read(source, class_names=None) -> Predictions:
         those that occur.
 
     Raises:
-      UserError: the source has none of these forms, or there are detections of other classes than given.
+      UserError: the source has none of these forms, predict was stopped in its folder, or there are detections of other
+        classes than given.
     """
     path = pathlib.Path(source)
+    output.require_finished(path)
     if path.is_dir() and any(path.glob("Task1_*.txt")):
         return _read_task1(path, class_names)
     if path.is_dir() and (path / "detections.json").is_file():

@@ -1,5 +1,6 @@
-"""Splitter and builder killed at random moments: nothing left is taken for data, and the next start completes it."""
+"""Commands killed at random moments: nothing left is taken for data, and the next start completes it."""
 
+import json
 import os
 import pathlib
 import random
@@ -19,6 +20,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.pipeline import sources
 from haksnet_jax.preparation import validation
 from haksnet_jax.preparation.whole_folder import whole_folder
+from haksnet_jax.results import predictions
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -108,6 +110,62 @@ def test_a_killed_splitter_leaves_nothing_that_is_taken_for_data(tmp_path):
 
 def test_a_killed_build_leaves_nothing_that_is_taken_for_data(tmp_path):
     assert_killed_builds_leave_no_data(tmp_path, num_kills=2)
+
+
+def assert_killed_predictions_are_no_data(tmp_path, num_kills):
+    """What was there before is not taken for the results of a run that was killed either."""
+    rng = random.Random(5)
+    for index in range(6):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        pixels = cv2.resize(np.random.default_rng(index).integers(0, 255, (6, 6, 3), np.uint8), (192, 192))
+        cv2.imwrite(str(tmp_path / f"images/{index}.png"), pixels)
+    arguments = [
+        "predict",
+        "--checkpoint=demo",
+        f"--images={tmp_path / 'images'}",
+        "--score=0.05",
+        "--format=task1,coco",
+    ]
+    assert program.main([*arguments, f"--output={tmp_path / 'once'}"]) == 0
+    whole = (tmp_path / "once/detections.json").read_bytes()
+    output = tmp_path / "found"
+    shutil.copytree(tmp_path / "once", output)
+    content = json.loads(whole)
+    content["images"] = content["images"][:1]  # as of an earlier run on one image
+    (output / "detections.json").write_text(json.dumps(content))
+    num_killed = num_refused = 0
+    for _ in range(3 * num_kills):
+        num_killed += kill_soon_after(
+            start(*arguments, f"--output={output}"), output / ".unfinished/run.json", rng, 3.0
+        )
+        if (output / ".unfinished/run.json").exists():
+            num_refused += 1
+            for place in (output, output / "task1", output / "detections.json"):
+                with pytest.raises(UserError, match="not complete"):
+                    predictions.read(place)
+        else:
+            assert (output / "detections.json").read_bytes() == whole
+        if num_killed == num_kills:
+            break
+    assert num_killed == num_kills and num_refused
+    assert program.main([*arguments, f"--output={output}"]) == 0
+    listed = [sorted(path.relative_to(place) for path in place.rglob("*")) for place in (output, tmp_path / "once")]
+    assert listed[0] == listed[1] and (output / "detections.json").read_bytes() == whole
+
+
+def test_predictions_beside_those_of_a_stopped_run_are_not_read(tmp_path):
+    (tmp_path / "detections.json").write_text(json.dumps({"classes": ["ship"], "images": []}))
+    assert predictions.read(tmp_path).class_names == ("ship",)
+    (tmp_path / ".unfinished").mkdir()
+    (tmp_path / ".unfinished/run.json").write_text("{}")
+    for place in (tmp_path, tmp_path / "task1", tmp_path / "detections.json"):
+        with pytest.raises(UserError, match=r"not complete.*give the same command again"):
+            predictions.read(place)
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_a_prediction_leave_no_data(tmp_path):
+    assert_killed_predictions_are_no_data(tmp_path, num_kills=20)
 
 
 @pytest.mark.slow

@@ -59,6 +59,52 @@ def join(*parts):
     return os.path.join(*parts)
 
 
+def output_folder(path, option="--output"):
+    """Makes a folder that a command writes to, and finds out whether it can, before any work is done.
+
+    Args:
+      path: of the folder, on a disk.
+      option: that named it.
+
+    Returns:
+      pathlib.Path.
+
+    Raises:
+      UserError: it cannot be written to.
+    """
+    if is_bucket(path):
+        raise UserError(f"{option}={path} is in a bucket: name a folder on a disk, and copy it from there")
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{option}={path}: a file has this name, or that of a folder above it: name a folder") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {option}={path} ({error.strerror}): name a folder on a disk that can be written to"
+        ) from error
+    return folder
+
+
+def require_writable(path, option):
+    """Finds out whether a file can be written, before any work is done. Args: path; option, that named it.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if is_bucket(path):
+        return
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"{option}={path} is a folder: name a file")
+    try:
+        output_folder(path.parent, option)
+    except UserError as error:
+        raise UserError(f"{option}={path} cannot be written: {error}") from error
+
+
 @contextlib.contextmanager
 def whole(path, *, sync=True):
     """Gives a path on a disk of this machine to write to; at the end the content is the file's, whole.

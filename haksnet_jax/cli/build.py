@@ -11,6 +11,7 @@ labels) for each split, or images/SPLIT and labels/SPLIT. `haksnet build NAME` w
 release comes from and how it lies.
 """
 
+import argparse
 import sys
 
 from haksnet_jax.cli import terminal
@@ -22,7 +23,7 @@ DATA_SETS = ("dior_r", "fair1m", "hrsc2016", "hrsid", "ssdd")
 def add_arguments(parser):
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
-    add("name", nargs="?", choices=DATA_SETS, metavar="NAME", help=f"{', '.join(DATA_SETS)}; none: one's own folders")
+    add("name", nargs="?", type=_data_set, metavar="NAME", help=f"{', '.join(DATA_SETS)}; none: one's own folders")
     add("--source", metavar="DIR", help="folder of the unpacked download, or one with a folder for each split")
     terminal.add_list(parser, "--images", default=[], help="instead of --source: folders of images, one a split")
     terminal.add_list(parser, "--labels", default=[], help="their labels, one a split; none: no labels")
@@ -39,6 +40,16 @@ def add_arguments(parser):
 
     image_settings.add_options(parser)
     add("--as-dota", action="store_true", help="write folders in DOTA's format instead of records")
+
+
+def _data_set(name):
+    if name in DATA_SETS:
+        return name
+    elsewhere = "DOTA is cut by `haksnet split`, and its tiles are built with --source; " if "dota" in name else ""
+    raise argparse.ArgumentTypeError(
+        f"expected one of {', '.join(DATA_SETS)}, got {name!r}; {elsewhere}other sets need no building, or are folders "
+        "of one's own (docs/own_data.md)"
+    )
 
 
 def run(arguments):

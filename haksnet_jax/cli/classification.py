@@ -32,8 +32,7 @@ def predict(arguments):
     if not arguments.images or arguments.before or arguments.after:
         raise UserError(f"{arguments.checkpoint} classifies images: name them with --images=PATH")
     paths, _ = find_images(arguments.images)
-    folder = pathlib.Path(arguments.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.output_folder(arguments.output)
     devices.enable_compilation_cache()
     classifier = image_classifier.load(
         arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size
@@ -48,6 +47,8 @@ def predict(arguments):
             failed.append(path)
             text = str(error)
             print(f"error: {text if str(path) in text else f'{path}: {text}'}", file=sys.stderr, flush=True)
+        if not found:
+            raise UserError(f"none of {counted(len(paths), 'image')} could be used, so there is no result")
         _write(folder, found, classifier.class_names)
         if arguments.drawings and found:
             _draw(folder / "sheet.jpg", found[:_SHEET])
@@ -89,7 +90,7 @@ def _draw(path, found):
 
 def evaluate(arguments):
     """Scores a classifier on labelled images. Args: arguments, of `cli.evaluate`. Returns: exit status."""
-    if arguments.labels or arguments.predictions:
+    if arguments.labels or arguments.predictions or arguments.masks or arguments.before or arguments.after:
         raise UserError("a classifier's labels are the folders of its images: --images=DIR with one folder a class")
     devices.enable_compilation_cache()
     classifier = image_classifier.load(arguments.checkpoint, precision=arguments.precision)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+import traceback
 import types
 
 from haksnet_jax.cli import terminal
@@ -120,9 +121,24 @@ def load(name):
         raise UserError(f"--config={name}: line {error.lineno} is no Python: {error.msg}") from error
     except ImportError as error:
         raise UserError(f"--config={name}: {error}") from error
+    except Exception as error:  # (what the user wrote raises what it likes)
+        raise _raised(name, path, error) from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={name}: expected a function get_config() in it, as in {FOLDER / 'folder.py'}")
-    return module.get_config().lock()
+    try:
+        return module.get_config().lock()
+    except Exception as error:
+        raise _raised(name, path, error) from error
+
+
+def _raised(name, path, error):
+    """UserError that says where a configuration failed. Args: name, as given; path, of its file; error."""
+    if isinstance(error, UserError):
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if os.path.realpath(frame.filename) == os.path.realpath(path)]
+    where = f" in line {lines[-1]}" if lines else ""
+    return UserError(f"--config={name}: it fails{where} ({type(error).__name__}: {error}); mend it there")
 
 
 def _let_configs_be_imported():
@@ -152,6 +168,8 @@ def assign(config, key, text):
     Raises:
       UserError: there is no such setting, or the text is no value of its type.
     """
+    if not key:
+        raise UserError(f"--set: expected KEY=VALUE, got '={text}'")
     *groups, last = key.split(".")
     group = config
     for name in groups:

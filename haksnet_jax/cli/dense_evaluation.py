@@ -18,11 +18,14 @@ _FOLDERS = {
 }
 
 
+_GIVEN = ("images", "masks", "before", "after", "labels")
+
+
 def open_source(arguments, checkpoint, predictor):
     """The labelled examples that a command's arguments name, and the classes that means leave out.
 
     Args:
-      arguments: with images, masks, before, after and split.
+      arguments: with images, masks, before, after, labels and split.
       checkpoint: of the predictor; what its run was validated on is taken where no folder is named.
       predictor: DensePredictor.
 
@@ -36,15 +39,23 @@ def open_source(arguments, checkpoint, predictor):
             "the folder of a run, or one of its checkpoints"
         )
     given = {option: getattr(arguments, option) for option, _ in _FOLDERS[predictor.task]}
-    if any(given.values()) and not all(given.values()):
-        raise UserError("expected all of " + ", ".join(f"--{option}" for option in given) + ", or none of them")
+    missing = [f"--{option}" for option, value in given.items() if not value]
+    if arguments.labels or (any(given.values()) and missing):
+        wanted = " and ".join(f"--{option}=DIR" for option in given)
+        raise UserError(
+            f"{checkpoint} is a model of {predictor.task}: expected {wanted}, or none of them for what its run was "
+            f"validated on; got {', '.join(f'--{name}' for name in _GIVEN if getattr(arguments, name))}"
+        )
     config = ml_collections.ConfigDict(settings)
     split = arguments.split
     if split not in ("train", "val"):
         raise UserError(f"--split: a run has the splits train and val, got {split!r}")
     if all(given.values()):  # (absolute, so that they lie not in data.root, where the palette is looked for)
-        for option, key in _FOLDERS[predictor.task]:
-            config.data[split][key] = str(files.absolute(given[option]))
+        folders = {key: str(files.absolute(given[option])) for option, key in _FOLDERS[predictor.task]}
+        if config.data.kind == "folder":
+            config.data[split].update(folders)
+        else:  # generated scenes, whose masks hold the numbers of the classes
+            config.data.kind, config.data[split] = "folder", folders
     return tasks.of(config).open_source(config, split), tuple(config.evaluation.left_out)
 
 

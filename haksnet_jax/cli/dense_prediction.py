@@ -92,9 +92,9 @@ def predict(arguments):
     from haksnet_jax.distributed import mesh as devices
     from haksnet_jax.inference.images import find_images
 
-    folder = pathlib.Path(arguments.output)
-    if files.is_bucket(arguments.output):
-        raise UserError(f"--output={arguments.output} is in a bucket: name a folder on a disk, and copy it from there")
+    folder = files.output_folder(arguments.output)
+    if arguments.polygons and not map_files.has_rasterio():
+        raise UserError("--polygons needs rasterio: pip install rasterio")
     devices.enable_compilation_cache()
     predictor = dense_predictor.load(
         arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size
@@ -116,7 +116,6 @@ def predict(arguments):
         flip=arguments.flip,
         turns=arguments.turns,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     with files.held(folder):
         try:
             return _predict(arguments, predictor, settings, sources, folder, started)
@@ -154,6 +153,8 @@ def _predict(arguments, predictor, settings, sources, folder, started):
     files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in predictor.class_names))
     files.write_text(folder / "areas.json", json.dumps({"images": results}, indent=1, ensure_ascii=False) + "\n")
     _tell_areas(results, predictor, say)
+    if not results:
+        raise UserError(f"none of {counted(len(sources), 'image')} could be used, so there is no result")
     say(f"{len(results)} of {len(sources)} done in {time.monotonic() - started:.1f} s")
     print(folder / "maps")
     return 1 if failed else 0
@@ -207,8 +208,6 @@ def _finish(item, arguments, predictor, folder, say):
         (folder / "overlays").mkdir(exist_ok=True)
         visualize.write_image(folder / "overlays" / f"{item.name}.jpg", _overlay(item, predictor))
     if arguments.polygons:
-        if not map_files.has_rasterio():
-            raise UserError("--polygons needs rasterio: pip install rasterio")
         (folder / "polygons").mkdir(exist_ok=True)
         written, left_out = map_files.write_polygons(
             folder / "polygons" / f"{item.name}.geojson", item.target, predictor.class_names,

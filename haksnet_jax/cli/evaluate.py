@@ -77,6 +77,12 @@ def run(arguments):
         arguments.images = demo.or_path(arguments.images, demo.IMAGES)
     if arguments.labels:
         arguments.labels = demo.or_path(arguments.labels, demo.LABELS)
+    from haksnet_jax import files
+
+    if arguments.json:
+        files.require_writable(arguments.json, "--json")
+    if arguments.output:
+        files.output_folder(arguments.output)
     if arguments.checkpoint:
         from haksnet_jax.weights import model_folder
 
@@ -89,6 +95,12 @@ def run(arguments):
             from haksnet_jax.cli import dense_evaluation
 
             return dense_evaluation.run(arguments)
+    if arguments.masks or arguments.before or arguments.after:
+        raise terminal.UsageError(
+            "--masks, --before and --after are of segmenters and change detectors; a detector is scored with --labels"
+        )
+    if arguments.images and arguments.split != "val":
+        raise terminal.UsageError("--split belongs to --dataset and to the run's own data, not to --images")
     from haksnet_jax.cli import evaluation
     from haksnet_jax.images import settings as image_settings
 

@@ -128,7 +128,7 @@ def _image_settings(given, paths, of_model):
     given = image_settings.merged(given, of_model)
     if given.num_channels != of_model.num_channels:
         raise UserError(
-            f"--bands names {given.num_channels} bands and the model was trained on {of_model.num_channels} "
+            f"--bands names {counted(given.num_channels, 'band')} and the model was trained on {of_model.num_channels} "
             f"({image_settings.told(of_model)})"
         )
     settings = scaling.for_images(paths, given)

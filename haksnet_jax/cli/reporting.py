@@ -35,10 +35,7 @@ def write(arguments):
     """
     sources = [source for source in (arguments.checkpoint or arguments.predictions, arguments.compare) if source]
     task = _task_of_all(sources) if arguments.checkpoint else "detection"
-    try:
-        files.absolute(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {arguments.output}: {error.strerror}") from error
+    files.require_writable(arguments.output, "--output")
     if task == "detection":
         return _write_detection(arguments, sources)
     _refuse(arguments, task)

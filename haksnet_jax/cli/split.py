@@ -8,6 +8,7 @@ line. A command that was stopped goes on where it ended when it is given again.
 """
 
 import itertools
+import os
 import pathlib
 import sys
 import time
@@ -69,6 +70,9 @@ def run(arguments):
             f"expected --tile above --overlap and --rates above 0, got tile {parameters.tile}, "
             f"overlap {parameters.overlap}, rates {', '.join(f'{rate:g}' for rate in parameters.rates)}"
         )
+    for folder in arguments.images:
+        if os.path.realpath(arguments.output) == os.path.realpath(folder):
+            raise terminal.UsageError(f"--output={arguments.output} is the folder of the images: name another one")
     try:
         summary = splitting.split(
             arguments.images,

@@ -94,8 +94,9 @@ class Parser(argparse.ArgumentParser):
             else:
                 spelled = name if name in options else name.replace("_", "-")
                 if spelled not in options:
-                    near = difflib.get_close_matches(spelled, options, n=1, cutoff=0.6)
-                    meant = f"; meant is {near[0]}?" if near else ""
+                    known = [option.lstrip("-") for option in options if option.startswith("--")]
+                    near = difflib.get_close_matches(spelled.lstrip("-"), known, n=1, cutoff=0.7)
+                    meant = f"; meant is --{near[0]}?" if near else ""
                     self.error(f"unknown option {name}{meant}")
                 yield f"{spelled}{equals}{value}"
 

@@ -47,6 +47,7 @@ def add_arguments(parser):
 def run(arguments):
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     config = configuration.of(arguments)
+    _require_data(config)
     _require_writable(arguments.workdir)
     from haksnet_jax import main
 
@@ -59,6 +60,21 @@ def run(arguments):
         join_timeout=arguments.join_timeout,
         join_token=arguments.join_token,
         resume=arguments.resume,
+    )
+
+
+def _require_data(config):
+    """Finds out before JAX is started whether there is the folder that `data.root` names."""
+    from haksnet_jax import files
+    from haksnet_jax.errors import UserError
+
+    root = config.data.get("root", "") if "data" in config else ""
+    if not root or config.data.get("kind") != "folder" or files.is_bucket(root) or os.path.isdir(root):
+        return
+    what = "is a file" if os.path.exists(root) else "there is no such folder"
+    raise UserError(
+        f"data.root={root}: {what}, looked for from {os.getcwd()}; name the folder that holds the data: "
+        "--set data.root=DIR"
     )
 
 

@@ -72,6 +72,10 @@ def run(arguments):
             )
         return _run_class_folders(arguments)
     class_names = classes.read_class_names(arguments.classes) if arguments.classes else None
+    if arguments.sheet:
+        _require_picture(arguments.sheet)
+    if arguments.masks and arguments.labels:
+        raise terminal.UsageError("--labels and --masks: expected one of them, objects or classes of pixels")
     if arguments.masks:
         return _run_masks(arguments, class_names)
     if not arguments.images or arguments.before or arguments.after:
@@ -109,6 +113,16 @@ def run(arguments):
     for reason, count in shown.most_common():
         print(f"{count:7d}  {reason}{'  (something would be lost)' if reason in lost else ''}")
     return 1 if report.lost else 0
+
+
+def _require_picture(path):
+    """Finds out before the work whether the sheet can be written."""
+    from haksnet_jax import files
+    from haksnet_jax.errors import UserError
+
+    if not path.lower().endswith((".png", ".jpg", ".jpeg")):
+        raise UserError(f"--sheet={path}: expected a name that ends in .png or .jpg")
+    files.require_writable(path, "--sheet")
 
 
 def _keep(arguments):

@@ -47,7 +47,10 @@ def _files_of(folder, what, extensions):
     if files.is_bucket(folder):
         raise UserError(f"{folder} is in a bucket, and images are read from disks: mount or copy it, and name that")
     if not folder.is_dir():
-        raise UserError(f"the folder of {what} {folder} does not exist")
+        raise UserError(
+            f"the folder of {what} {folder} does not exist, looked for from {os.getcwd()}: name it, in training with "
+            "--set data.root=DIR and the folders of data.train and data.val"
+        )
     found = {}
     for name in sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")):
         stem, extension = os.path.splitext(name)

@@ -154,7 +154,7 @@ class FolderSource:
             require_read(self.problems)
             first = next(iter(paths))
             raise UserError(
-                f"{labels_dir} holds no labels for any of the {len(paths)} images of {images_dir}; "
+                f"{labels_dir} holds no labels for any of the {counted(len(paths), 'image')} of {images_dir}; "
                 f"expected for example {first}.txt"
             )
         return label_set

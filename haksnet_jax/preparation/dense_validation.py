@@ -106,7 +106,8 @@ def validate_pairs(before_dir, after_dir, masks_dir, *, settings=DEFAULT, decode
 def _files(folder, extensions):
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
+        what = "expected a folder, found a file" if folder.exists() else "there is no such folder"
+        raise UserError(f"{folder}: {what}")
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     found, twice = {}, []
     for name in names:

@@ -178,10 +178,7 @@ def split(
         "rates": list(parameters.rates),
         "image_settings": image_settings.to_json(parameters.images),
     }
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SplitError(f"Cannot make the output folder {output}: {error.strerror} ({error.filename}).") from None
+    files.output_folder(output)
     with files.held(output):
         folder = split_output.OutputFolder(output, settings)
         run = _Run(folder, jobs, problems, progress)

@@ -39,17 +39,7 @@ def prepare(folder):
     Raises:
       UserError: it cannot.
     """
-    if files.is_bucket(folder):
-        raise UserError(f"--output={folder} is in a bucket: name a folder on a disk, and copy it from there")
-    folder = pathlib.Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to --output={folder}: {error.strerror}") from error
-    return folder
+    return files.output_folder(folder)
 
 
 def require_finished(predictions):

@@ -50,8 +50,8 @@ def prepared(config):
       UserError: no such file, or a value that cannot be used.
     """
     config = _with_class_names(config)
-    if any(side % 32 for side in config.data.image_size):
-        raise UserError(f"data.image_size: expected multiples of 32, got {tuple(config.data.image_size)}")
+    if any(side % 32 or side <= 0 for side in config.data.image_size):
+        raise UserError(f"data.image_size: expected multiples of 32 above 0, got {tuple(config.data.image_size)}")
     unknown = set(config.augment.quarter_turn_classes) - set(config.data.class_names)
     if unknown:
         raise UserError(f"augment.quarter_turn_classes: {', '.join(sorted(unknown))} not among data.class_names")

@@ -234,7 +234,13 @@ def _images(path):
 def _labels(path):
     from haksnet_jax.labels import dota, label_set
 
-    form = label_set.recognise_format(path)
+    try:
+        form = label_set.recognise_format(path)
+    except UserError as error:
+        raise UserError(
+            f"{path}: not recognised as labels of objects; expected one of the formats "
+            f"{', '.join(label_set.FORMATS[1:])}, or a run, a model, an image or a folder of them"
+        ) from error
     facts = {"what": f"labels, {'DOTA text' if form == 'dota' else form}"}
     if form != "dota":
         facts["next"] = f"haksnet validate --images=DIR --labels={path} --format={form}"

@@ -170,6 +170,9 @@ def _check(config, mesh):
     for name in ("batch_size_per_device", "accumulate_steps", "log_every"):
         if config[name] < 1:
             raise UserError(f"{name}: expected at least 1, got {config[name]}")
+    for name in ("num_steps", "num_epochs"):
+        if config[name] is not None and config[name] < 0:
+            raise UserError(f"{name}: expected a number above 0, got {config[name]}")
     for name in ("checkpoint_every", "eval_every"):
         if config[name] is not None and config[name] < 0:
             raise UserError(f"{name}: expected a number of steps, or 0 for never, got {config[name]}")

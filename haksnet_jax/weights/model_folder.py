@@ -188,6 +188,13 @@ def resolve(directory):
       CheckpointError: there is none.
     """
     if is_file_of_weights(directory):
+        path = pathlib.Path(str(directory))
+        if path.suffix not in _WEIGHT_FILES:
+            meant = next((f" (meant is {place}?)" for place in path.parents if (place / MODEL_FILE).exists()), "")
+            raise CheckpointError(
+                f"{directory} is a file, expected the folder of a checkpoint{meant}: a run's folder, one of its "
+                "checkpoints, or a model that `haksnet convert` wrote"
+            )
         raise CheckpointError(
             f"{directory} is a file, expected the folder of a checkpoint: make one of it with "
             f"`haksnet convert --input={directory} --output=DIR`"

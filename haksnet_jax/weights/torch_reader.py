@@ -48,7 +48,10 @@ def read_checkpoint(path, *, max_bytes=MAX_BYTES):
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, expected a file of torch.save or safetensors")
+        raise CheckpointError(
+            f"{path} is a folder, expected a file of torch.save or safetensors; the folder of a checkpoint is used as "
+            "it is, or written for other programs with --to=FILE"
+        )
     if path.exists() and not path.is_file():  # opening a pipe would wait for ever
         raise CheckpointError(f"{path} is not a regular file")
     try:

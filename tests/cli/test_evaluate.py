@@ -169,7 +169,7 @@ def test_outputs_that_cannot_be_written_are_one_sentence(data, capsys):
         status, _, err = run(
             capsys, f"--predictions={data / 'task1'}", f"--labels={data / 'labels'}", f"{flag}={data / 'file' / 'x'}"
         )
-        assert status == 1 and err == f"error: cannot write {data / 'file' / 'x'}: File exists\n"
+        assert status == 1 and f"{flag}={data / 'file'}" in err and "a file has this name" in err
 
 
 def test_a_checkpoints_worst_images_are_drawn(data):

@@ -58,7 +58,9 @@ def split_folders(source):
         beside = source / "labels" / folder.name
         found[folder.name] = (folder, beside if beside.is_dir() else None)
     if not found:
-        raise records.DataError(f"Expected folders like {source / 'train' / 'images'}, found none.\n{FOLDER_HELP}")
+        raise records.DataError(
+            f"Expected folders like {source / 'train' / 'images'}, found none: name folders with --images and --labels."
+        )
     return found
 
 

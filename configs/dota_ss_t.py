@@ -18,6 +18,7 @@ from haksnet_jax.models.oriented_rcnn import BoxSettings
 from haksnet_jax.models.roi_head import DetectionSettings
 from haksnet_jax.models.rpn import ProposalSettings
 from haksnet_jax.pipeline.detection_rows import Augment
+from haksnet_jax.training.optimizer import OptimizerSettings
 
 
 def get_config():
@@ -79,21 +80,7 @@ def get_config():
 
     config.augment = ml_collections.ConfigDict(Augment(quarter_turn_classes=("storage-tank", "roundabout"))._asdict())
 
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.learning_rate = 1e-4  # for reference_batch images a step
-    config.optimizer.reference_batch = 16  # upstream: 8 GPUs x 2
-    config.optimizer.lr_scaling = "linear"  # linear, sqrt or none
-    config.optimizer.max_lr = 1e-3  # what scaling may reach at most
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.betas = (0.9, 0.999)
-    config.optimizer.clip_norm = 35.0
-    config.optimizer.schedule = "step"  # step or cosine
-    config.optimizer.drop_epochs = (8, 11)  # upstream: step
-    config.optimizer.drop_factor = 0.1
-    config.optimizer.final_ratio = 0.0  # of a cosine schedule
-    config.optimizer.warmup_steps = 500
-    config.optimizer.warmup_ratio = 1 / 3
-    config.optimizer.max_warmup_fraction = 0.1  # of the run
+    config.optimizer = ml_collections.ConfigDict(OptimizerSettings()._asdict())
 
     config.boxes = ml_collections.ConfigDict(BoxSettings()._asdict())  # kept with the model
     config.loss = ml_collections.ConfigDict(LossSettings()._asdict())

@@ -17,6 +17,7 @@ from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.labels.imagenet import CLASSES
 from haksnet_jax.models.classification_loss import Mixing
 from haksnet_jax.pipeline.classification_transforms import Augment
+from haksnet_jax.training.optimizer import OptimizerSettings
 
 
 def get_config():
@@ -73,22 +74,17 @@ def get_config():
     config.augment = ml_collections.ConfigDict(Augment(rand_augment_magnitude=9.0)._asdict())
     config.mixing = ml_collections.ConfigDict(Mixing()._asdict())
 
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.learning_rate = 1e-3  # for reference_batch images a step
+    config.optimizer = ml_collections.ConfigDict(OptimizerSettings()._asdict())
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.reference_batch = 1024
-    config.optimizer.lr_scaling = "linear"  # linear, sqrt or none
-    config.optimizer.max_lr = 4e-3  # what scaling may reach at most
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.decay_kernels_alone = True  # none on biases, norms and layer scales
-    config.optimizer.betas = (0.9, 0.999)
+    config.optimizer.max_lr = 4e-3
+    config.optimizer.decay_kernels_alone = True
     config.optimizer.clip_norm = 1e6  # the recipe clips nothing
-    config.optimizer.schedule = "cosine"  # step or cosine
+    config.optimizer.schedule = "cosine"
     config.optimizer.drop_epochs = ()
-    config.optimizer.drop_factor = 0.1
     config.optimizer.final_ratio = 1e-3  # to 1e-6
     config.optimizer.warmup_steps = 6256  # 5 epochs of 1,024 images
     config.optimizer.warmup_ratio = 1e-3  # from 1e-6
-    config.optimizer.max_warmup_fraction = 0.1  # of the run
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.protocol = "centre crop of 0.875, top-1 and top-5 on the validation set"

@@ -14,6 +14,7 @@ import ml_collections
 from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.models.dense_loss import LossSettings
 from haksnet_jax.pipeline.dense_transforms import Augment
+from haksnet_jax.training.optimizer import OptimizerSettings
 
 
 def get_config():
@@ -75,21 +76,15 @@ def get_config():
     config.augment = ml_collections.ConfigDict(Augment()._asdict())
     config.loss = ml_collections.ConfigDict(LossSettings()._asdict())
 
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.learning_rate = 1e-3  # for reference_batch images a step
-    config.optimizer.reference_batch = 16
-    config.optimizer.lr_scaling = "sqrt"  # linear, sqrt or none
-    config.optimizer.max_lr = 4e-3  # what scaling may reach at most
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.betas = (0.9, 0.999)
+    config.optimizer = ml_collections.ConfigDict(OptimizerSettings()._asdict())
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.lr_scaling = "sqrt"
+    config.optimizer.max_lr = 4e-3
     config.optimizer.clip_norm = 5.0
-    config.optimizer.schedule = "cosine"  # step or cosine
+    config.optimizer.schedule = "cosine"
     config.optimizer.drop_epochs = ()
-    config.optimizer.drop_factor = 0.1
-    config.optimizer.final_ratio = 0.0  # of a cosine schedule
     config.optimizer.warmup_steps = 300
     config.optimizer.warmup_ratio = 0.01
-    config.optimizer.max_warmup_fraction = 0.1  # of the run
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.protocol = "whole images in blended windows"  # what the figures are of, for the result card

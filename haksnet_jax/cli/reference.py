@@ -59,12 +59,13 @@ def _command(command, summary):
 
 def _settings(text, module):
     """Yields (key, value, meaning) of the lines of a configuration that set a value, or a section of settings."""
-    config = module.get_config()
+    config, sections = module.get_config(), set()
     for line in text.splitlines():
         match = _SETTING.match(line)
-        if not match or "ConfigDict()" in match[2]:
+        if not match or "ConfigDict()" in match[2] or match[1].split(".")[0] in sections:
             continue
         kinds = re.findall(r"\b([A-Z]\w+)\(", match[2]) if "_asdict()" in match[2] else ()
+        sections |= {match[1]} if kinds else set()  # whose further lines change values that are told already
         for name in kinds:
             if name != "ConfigDict":
                 yield from _fields(match[1], getattr(module, name), config[match[1]])

@@ -1,7 +1,7 @@
 """Learning rate over the steps, gradient clipping and AdamW, as upstream's recipe has them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,6 +12,27 @@ from ml_collections import ConfigDict
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.pipeline import loader
+from haksnet_jax.tasks import settings as sections
+
+
+class OptimizerSettings(NamedTuple):
+    """Learning rate over the run, clipping and AdamW; upstream's detection recipe."""
+
+    learning_rate: float = 1e-4  # for reference_batch images a step
+    reference_batch: int = 16  # images a step; of upstream's detection 8 GPUs x 2
+    lr_scaling: str = "linear"  # linear, sqrt or none
+    max_lr: float = 1e-3  # what scaling may reach at most
+    weight_decay: float = 0.05  # share of a parameter that goes each step, times the learning rate
+    decay_kernels_alone: bool = False  # no decay of biases, norms and layer scales; upstream's detection decays all
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of the two moments
+    clip_norm: float = 35.0  # largest L2 norm over all gradients
+    schedule: str = "step"  # step or cosine
+    drop_epochs: tuple[float, ...] = (8, 11)  # from 0, at whose start a step schedule drops
+    drop_factor: float = 0.1  # of each drop
+    final_ratio: float = 0.0  # of a cosine schedule: its end, as a share of the learning rate
+    warmup_steps: int = 500  # of a linear warm-up
+    warmup_ratio: float = 1 / 3  # share of the learning rate at step 0
+    max_warmup_fraction: float = 0.1  # of the run, to which the warm-up is shortened
 
 
 def scaled_learning_rate(
@@ -51,32 +72,16 @@ def scaled_learning_rate(
 
 
 def learning_rate_schedule(
-    peak: float,
-    *,
-    num_steps: int,
-    steps_per_epoch: int,
-    schedule: str,
-    drop_epochs: Sequence[float] = (),
-    drop_factor: float = 0.1,
-    warmup_steps: int = 500,
-    warmup_ratio: float = 1 / 3,
-    max_warmup_fraction: float = 0.1,
-    final_ratio: float = 0.0,
+    settings: OptimizerSettings, peak: float, *, num_steps: int, steps_per_epoch: int
 ) -> tuple[Callable[[int], float], int]:
     """Learning rate of each step (0-based).
 
     Args:
+      settings: OptimizerSettings. The schedule "step" multiplies by `drop_factor` at each of `drop_epochs`, "cosine"
+        goes down to `final_ratio * peak` at the end.
       peak: learning rate after the warm-up.
       num_steps: length of the run.
       steps_per_epoch: to turn epochs into steps.
-      schedule: "step" (multiplied by `drop_factor` at each of `drop_epochs`) or "cosine" (down to
-        `final_ratio * peak` at the end).
-      drop_epochs: epochs, 0-based, at whose start a "step" schedule drops.
-      drop_factor: see `schedule`.
-      warmup_steps: linear warm-up, shortened to `max_warmup_fraction` of the run.
-      warmup_ratio: share of the learning rate at step 0.
-      max_warmup_fraction: see `warmup_steps`.
-      final_ratio: see `schedule`.
 
     Returns:
       (step -> learning rate, the warm-up's length in steps).
@@ -84,26 +89,27 @@ def learning_rate_schedule(
     Raises:
       UserError: unknown schedule.
     """
-    warmup = min(warmup_steps, int(max_warmup_fraction * num_steps))
-    if schedule == "step":
-        drops = [round(epoch * steps_per_epoch) for epoch in drop_epochs]
+    warmup = min(settings.warmup_steps, int(settings.max_warmup_fraction * num_steps))
+    if settings.schedule == "step":
+        drops = [round(epoch * steps_per_epoch) for epoch in settings.drop_epochs]
 
         def regular(step):
-            return peak * drop_factor ** sum(step >= drop for drop in drops)
+            return peak * settings.drop_factor ** sum(step >= drop for drop in drops)
 
-    elif schedule == "cosine":
+    elif settings.schedule == "cosine":
+        final_ratio = settings.final_ratio
 
         def regular(step):
             progress = min(max((step - warmup) / max(num_steps - warmup, 1), 0.0), 1.0)
             return peak * (final_ratio + (1.0 - final_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     else:
-        raise UserError(f"optimizer.schedule: expected step or cosine, got {schedule!r}")
+        raise UserError(f"optimizer.schedule: expected step or cosine, got {settings.schedule!r}")
 
     def learning_rate(step):
         # The warm-up scales whatever the schedule says, as upstream's does.
         share = min(step / warmup, 1.0) if warmup else 1.0
-        return regular(step) * (1.0 - (1.0 - share) * (1.0 - warmup_ratio))
+        return regular(step) * (1.0 - (1.0 - share) * (1.0 - settings.warmup_ratio))
 
     return learning_rate, warmup
 
@@ -138,24 +144,21 @@ def is_kernel(params):
     return jax.tree_util.tree_map_with_path(named_kernel, params)
 
 
-def make_optimizer(*, weight_decay=0.05, betas=(0.9, 0.999), epsilon=1e-8, clip_norm=35.0, decay_kernels_alone=False):
+def make_optimizer(settings: OptimizerSettings, *, epsilon: float = 1e-8) -> optax.GradientTransformation:
     """Gradient clipping, then AdamW with decoupled weight decay.
 
     Args:
-      weight_decay: share of a parameter that goes each step, times the learning rate.
-      betas: decay of the two moments.
+      settings: OptimizerSettings.
       epsilon: added to the root of the second moment.
-      clip_norm: largest L2 norm over all gradients.
-      decay_kernels_alone: weight decay on kernels only; False: on every parameter, as upstream's detection has it.
 
     Returns:
       optax.GradientTransformation. Its updates are to be taken off the parameters times the learning rate, which is
       not part of it: parameter - learning_rate * update.
     """
     return optax.chain(
-        clip_by_global_norm(clip_norm),
-        optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=epsilon),
-        optax.add_decayed_weights(weight_decay, mask=is_kernel if decay_kernels_alone else None),
+        clip_by_global_norm(settings.clip_norm),
+        optax.scale_by_adam(b1=settings.betas[0], b2=settings.betas[1], eps=epsilon),
+        optax.add_decayed_weights(settings.weight_decay, mask=is_kernel if settings.decay_kernels_alone else None),
     )
 
 
@@ -181,7 +184,7 @@ class RunLength(NamedTuple):
 
 def run_length(config: ConfigDict, num_images: int, global_batch: int) -> RunLength:
     """The length and learning rates of an experiment. Args: config; num_images, 0: unknown; global_batch."""
-    settings = config.optimizer
+    settings = settings_of(config)
     peak = scaled_learning_rate(
         settings.learning_rate,
         global_batch=global_batch,
@@ -191,19 +194,15 @@ def run_length(config: ConfigDict, num_images: int, global_batch: int) -> RunLen
     )
     steps_per_epoch = loader.steps_per_epoch(num_images, global_batch)
     num_steps = config.num_steps or config.num_epochs * steps_per_epoch
-    names = ("schedule", "drop_epochs", "drop_factor", "final_ratio", "warmup_steps", "warmup_ratio")
     learning_rate, warmup_steps = learning_rate_schedule(
-        peak,
-        num_steps=num_steps,
-        steps_per_epoch=steps_per_epoch,
-        **{name: settings[name] for name in (*names, "max_warmup_fraction")},
+        settings, peak, num_steps=num_steps, steps_per_epoch=steps_per_epoch
     )
     return RunLength(global_batch, steps_per_epoch, num_steps, peak, warmup_steps, learning_rate)
 
 
 def describe_schedule(config: ConfigDict, length: RunLength) -> str:
     """What the learning rate does after the warm-up, in words. Args: config; length, RunLength."""
-    settings = config.optimizer
+    settings = settings_of(config)
     if settings.schedule == "cosine":
         return f"a cosine to {settings.final_ratio * length.peak:.3g} at step {length.num_steps}"
     drops = [round(epoch * length.steps_per_epoch) for epoch in settings.drop_epochs]
@@ -213,10 +212,9 @@ def describe_schedule(config: ConfigDict, length: RunLength) -> str:
 
 def of_config(config: ConfigDict) -> optax.GradientTransformation:
     """The optax.GradientTransformation of an experiment."""
-    settings = config.optimizer
-    return make_optimizer(
-        weight_decay=settings.weight_decay,
-        betas=tuple(settings.betas),
-        clip_norm=settings.clip_norm,
-        decay_kernels_alone=settings.get("decay_kernels_alone", False),
-    )
+    return make_optimizer(settings_of(config))
+
+
+def settings_of(config: ConfigDict) -> OptimizerSettings:
+    """The settings in `config.optimizer`. Raises: UserError, a key that there is not."""
+    return sections.read(config, "optimizer", OptimizerSettings)

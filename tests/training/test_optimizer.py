@@ -7,21 +7,24 @@ import pytest
 from reference_weights import make_input
 
 from haksnet_jax.training import optimizer
+from haksnet_jax.training.optimizer import OptimizerSettings
 
 
 @pytest.mark.parametrize("run", ["130", "700"])
 def test_learning_rate_follows_the_recorded_schedule(golden, run):
     manifest = golden("lr_schedule").manifest
     recorded = manifest["runs"][run]
-    rate, warmup = optimizer.learning_rate_schedule(
-        manifest["base_lr"],
-        num_steps=recorded["iters_per_epoch"] * recorded["epochs"],
-        steps_per_epoch=recorded["iters_per_epoch"],
-        schedule="step",
+    settings = OptimizerSettings(
         drop_epochs=manifest["lr_config"]["step"],
         warmup_steps=manifest["lr_config"]["warmup_iters"],
         warmup_ratio=manifest["lr_config"]["warmup_ratio"],
         max_warmup_fraction=1.0,  # the reference knows no such limit
+    )
+    rate, warmup = optimizer.learning_rate_schedule(
+        settings,
+        manifest["base_lr"],
+        num_steps=recorded["iters_per_epoch"] * recorded["epochs"],
+        steps_per_epoch=recorded["iters_per_epoch"],
     )
     assert warmup == 500
     steps = np.array([int(step) for step in recorded["lr"]])
@@ -30,20 +33,21 @@ def test_learning_rate_follows_the_recorded_schedule(golden, run):
 
 
 def test_warm_up_is_shortened_in_a_short_run():
-    _, warmup = optimizer.learning_rate_schedule(1.0, num_steps=100, steps_per_epoch=10, schedule="cosine")
+    _, warmup = optimizer.learning_rate_schedule(
+        OptimizerSettings(schedule="cosine"), 1.0, num_steps=100, steps_per_epoch=10
+    )
     assert warmup == 10
 
 
 def test_cosine_schedule_ends_at_its_final_ratio():
-    rate, _ = optimizer.learning_rate_schedule(
-        2.0, num_steps=100, steps_per_epoch=10, schedule="cosine", warmup_steps=0, final_ratio=0.25
-    )
+    settings = OptimizerSettings(schedule="cosine", warmup_steps=0, final_ratio=0.25)
+    rate, _ = optimizer.learning_rate_schedule(settings, 2.0, num_steps=100, steps_per_epoch=10)
     np.testing.assert_allclose([float(rate(0)), float(rate(50)), float(rate(100))], [2.0, 1.25, 0.5], rtol=1e-6)
 
 
 def test_unknown_schedule_is_named():
     with pytest.raises(ValueError, match=r"optimizer\.schedule: expected step or cosine, got 'poly'"):
-        optimizer.learning_rate_schedule(1.0, num_steps=10, steps_per_epoch=1, schedule="poly")
+        optimizer.learning_rate_schedule(OptimizerSettings(schedule="poly"), 1.0, num_steps=10, steps_per_epoch=1)
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [("linear", 2e-4), ("sqrt", 1e-4 * 2**0.5), ("none", 1e-4)])
@@ -60,7 +64,7 @@ def test_scaled_learning_rate_is_held_at_the_ceiling():
 def test_eight_steps_equal_the_recorded_ones(golden):
     fixture = golden("optimizer_adamw")
     manifest = fixture.manifest
-    tx = optimizer.make_optimizer()
+    tx = optimizer.make_optimizer(OptimizerSettings())
     params = [jnp.asarray(fixture[f"start/{i}"]) for i in range(3)]
     state = tx.init(params)
     for step, scale in enumerate(manifest["scale"]):

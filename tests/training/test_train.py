@@ -93,7 +93,7 @@ def _batch(num_images, seed=0):
 
 
 def _stepper(config, mesh):
-    tx = optimizer.make_optimizer(clip_norm=config.optimizer.clip_norm)
+    tx = optimizer.make_optimizer(optimizer.OptimizerSettings(clip_norm=config.optimizer.clip_norm))
     graph, state = new_state(config, tx, mesh)
     return make_train_step(graph, tx, mesh, detection.loss(config), ema_decay=config.ema_decay), state
 
@@ -189,7 +189,7 @@ def test_four_devices_that_share_the_state_take_the_same_step_as_one(stepper, mo
 def test_micro_batches_add_up_to_their_mean():
     mesh = devices.data_mesh(jax.devices()[:1])
     config = tiny_config(accumulate_steps=2)
-    tx = optimizer.make_optimizer(weight_decay=0.05, betas=(0.9, 0.999), clip_norm=35.0)
+    tx = optimizer.make_optimizer(optimizer.OptimizerSettings(weight_decay=0.05, betas=(0.9, 0.999), clip_norm=35.0))
     graph, state = new_state(config, tx, mesh)
     loss = detection.loss(config)
     halves = _batch(2, seed=1), _batch(2, seed=2)
@@ -292,7 +292,7 @@ def test_a_run_in_a_bucket_is_evaluated_resumed_and_loaded(tmp_path):
 def _save_model(folder, **changes):
     """Saves the model of a new run. Returns: its arrays, what is known about it."""
     config = tiny_config(**changes)
-    _, state = new_state(config, optimizer.make_optimizer(), devices.data_mesh())
+    _, state = new_state(config, optimizer.make_optimizer(optimizer.OptimizerSettings()), devices.data_mesh())
     arrays = model_folder.flatten(state.params) | model_folder.flatten(state.batch_stats)
     info = detection.model_info(config)
     model_folder.save_model(folder, arrays, info)
@@ -311,9 +311,11 @@ def test_a_backbone_fills_only_the_backbone(tmp_path):
     saved, _ = _save_model(tmp_path / "model", seed=1)
     config = tiny_config(pretrained=str(tmp_path / "model"), seed=5)
     mesh = devices.data_mesh()
-    _, state = new_state(config, optimizer.make_optimizer(), mesh)
+    _, state = new_state(config, optimizer.make_optimizer(optimizer.OptimizerSettings()), mesh)
     loaded = model_folder.flatten(resume.load_initial_weights(detection, config, state, mesh).params)
-    fresh = model_folder.flatten(new_state(config, optimizer.make_optimizer(), mesh)[1].params)
+    fresh = model_folder.flatten(
+        new_state(config, optimizer.make_optimizer(optimizer.OptimizerSettings()), mesh)[1].params
+    )
     for name, value in loaded.items():
         expected = saved[name] if name.startswith("backbone.") else fresh[name]
         np.testing.assert_array_equal(value, expected, err_msg=name)
@@ -324,7 +326,7 @@ def test_a_converted_model_starts_a_detector_as_far_as_its_classes_and_values_go
 
     def start(**changes):
         config = tiny_config(seed=5, init=str(tmp_path / "model"), **changes)
-        _, state = new_state(config, optimizer.make_optimizer(), mesh)
+        _, state = new_state(config, optimizer.make_optimizer(optimizer.OptimizerSettings()), mesh)
         return model_folder.flatten(state.params), model_folder.flatten(
             resume.load_initial_weights(detection, config, state, mesh).params
         )

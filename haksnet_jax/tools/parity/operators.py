@@ -360,16 +360,19 @@ def schedule_rows(fixture):
     manifest, config = fixture.manifest, fixture.manifest["lr_config"]
     rates = Comparison(fixture, "learning rate", relative=1e-6)
     for recorded in manifest["runs"].values():
-        rate, _ = optimizer.learning_rate_schedule(
-            manifest["base_lr"],
-            num_steps=recorded["iters_per_epoch"] * recorded["epochs"],
-            steps_per_epoch=recorded["iters_per_epoch"],
+        settings = optimizer.OptimizerSettings(
             schedule=config["policy"],
             drop_epochs=config["step"],
             drop_factor=config.get("gamma", 0.1),
             warmup_steps=config["warmup_iters"],
             warmup_ratio=config["warmup_ratio"],
             max_warmup_fraction=1.0,  # the reference knows no such limit
+        )
+        rate, _ = optimizer.learning_rate_schedule(
+            settings,
+            manifest["base_lr"],
+            num_steps=recorded["iters_per_epoch"] * recorded["epochs"],
+            steps_per_epoch=recorded["iters_per_epoch"],
         )
         for step, expected in recorded["lr"].items():
             rates.add(rate(int(step)), expected)
@@ -380,7 +383,7 @@ def optimizer_rows(fixture):
     """AdamW with clipping, step by step."""
     manifest = fixture.manifest
     make_input = fixture.reference_weights().make_input
-    tx = optimizer.make_optimizer()
+    tx = optimizer.make_optimizer(optimizer.OptimizerSettings())
     params = [jnp.asarray(fixture[f"start/{i}"]) for i in range(len(manifest["shapes"]))]
     state = tx.init(params)
     norms, weights = (

@@ -270,7 +270,8 @@ def _update_row(fixture, case, model, params, gradient):
     recorded = fixture.manifest["cases"][case]
     settings = recorded["optimizer"]
     tx = optimizer.make_optimizer(
-        weight_decay=settings["weight_decay"], betas=tuple(settings["betas"]), epsilon=settings["eps"]
+        optimizer.OptimizerSettings(weight_decay=settings["weight_decay"], betas=tuple(settings["betas"])),
+        epsilon=settings["eps"],
     )
 
     @jax.jit

@@ -5,13 +5,13 @@ python benchmarks/dense_training.py --config=change_folder --image=512 --batch=1
 """
 
 import argparse
-import importlib
 import time
 
 import jax
 import numpy as np
 
 from haksnet_jax import tasks
+from haksnet_jax.cli import configuration
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.training import optimizer
 from haksnet_jax.training.state import create_state
@@ -21,7 +21,7 @@ from haksnet_jax.training.step import make_train_step
 def main():
     """Measures and prints one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="segmentation_folder", help="name of a file of configs/")
+    parser.add_argument("--config", default="segmentation_folder", help="name of a configuration, or its file")
     parser.add_argument("--image", type=int, default=1024, help="side of the crops in pixels")
     parser.add_argument("--batch", type=int, default=8, help="images a step on all devices together")
     parser.add_argument("--classes", type=int, default=6, help="of a segmenter")
@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--head", default="difference", help="of a change detector")
     arguments = parser.parse_args()
     devices.enable_compilation_cache()
-    config = importlib.import_module(f"configs.{arguments.config}").get_config()
+    config = configuration.load(arguments.config)
     with config.unlocked():
         config.data.kind = "scenes"  # no folders are looked at
         config.data.image_size = (arguments.image,) * 2

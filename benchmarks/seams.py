@@ -14,7 +14,7 @@ import numpy as np
 import haksnet_jax
 from haksnet_jax.images import reader
 from haksnet_jax.pipeline import scene_objects, scenes
-from haksnet_jax.pipeline.sources import SCENE_CLASSES
+from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
 
 _PART = 1024
 

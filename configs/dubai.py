@@ -25,7 +25,7 @@ def get_config():
     config = segmentation_folder.get_config()
     with config.unlocked():
         config.name = "dubai"
-        config.num_steps = 8000
+        config.num_steps = 10000  # (measured with 8,000, before the step took a quarter less time)
         config.batch_size_per_device = 16
         config.checkpoint_every = 4000
         config.eval_every = 2000
@@ -42,6 +42,10 @@ def get_config():
 
         config.optimizer.learning_rate = 1.5e-3
 
-        config.evaluation.protocol = "Dubai part, whole images of val, in windows of 1024 pixels"
+        config.evaluation.flip = True
+        config.evaluation.turns = True
+        config.evaluation.protocol = (
+            "Dubai part, whole images of val, in windows of 1024 pixels, in all eight directions"
+        )
         config.evaluation.batch_size_per_device = 4
     return config.lock()

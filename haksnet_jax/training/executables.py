@@ -36,6 +36,7 @@ _OUTSIDE = frozenset(
 )
 _OUTSIDE_OF_DATA = frozenset(["root", "train", "val", "num_workers", "stall_seconds"])
 _ENVIRONMENT = ("XLA_", "JAX_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "TF_")  # beginnings of variables that matter
+_ELSEWHERE = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")  # which devices those are, the mesh says
 
 
 def folder() -> pathlib.Path:
@@ -94,7 +95,11 @@ def key_of(settings: Any, arguments: Any, mesh: jax.sharding.Mesh) -> str:
         "versions": (sys.version, jax.__version__, jaxlib.__version__, haksnet_jax.__version__),
         "code": _digest_of_code(),
         "jax": {name: str(value) for name, value in jax.config.values.items() if "cache" not in name},
-        "environment": {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)},
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(_ENVIRONMENT) and name not in _ELSEWHERE
+        },
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -45,6 +45,8 @@ def test_the_key_follows_settings_shapes_code_and_environment(kept, monkeypatch)
     assert executables.key_of({"a": 1}, arguments, mesh) == key
     other = (*arguments[:2], jax.ShapeDtypeStruct((), jnp.bfloat16))
     assert len({key, executables.key_of({"a": 2}, arguments, mesh), executables.key_of({"a": 1}, other, mesh)}) == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # the same device by another number
+    assert executables.key_of({"a": 1}, arguments, mesh) == key
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_cpu_enable_fast_math=false")
     assert executables.key_of({"a": 1}, arguments, mesh) != key
 

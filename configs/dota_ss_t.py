@@ -35,6 +35,7 @@ def get_config():
     config.checkpoints_kept = 3
     config.eval_every = 5000  # steps, and at the end; 0: never, the end included
     config.log_every = 50  # steps
+    config.trackers = ()  # "wandb", "mlflow": told the metrics too, each by the extra of its name
     config.pretrained = ""  # folder of a converted backbone
     config.init = ""  # folder of a whole detector, converted or trained here
     config.init_new_classes = False  # whether a classifier of other classes may start anew with `init`

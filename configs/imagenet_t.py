@@ -34,6 +34,7 @@ def get_config():
     config.checkpoints_kept = 3
     config.eval_every = 12500  # steps
     config.log_every = 100  # steps
+    config.trackers = ()  # "wandb", "mlflow": told the metrics too, each by the extra of its name
     config.pretrained = ""  # folder of a backbone, of any task
     config.init = ""  # folder of a whole classifier, converted or trained here
     config.init_new_classes = False  # whether a linear layer of other classes may start anew with `init`

@@ -31,6 +31,7 @@ def get_config():
     config.checkpoints_kept = 3
     config.eval_every = 1000  # steps
     config.log_every = 50  # steps
+    config.trackers = ()  # "wandb", "mlflow": told the metrics too, each by the extra of its name
     config.pretrained = ""  # folder of a converted backbone, or of a run of any task
     config.init = ""  # folder of a whole segmenter
     config.init_new_classes = False  # whether a classifier of other classes may start anew with `init`

@@ -167,7 +167,7 @@ def training_figure(losses, scores=None):
             percent = 100 * np.asarray(values, np.float64)
             label = f"{_LINE_NAMES.get(name, name)}  {percent[-1]:.1f}" if len(percent) else name
             axes[1].plot(steps, percent, color=_line_colour(number), marker="o", markersize=4, label=label)
-        axes[1].set(ylabel="AP in %", ylim=(0, 102))
+        axes[1].set(ylabel="%", ylim=(0, 102))
         axes[1].set_yticks(range(0, 101, 10))
         axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         axes[1].sharex(above)

@@ -32,7 +32,7 @@ MAX_KEPT = 8  # the newest; one of T takes 10 to 20 MB
 # compilation.)
 _OUTSIDE = frozenset(
     ["name", "seed", "num_epochs", "num_steps", "checkpoint_every", "checkpoints_kept", "eval_every", "log_every"]
-    + ["pretrained", "init", "init_new_classes", "max_skipped_steps", "evaluation"]
+    + ["pretrained", "init", "init_new_classes", "max_skipped_steps", "evaluation", "trackers"]
 )
 _OUTSIDE_OF_DATA = frozenset(["root", "train", "val", "num_workers", "stall_seconds"])
 _ENVIRONMENT = ("XLA_", "JAX_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "TF_")  # beginnings of variables that matter

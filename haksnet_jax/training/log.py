@@ -20,6 +20,7 @@ from etils import epath
 from haksnet_jax import files
 from haksnet_jax.results import diagrams
 from haksnet_jax.results.events import event_writer
+from haksnet_jax.training import trackers
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -82,13 +83,14 @@ class RunLog:
       first_step: steps that were taken before; what `metrics.jsonl` has beyond them is left out of the new one.
       num_steps: length of the run.
       global_batch: images a step.
+      config: of the experiment, for the trackers that it names.
 
     Attributes:
       counts: {name: total} of the counters `num_*` of all batches so far.
       first_step_seconds: time until the first step of this start was done, or None before.
     """
 
-    def __init__(self, task, workdir, first_step, num_steps, global_batch):
+    def __init__(self, task, workdir, first_step, num_steps, global_batch, config):
         self._task = task
         self._workdir = workdir
         self._num_steps = num_steps
@@ -105,6 +107,8 @@ class RunLog:
         if first_step and path.exists():
             self._records = [record for record in read_metrics(path) if record["step"] <= first_step]
         self._events = event_writer(workdir / "events") if self._is_writer else None
+        self._trackers = trackers.Trackers(config, workdir) if self._is_writer else None
+        logging.info("curves: tensorboard --logdir=%s", workdir / "events")
 
     def add(self, metrics: dict[str, Any], batch: dict[str, Any], waited: float) -> None:
         """Keeps a step's metrics (still on the devices) until the next line is written."""
@@ -163,6 +167,8 @@ class RunLog:
         if self._events:
             for picture in pictures:
                 self._events.add_image(f"detections/{picture.image_id}", picture.image, step, dataformats="HWC")
+            if pictures:
+                self._trackers.tell("picture", step, f"pictures/{pictures[0].image_id}", pictures[0].image)
         self._since = None if self._since is None else time.monotonic()
 
     def _append(self, record):
@@ -173,6 +179,7 @@ class RunLog:
         for name, value in record.items():
             if name != "step":
                 self._events.add_scalar(name.replace(":", "_"), value, record["step"])
+        self._trackers.tell("log", record["step"], {name: value for name, value in record.items() if name != "step"})
 
     def draw_curves(self) -> None:
         """Writes `curves.png`: losses (the task's first prefix) and scores (its others) over the steps."""
@@ -181,13 +188,18 @@ class RunLog:
             for name, value in record.items():
                 for number, prefix in enumerate(self._task.CURVES):
                     if name.startswith(prefix):
+                        if number and "learning_rate" in record:  # of crops, as they are augmented
+                            name = f"{name}, training"
                         steps, values = (scores if number else losses).setdefault(name, ([], []))
                         steps.append(record["step"])
                         values.append(value)
         figure = diagrams.training_figure(losses, scores or None)
         diagrams.save_figure(figure, self._workdir / "curves.png")
 
-    def close(self) -> None:
-        """Flushes the event files."""
+    def close(self, card: dict[str, Any] | None = None) -> None:
+        """Flushes the event files and ends the trackers. Args: card, the result card of a run at its end."""
         if self._events:
             self._events.close()
+            if card is not None:
+                self._trackers.tell("card", card)
+            self._trackers.tell("close")

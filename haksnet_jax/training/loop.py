@@ -19,7 +19,7 @@ from haksnet_jax.distributed import hosts
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.results.card import code_version, write_result_card
-from haksnet_jax.training import checkpoint, executables, optimizer, resume
+from haksnet_jax.training import checkpoint, executables, optimizer, resume, trackers
 from haksnet_jax.training.card import result_card
 from haksnet_jax.training.evaluation import Evaluation
 from haksnet_jax.training.log import RunLog
@@ -87,7 +87,7 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
     train_step = make_train_step(
         graph, tx, mesh, task.loss(config), ema_decay=config.ema_decay, accumulate_steps=config.accumulate_steps
     )
-    log = RunLog(task, workdir, first_step, num_steps, global_batch)
+    log = RunLog(task, workdir, first_step, num_steps, global_batch, config)
     evaluation = Evaluation(task, config, workdir, graph, val_source, mesh, log, first_step=first_step)
     batches = task.train_batches(
         config,
@@ -149,7 +149,7 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
     if jax.process_index() == 0:
         write_result_card(workdir, card)
         log.draw_curves()
-    log.close()
+    log.close(card)
     return card
 
 
@@ -176,6 +176,7 @@ def _check(config, mesh):
     for name in ("checkpoint_every", "eval_every"):
         if config[name] is not None and config[name] < 0:
             raise UserError(f"{name}: expected a number of steps, or 0 for never, got {config[name]}")
+    trackers.check(config)
     if mesh.devices.size % jax.process_count():
         raise UserError(f"{mesh.devices.size} devices cannot be shared by {jax.process_count()} hosts evenly")
 

@@ -37,8 +37,9 @@ POLICIES = ("same", "anyway")
 # model.json has them.)
 MAY_CHANGE = (
     "name", "num_steps", "num_epochs", "batch_size_per_device", "accumulate_steps", "checkpoint_every",
-    "checkpoints_kept", "eval_every", "log_every", "max_skipped_steps", "pretrained", "init", "init_new_classes",
-    "mesh", "model.remat", "augment", "optimizer", "evaluation", "data.root", "data.num_workers", "data.stall_seconds",
+    "checkpoints_kept", "eval_every", "log_every", "trackers", "max_skipped_steps", "pretrained", "init",
+    "init_new_classes", "mesh", "model.remat", "augment", "optimizer", "evaluation", "data.root", "data.num_workers",
+    "data.stall_seconds",
     "data.train.directory", "data.train.images_dir", "data.train.labels_dir",
     "data.val.directory", "data.val.images_dir", "data.val.labels_dir",
     "mixing", "data.cache_mib", "data.train.image_list", "data.val.image_list",  # of classification

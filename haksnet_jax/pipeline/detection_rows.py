@@ -9,6 +9,8 @@ A batch is a dict of numpy arrays:
   image_index  [B] int32 index in the source; -1 for a row that only fills up the last batch
   num_cut      [B] int32 boxes beyond the cap M
   num_dropped  [B] int32 boxes left out: without area, too small, or turned out of the image
+Training adds, where the device turns the pixels
+  turn         [B, 2, 3] float32 matrices from places of the turned image to places of this one (columns, rows)
 Evaluation adds
   scale          [B, 2] float32 factors of x and y that were applied to the original
   original_size  [B, 2] int32 rows and columns of the original
@@ -16,6 +18,7 @@ Evaluation adds
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from haksnet_jax.errors import UserError
@@ -28,6 +31,7 @@ class Augment(NamedTuple):
 
     flip_probabilities: tuple[float, float, float] = (0.25, 0.25, 0.25)  # horizontal, vertical, diagonal; else none
     rotation_probability: float = 0.5
+    rotate_on: str = "host"  # what moves the pixels: "host", or "device" where the host's cores are too few
     quarter_turn_classes: tuple[str | int, ...] = ()  # tiles with these turn by 90 degrees only
     scale_range: tuple[float, float] = (1.0, 1.0)  # random factor of size, what is too large is cut; upstream: none
     gain_range: tuple[float, float] = (1.0, 1.0)  # random factor of all pixels; upstream: none
@@ -67,6 +71,15 @@ class TrainingRow:
             image, boxes = transforms.random_resize(image, boxes, rng, canvas=self.image_size, scale_range=scale_range)
         else:
             image, boxes, _ = _fit(image, boxes, self.image_size, self.resize, example["image_id"])
+        matrix = np.eye(2, 3)
+
+        def turn(image, boxes, degrees):
+            nonlocal matrix
+            if augment.rotate_on == "host" or transforms.moves_whole_pixels(image.shape[:2], degrees):
+                return transforms.rotate(image, boxes, degrees)
+            matrix = cv2.invertAffineTransform(transforms.rotation_matrix(image.shape[:2], degrees))
+            return image, transforms.rotate_boxes(boxes, image.shape[:2], degrees)
+
         image, boxes = transforms.random_flip_and_rotation(
             image,
             boxes,
@@ -75,16 +88,18 @@ class TrainingRow:
             flip_probabilities=augment.flip_probabilities,
             rotation_probability=augment.rotation_probability,
             quarter_turn_labels=self.quarter_turn_labels,
+            turn=turn,
         )
         if augment.gain_range[0] < augment.gain_range[1]:
             image = transforms.random_gain(image, rng, augment.gain_range)
         keep = transforms.usable(boxes, image.shape[:2], min_side=augment.min_side, drop_outside=True)
-        return {
+        row = {
             "image": transforms.pad(image, self.image_size),
             **_padded_boxes(boxes[keep], labels[keep], self.max_boxes),
             "image_size": np.array(image.shape[:2], np.int32),
             "num_dropped": np.int32(len(example["labels"]) - keep.sum()),
         }
+        return row | ({"turn": matrix.astype(np.float32)} if augment.rotate_on == "device" else {})
 
 
 class EvaluationRow:
@@ -150,6 +165,8 @@ def _check_augment(augment, resize):
             f"flip_probabilities are three numbers (horizontal, vertical, diagonal) of sum <= 1, "
             f"found {augment.flip_probabilities}"
         )
+    if augment.rotate_on not in ("host", "device"):
+        raise UserError(f"augment.rotate_on: expected host or device, got {augment.rotate_on!r}")
     if not 0 <= augment.rotation_probability <= 1:
         raise UserError(f"rotation_probability is between 0 and 1, found {augment.rotation_probability}")
     for name in ("scale_range", "gain_range"):

@@ -134,18 +134,33 @@ def rotate(image, boxes, degrees):
     Returns:
       (image, boxes le90). What turns out of the canvas is cut off, what turns in is black; boxes are all returned.
     """
-    height, width = image.shape[:2]
     if degrees % 360 == 0:
         return image, boxes
+    boxes = rotate_boxes(boxes, image.shape[:2], degrees)
+    if moves_whole_pixels(image.shape[:2], degrees):
+        return np.ascontiguousarray(np.rot90(image, int(degrees // 90))), boxes
+    return _warp(image, rotation_matrix(image.shape[:2], degrees)), boxes
+
+
+def rotate_boxes(boxes, image_size, degrees):
+    """[N, 5] le90 boxes turned as `rotate` does. Args: boxes [N, 5]; image_size (rows, columns); degrees."""
+    height, width = image_size
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
     centres = boxes[:, :2].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
     # a turned rectangle is itself the smallest one around its corners, so no search for it is needed
     boxes = np.concatenate([centres, boxes[:, 2:4], boxes[:, 4:] - math.radians(degrees)], axis=-1)
-    boxes = to_le90(boxes.astype(np.float32))
-    if degrees % 90 == 0 and height == width:
-        return np.ascontiguousarray(np.rot90(image, int(degrees // 90))), boxes
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    return _warp(image, matrix), boxes
+    return to_le90(boxes.astype(np.float32))
+
+
+def rotation_matrix(image_size, degrees):
+    """[2, 3] where the pixels of an image go when it turns. Args: image_size (rows, columns); degrees."""
+    height, width = image_size
+    return cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+
+
+def moves_whole_pixels(image_size, degrees):
+    """Whether a turn needs no interpolation. Args: image_size (rows, columns); degrees."""
+    return degrees % 360 == 0 or (degrees % 90 == 0 and image_size[0] == image_size[1])
 
 
 def _warp(image, matrix):
@@ -216,6 +231,7 @@ def random_flip_and_rotation(
     rotation_probability,
     max_degrees=180.0,
     quarter_turn_labels=(),
+    turn=rotate,
 ):
     """Mirrors and turns at random.
 
@@ -230,6 +246,7 @@ def random_flip_and_rotation(
       quarter_turn_labels: an image with an object of one of these classes turns by 90, 180 or -90 degrees, with
         probabilities 1/4, 1/2, 1/4 as in the reference (which draws from 90, 180, -90, -180): their boxes are
         axis-parallel by convention and would not be so after another turn.
+      turn: what turns: a function of image, boxes and degrees that gives (image, boxes).
 
     Returns:
       (image, boxes).
@@ -244,5 +261,5 @@ def random_flip_and_rotation(
             degrees = (90.0, 180.0, -90.0, -180.0)[int(quarter * 4)]
         else:
             degrees = max_degrees * (2 * angle - 1)
-        image, boxes = rotate(image, boxes, degrees)
+        image, boxes = turn(image, boxes, degrees)
     return image, boxes

@@ -9,6 +9,7 @@ from etils import epath
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference import evaluator
+from haksnet_jax.kernels.warp import warp_affine
 from haksnet_jax.labels.classes import read_class_names
 from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.models import architecture, detection_loss
@@ -129,12 +130,14 @@ def open_source(config, split):
 def batch_arrays(config):
     """The arrays of one example, see `pipeline.detection_rows`."""
     max_boxes = config.data.max_boxes
+    turned_later = settings.read(config, "augment", Augment).rotate_on == "device"
     return {
         "image": ((*config.data.image_size, config.model.get("in_channels", None) or 3), np.uint8),
         "boxes": ((max_boxes, 5), np.float32),
         "labels": ((max_boxes,), np.int32),
         "valid": ((max_boxes,), np.bool_),
         "image_size": ((2,), np.int32),
+        **({"turn": ((2, 3), np.float32)} if turned_later else {}),
     }
 
 
@@ -198,7 +201,10 @@ def loss(config):
 
     def loss_of(model, batch, key):
         truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"], batch["image_size"])
-        return detection_loss.detection_loss(model, batch["image"], truth, key, **given)
+        images = batch["image"]
+        if "turn" in batch:
+            images = warp_affine(images, batch["turn"], batch["image_size"])
+        return detection_loss.detection_loss(model, images, truth, key, **given)
 
     return loss_of
 

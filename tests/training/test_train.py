@@ -407,6 +407,25 @@ def test_a_configuration_refuses_a_key_that_it_does_not_have():
         demo.get_config()["num_step"] = 3
 
 
+def test_a_step_may_turn_the_pixels_itself():
+    config = tiny_config()
+    with config.unlocked():
+        config.augment.rotate_on = "device"
+    source = detection.open_source(config, "train")
+    where = {"batch_size": 2, "first_example": 0, "process_index": 0, "process_count": 1}
+    batches = detection.train_batches(config, source, **where)
+    batch = next(iter(batches))
+    batches.close()
+    arrays = {name: batch[name] for name in detection.batch_arrays(config)}
+    assert arrays["turn"].shape == (2, 2, 3)
+
+    def step(arrays):
+        return detection.loss(config)(detection.build_model(config, rngs=nnx.Rngs(0)), arrays, jax.random.key(0))
+
+    loss, _ = jax.eval_shape(step, arrays)
+    assert loss.shape == ()
+
+
 def test_every_configuration_builds_its_model():
 
     from configs import dota15_ms, dota15_ss, dota_ms, dota_ms_t, dota_ss, dota_ss_t, ssdd

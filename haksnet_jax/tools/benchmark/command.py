@@ -69,7 +69,7 @@ def run(options):
         pretraining_image=options.image or (64 if small else 224),
         pretraining_batch=options.batch or (2 if small else 512),
     )
-    names = [*makers, "input_pipeline/core", end_to_end]
+    names = [*makers, *fed.PIPELINES, end_to_end]
     # In the order of the patterns: a run that is cut off has measured first what was named first.
     chosen = list(dict.fromkeys(name for pattern in options.only for name in fnmatch.filter(names, pattern)))
     if options.list or not chosen:
@@ -95,7 +95,7 @@ def run(options):
                 elif name in makers:
                     row = timing.measure(makers[name](), ceilings)
                 else:
-                    row = fed.measure_pipeline(pathlib.Path(folder), image, batch)
+                    row = fed.measure_pipeline(name, pathlib.Path(folder), image, batch)
             rows.append(row)
             # As they come: a long run that is cut off has shown what it measured.
             print(

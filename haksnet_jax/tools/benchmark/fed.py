@@ -22,20 +22,24 @@ def _tiles(folder, image, count=24):
     return FolderSource(folder / "images", folder / "labelTxt", class_names)
 
 
-def _batches(folder, image, batch, *, num_workers, rotation_probability):
-    """Augmented batches of JPEG tiles, as a run of detection has them."""
+def _batches(folder, image, batch, *, num_workers, **augment):
+    """Augmented batches of JPEG tiles, as a run of detection has them. Args: **augment, of `detection_rows.Augment`."""
     config = training_config("t", image, jnp.bfloat16)
     with config.unlocked():
         config.data.num_workers = num_workers
-        config.augment.rotation_probability = rotation_probability
+        config.augment.update(augment)
     return tasks.of(config).train_batches(
         config, _tiles(folder, image), batch_size=batch, first_example=0, process_index=0, process_count=1
     )
 
 
-def measure_pipeline(folder, image, batch):
+# Rows of `measure_pipeline`, and what turns the pixels in each.
+PIPELINES = {"input_pipeline/core": "host", "input_pipeline_device_rotation/core": "device"}
+
+
+def measure_pipeline(name, folder, image, batch):
     """Row of the input pipeline in this process alone: decoding, turning, padding and batching of JPEG tiles."""
-    batches = _batches(folder, image, batch, num_workers=0, rotation_probability=1.0)
+    batches = _batches(folder, image, batch, num_workers=0, rotation_probability=1.0, rotate_on=PIPELINES[name])
     stream = iter(batches)
     next(stream)
     start, cpu = time.perf_counter(), time.process_time()
@@ -46,7 +50,7 @@ def measure_pipeline(folder, image, batch):
     # By processor time: what one core does, however many threads took part.
     seconds = (time.process_time() - cpu) / count
     batches.close()
-    return Row("input_pipeline/core", 1e3 * seconds * batch, 1 / seconds, None, None, None)
+    return Row(name, 1e3 * seconds * batch, 1 / seconds, None, None, None)
 
 
 def measure_end_to_end(part, folder, image, batch, num_workers, *, mesh=None):

@@ -6,12 +6,15 @@ that happens at once, but there an object appears with its whole content when it
 
 import contextlib
 import datetime
+import errno
 import fcntl
+import math
 import os
 import pathlib
 import platform
 import re
 import shutil
+import stat
 import tempfile
 
 import fsspec
@@ -42,6 +45,41 @@ def reachable(path):
                 f"{path}: {error}; for gs:// paths: pip install gcsfs google-cloud-storage google-cloud-storage-control"
             ) from error
     return epath.Path(path)
+
+
+def open_regular(path):
+    """Opens a file on a disk to read its bytes; what only looks like one (a pipe, a device) may never answer or end.
+
+    Args:
+      path: of the file; links are followed.
+
+    Returns:
+      A binary file object.
+
+    Raises:
+      OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # (without it, a pipe waits for its writer)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", os.fspath(path))
+
+
+def read_regular(path, max_bytes=math.inf):
+    """The bytes of a file on a disk.
+
+    Raises:
+      OSError: as `open_regular`, or there are more than max_bytes.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, at most {max_bytes:,} are read", os.fspath(path))
+        return file.read()
 
 
 def absolute(path):

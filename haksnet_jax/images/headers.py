@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from haksnet_jax import files
 from haksnet_jax.errors import UserError
 
 EXTENSIONS_OF = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "BMP": (".bmp",), "TIFF": (".tif", ".tiff")}
@@ -87,9 +88,8 @@ def read_header(source):
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read_header(io.BytesIO(source), len(source))
-    size = os.path.getsize(source)
-    with open(source, "rb") as file:
-        return _read_header(file, size)
+    with files.open_regular(source) as file:
+        return _read_header(file, os.fstat(file.fileno()).st_size)
 
 
 def _read_header(file, size):
@@ -166,6 +166,8 @@ def _read_png(file, size):
         length, kind = struct.unpack(">I4s", file.read(8))
         if kind == b"eXIf":
             orientation = _exif_orientation(file.read(min(length, 65536)))
+        if kind == b"IHDR":  # decoders differ in which of two they go by
+            raise _damaged("the PNG has two IHDR chunks")
         if kind == b"IDAT":
             num_data += length
         position += 12 + length

@@ -12,6 +12,7 @@ import pathlib
 import cv2
 import numpy as np
 
+from haksnet_jax import files
 from haksnet_jax.images import geotiff
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.images.settings import DEFAULT
@@ -39,6 +40,17 @@ def decode(data, name, settings=DEFAULT):
     """As `read`, of the bytes of a file, called `name` in messages."""
     image = ImageFile(name, settings, data=data)
     return image.read(0, 0, image.width, image.height)
+
+
+def turned(pixels, orientation):
+    """Pixels as stored, [H, W, ...], turned as a file says. Args: pixels; orientation, 1 to 8 as in `Header`."""
+    if orientation == 1:
+        return pixels
+    if orientation in _TRANSPOSED:
+        pixels = pixels.swapaxes(0, 1)
+    rows = slice(None, None, -1 if orientation in _FLIPPED_ROWS else 1)
+    columns = slice(None, None, -1 if orientation in _FLIPPED_COLUMNS else 1)
+    return np.ascontiguousarray(pixels[rows, columns])
 
 
 def picture(pixels):
@@ -86,9 +98,9 @@ class ImageFile:
 
     def _open(self, data, whole_up_to):
         if data is None:
-            with open(self.path, "rb") as file:
-                is_tiff = file.read(2) in (b"II", b"MM")
-            data = self.path if is_tiff else self.path.read_bytes()
+            with files.open_regular(self.path) as file:
+                start = file.read(2)
+                data = self.path if start in (b"II", b"MM") else start + file.read()
         self.header = header = read_header(data)
         self.width, self.height = header.width, header.height
         if header.format != "TIFF":
@@ -167,15 +179,7 @@ class ImageFile:
         return self._turned(samples), None if empty is None else self._turned(empty)
 
     def _turned(self, pixels):
-        """Pixels as stored, [H, W, ...], turned as the file's orientation says."""
-        orientation = self.header.orientation
-        if orientation == 1:
-            return pixels
-        if orientation in _TRANSPOSED:
-            pixels = pixels.swapaxes(0, 1)
-        rows = slice(None, None, -1 if orientation in _FLIPPED_ROWS else 1)
-        columns = slice(None, None, -1 if orientation in _FLIPPED_COLUMNS else 1)
-        return np.ascontiguousarray(pixels[rows, columns])
+        return turned(pixels, self.header.orientation)
 
     def samples(self, x1, y1, x2, y2, indexes=None):
         """Samples of a window inside the image, not scaled.

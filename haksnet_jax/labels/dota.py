@@ -8,18 +8,19 @@ problem. Every oddity becomes a `Problem`, whose reason knows whether the line i
 import array
 import functools
 import os
-import pathlib
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from haksnet_jax import files
 from haksnet_jax.labels import classes, encodings, objects, recognise
 from haksnet_jax.labels.objects import MAX_COORDINATE, Objects
 from haksnet_jax.labels.problems import Problem, Reason, shortened
 
 Path = str | os.PathLike[str]
 
+MAX_BYTES = 2**30  # of one label file
 _REMEMBERED = 4096  # columns that are looked up once; where each line's differ (scores), memory must not grow with them
 _UNDERSCORED = re.compile(r"\d_\d")  # Python reads 1_0 as ten
 
@@ -64,7 +65,7 @@ def read_lines(path: Path, finder: classes.Finder | None = None) -> tuple[list[s
     Raises:
       OSError: the file cannot be read.
     """
-    data = pathlib.Path(path).read_bytes()
+    data = files.read_regular(path, MAX_BYTES)
     if encodings.is_wide(data):
         # Other tools that read this format take it for damage, so it is mended rather than read.
         detail = "the file is in UTF-16 or UTF-32 ('Unicode' in Notepad): save it as UTF-8"
@@ -84,7 +85,7 @@ def read_lines(path: Path, finder: classes.Finder | None = None) -> tuple[list[s
 
 def raw_lines(path: Path) -> list[str]:
     """The first lines of a text file, as far as they can be read at all, to recognise it by."""
-    with open(path, "rb") as file:
+    with files.open_regular(path) as file:
         return _lines(file.read(65536).decode("utf-8-sig", errors="replace"))
 
 

@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 
+from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.labels import classes, dota, folders, objects, recognise
@@ -209,7 +210,7 @@ def _format_of(path):
         if not lines:
             return None
         return "yolo-obb" if all(recognise.is_yolo_obb_line(line.split()) for line in lines) else "dota"
-    with open(path, "rb") as file:
+    with files.open_regular(path) as file:
         start = file.read(65536).decode("utf-8", errors="replace")
     if extension == ".xml":
         return "cvat" if "<annotations" in start else "rolabelimg" if "<annotation" in start else None

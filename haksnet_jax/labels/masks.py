@@ -7,9 +7,10 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.images import reader
 from haksnet_jax.images.headers import MAX_PIXELS, ImageError, read_header
 from haksnet_jax.labels import encodings
 from haksnet_jax.labels.problems import printable
@@ -201,21 +202,19 @@ def _header(path):
     return header
 
 
-def _opened(path):
-    header = _header(path)
-    with _naming(path, "read"):
-        return Image.open(path, formats=(header.format,))
-
-
 def _read_pixels(path, *, colours):
     """(pixels [H, W] of numbers or [H, W, 3] of colours, [H, W] bool which are opaque, or None for all)."""
-    with _opened(path) as image:
+    header = _header(path)
+    with _naming(path, "read"):
+        opened = Image.open(path, formats=(header.format,))
+    with opened as image:
         mode = image.mode
         if mode not in _MODES:
             raise UserError(f"{path}: expected a mask of whole numbers or colours of 8 bits, got PIL's mode {mode}")
         with _naming(path, "decoded"):
-            turned = ImageOps.exif_transpose(image)
-            pixels = np.asarray(turned.convert("RGB") if mode == "P" and colours else turned)
+            pixels = np.asarray(image.convert("RGB") if mode == "P" and colours else image)
+    if header.format == "PNG":
+        pixels = reader.turned(pixels, header.orientation)
     opaque = None
     if mode in ("RGBA", "LA"):
         opaque = pixels[..., -1] > 0

@@ -13,6 +13,7 @@ import pathlib
 import cv2
 import numpy as np
 
+from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import headers, reader, scaling
 from haksnet_jax.images import settings as image_settings
@@ -224,7 +225,7 @@ class ClassFolderSource:
         if index in self._cache:
             return example | {"image": self._cache[index]}
         path = self._folder / self._files[index]
-        image = StoredImage(path.read_bytes(), name=str(path), settings=self.image_settings)
+        image = StoredImage(files.read_regular(path), name=str(path), settings=self.image_settings)
         if self._cache_bytes > 0:
             image = StoredImage(pixels=image.pixels(), name=str(path))
             self._cache_bytes -= image.pixels().nbytes

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images.files import is_image
 from haksnet_jax.images.headers import EXTENSIONS_OF, ImageError
@@ -73,7 +74,7 @@ class _Seen(NamedTuple):
 def _check(path, settings):
     problems = []
     try:
-        data = path.read_bytes()
+        data = files.read_regular(path)
         digest = hashlib.sha256(data).hexdigest()
         with ImageFile(path, settings, data=data) as image:
             size = (image.width, image.height)

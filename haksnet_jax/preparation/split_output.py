@@ -23,8 +23,12 @@ def signature(job):
     """Size and time of an image and its labels: a finished image is done again when these change."""
     parts = []
     for path in filter(None, (job.image, job.labels)):
-        stat = pathlib.Path(path).stat()
-        parts.append(f"{stat.st_size}-{stat.st_mtime_ns}")
+        try:
+            stat = pathlib.Path(path).stat()
+        except OSError:  # a link that leads nowhere: it is named when it is to be read
+            parts.append("none")
+        else:
+            parts.append(f"{stat.st_size}-{stat.st_mtime_ns}")
     return "+".join(parts)
 
 

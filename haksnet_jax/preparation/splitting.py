@@ -216,7 +216,7 @@ class _Run:
             self._folder.mark_unfinished()
         num_workers = min(os.cpu_count() or 1 if num_workers is None else num_workers, len(waiting))
         # The largest first, so that no worker is left alone with a large image at the end.
-        waiting.sort(key=lambda job: -os.path.getsize(job.image))
+        waiting.sort(key=lambda job: -os.path.getsize(job.image) if os.path.exists(job.image) else 0)
         arguments = (self._folder.path, parameters, settings)
         if num_workers:
             _run_workers(waiting, arguments, num_workers, self._take)

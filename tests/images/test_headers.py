@@ -74,6 +74,7 @@ HOSTILE = {
     "png_9_bits": (png(30, 30, b"", bits=9), "9 bits"),
     "png_chunks": (PNG[:33] + chunk(b"tEXt", b"") * 100_000 + PNG[33:], "chunks"),
     "png_long_chunk": (PNG[:33] + struct.pack(">I", 2**31) + PNG[37:], "truncated"),
+    "png_two_heads": (PNG[:33] + chunk(b"IHDR", PNG[16:29]) + PNG[33:], "two IHDR"),
     "png_other_first": (PNG[:8] + chunk(b"tEXt", b"a" * 13) + PNG[8:], "IHDR"),
     "jpeg_fill_bytes": (b"\xff\xd8" + b"\xff" * 5_000_000, "ends inside"),
     "jpeg_segments": (b"\xff\xd8" + segment(0xFE) * 100_000 + JPEG[2:], "5000"),

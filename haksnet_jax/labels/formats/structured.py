@@ -4,7 +4,7 @@ Everything that is wrong becomes a `FormatError` with a reason, the file's line 
 the file. No part of a file is executed, and no other file or address that it names is opened.
 """
 
-import pathlib
+import errno
 import re
 import xml.sax
 
@@ -12,6 +12,7 @@ import defusedxml.sax
 import msgspec
 from defusedxml import DefusedXmlException
 
+from haksnet_jax import files
 from haksnet_jax.labels.problems import Problem, Reason, shortened
 
 MAX_BYTES = 2**30  # of one annotation file
@@ -44,11 +45,12 @@ def read_bytes(path):
       FormatError: there are more than MAX_BYTES.
       OSError: the file cannot be read.
     """
-    path = pathlib.Path(path)
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise FormatError(Reason.TOO_LARGE, f"the file has {size} bytes; annotations are read up to {MAX_BYTES}")
-    return path.read_bytes()
+    try:
+        return files.read_regular(path, MAX_BYTES)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise FormatError(Reason.TOO_LARGE, error.strerror) from None
 
 
 def decode_json(data, form, where="$"):

@@ -12,7 +12,7 @@ import yaml
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import encodings, recognise
 from haksnet_jax.labels.formats.items import Item
-from haksnet_jax.labels.formats.structured import FormatError
+from haksnet_jax.labels.formats.structured import FormatError, read_bytes
 from haksnet_jax.labels.problems import Reason, shortened
 
 _MAX_YAML = 2**18  # bytes; a list of a thousand classes has 2**15
@@ -31,7 +31,7 @@ def read_file(path, size, class_names):
       List of Item and FormatError.
     """
     try:
-        text = encodings.decode(pathlib.Path(path).read_bytes())
+        text = encodings.decode(read_bytes(path))
     except encodings.EncodingError as error:
         raise FormatError(Reason.BAD_ENCODING, str(error), error.line) from None
     return [

@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.labels import encodings
 from haksnet_jax.results import dota, predictions
 from haksnet_jax.wording import counted
 
@@ -21,7 +22,7 @@ def image_names(source):
     if path.is_dir():
         names = [file.name for file in sorted(path.rglob("*")) if dota.is_image_file(file)]
     elif path.is_file():
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [name for name in encodings.read_lines(path) if name]
     else:
         raise UserError(f"{source} is neither a folder of images nor a list of their names.")
     if not names:

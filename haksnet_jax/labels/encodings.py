@@ -1,6 +1,12 @@
 """Bytes of text files as text, where their encoding can be told."""
 
 import codecs
+import os
+
+from haksnet_jax import files
+from haksnet_jax.errors import UserError
+
+_MAX_BYTES = 2**28  # of a list of names
 
 
 class EncodingError(ValueError):
@@ -53,3 +59,18 @@ def decode(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise EncodingError(data.count(b"\n", 0, error.start) + 1, data[error.start]) from None
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a list that a user wrote (of classes, of images), stripped of blanks; empty ones are "".
+
+    Raises:
+      UserError: the file cannot be read, or its encoding cannot be told.
+    """
+    try:
+        lines = decode(files.read_regular(path, _MAX_BYTES)).splitlines()
+    except EncodingError as error:
+        raise UserError(f"{path}:{error.line}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    return [line.strip() for line in lines]

@@ -131,7 +131,8 @@ class Problem(NamedTuple):
 
 def of_image(path, error):
     """The problem of an image that cannot be used. Args: path; error, an images' ImageError or an OSError."""
-    reason, detail = getattr(error, "reason", Reason.UNREADABLE_IMAGE), getattr(error, "sentence", str(error))
+    reason = getattr(error, "reason", Reason.UNREADABLE_IMAGE)
+    detail = getattr(error, "sentence", None) or getattr(error, "strerror", None) or str(error)
     return Problem(str(path), 0, reason, detail)
 
 

@@ -19,6 +19,7 @@ from haksnet_jax.images import headers, reader, scaling
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.files import EXTENSIONS, is_image
 from haksnet_jax.images.settings import DEFAULT
+from haksnet_jax.labels import encodings
 from haksnet_jax.pipeline import prepared, scene_objects, scenes
 from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
 from haksnet_jax.wording import counted
@@ -200,9 +201,8 @@ class ClassFolderSource:
         return images
 
     def _read_list(self, path):
-        lines = [line.strip() for line in pathlib.Path(path).read_text().splitlines()]
         wanted = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(encodings.read_lines(path), 1):
             if not line:
                 continue
             if line.split("/")[0] not in self.class_names or line.count("/") != 1:

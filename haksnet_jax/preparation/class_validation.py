@@ -137,7 +137,7 @@ def validate_class_folders(folders, *, settings=DEFAULT, num_threads=None):
 def _images(folder, problems):
     """Paths of a class's images; what else lies there is named."""
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    images = [name for name in names if is_image(name) and (folder / name).is_file()]
+    images = [name for name in names if is_image(name) and not (folder / name).is_dir()]
     others = [name for name in names if name not in set(images)]
     for name in others:
         if not (folder / name).is_dir():

@@ -11,7 +11,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
 from haksnet_jax.images.settings import DEFAULT
-from haksnet_jax.labels import masks, problems
+from haksnet_jax.labels import encodings, masks, problems
 from haksnet_jax.labels.problems import Problem, Reason
 from haksnet_jax.pipeline.dense_sources import CHANGE_CLASSES
 from haksnet_jax.wording import counted
@@ -67,7 +67,7 @@ def legend_of(images_dir, classes=None, palette=None, values=None):
         return masks.read_palette(found)
     listed = next((folder / "classes.txt" for folder in above if (folder / "classes.txt").is_file()), None)
     if not classes and listed is not None:
-        classes = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+        classes = [name for name in encodings.read_lines(listed) if name]
     if not classes:
         raise UserError(
             f"nothing says which classes the masks have: name them with --classes=FILE, or their colours with "

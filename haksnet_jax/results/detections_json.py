@@ -17,6 +17,7 @@ _NUMBER = {
     "maximum": MAX_COORDINATE,
     "description": f"a number between -{MAX_COORDINATE:g} and {MAX_COORDINATE:g}",
 }
+_LENGTH = {**_NUMBER, "minimum": 0, "description": f"a number from 0 to {MAX_COORDINATE:g}"}
 _SIDE = {"type": "integer", "minimum": 1, "maximum": int(MAX_COORDINATE), "description": "a number of pixels from 1"}
 _NAME = {"type": "string", "minLength": 1, "maxLength": 1000, "description": "a name"}
 _DETECTION = {
@@ -30,6 +31,7 @@ _DETECTION = {
             "type": "array",
             "minItems": 5,
             "maxItems": 5,
+            "prefixItems": [_NUMBER, _NUMBER, _LENGTH, _LENGTH],
             "items": _NUMBER,
             "description": "a list of five numbers: cx, cy, w, h in pixels, angle in radians",
         },
@@ -153,7 +155,7 @@ def _arrays(detections, where):
             and all(type(name) is str and name for name in names)
             and all(type(one["score"]) in (float, int) for one in detections)
             and all(type(one["box"]) is list for one in detections)
-            and bool((np.abs(boxes) <= MAX_COORDINATE).all())
+            and bool((np.abs(boxes) <= MAX_COORDINATE).all() and (boxes[:, 2:4] >= 0).all())
             and bool(((scores >= 0) & (scores <= 1)).all())
         )
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):

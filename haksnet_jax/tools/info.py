@@ -261,6 +261,7 @@ def _labels(path):
 
 
 def _records(path):
+    from haksnet_jax.labels import encodings
     from haksnet_jax.pipeline import prepared
 
     prepared.check(path)
@@ -271,7 +272,7 @@ def _records(path):
         splits[split["name"]] = f"{sum(lengths)} images, {int(split.get('numBytes', 0)) / 1e6:.1f} MB"
     facts = {"what": f"records, {info.get('name', '')} {info.get('version', '')}", "splits": splits}
     for names in path.glob("*label*.txt"):
-        classes = [line for line in names.read_text().splitlines() if line]
+        classes = [name for name in encodings.read_lines(names) if name]
         facts["classes"] = f"{len(classes)}: {', '.join(classes[:_SHOWN])}"
-    description = re.sub(r"\s+", " ", info.get("description", "")).strip()
+    description = re.sub(r"\s+", " ", str(info.get("description", ""))).strip()
     return facts | ({"description": description[:200]} if description else {})

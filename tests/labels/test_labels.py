@@ -9,7 +9,7 @@ import pytest
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.polygons import polygons_to_boxes
-from haksnet_jax.labels import classes, problems
+from haksnet_jax.labels import classes, encodings, problems
 from haksnet_jax.labels import dota as labels
 from haksnet_jax.labels.classes import CLASSES, read_class_names
 from haksnet_jax.labels.dota import read_labels
@@ -341,3 +341,15 @@ def test_wide_encodings_are_told_also_where_names_are_chinese(tmp_path, encoding
     assert problem.reason == Reason.BAD_ENCODING and "UTF-16" in problem.detail
     (tmp_path / "classes.txt").write_bytes("small-vehicle\n船舶\n".encode(encoding))
     assert read_class_names(str(tmp_path / "classes.txt")) == ("small-vehicle", "船舶")
+
+
+def test_lists_of_names_are_read_in_any_encoding_that_can_be_told(tmp_path):
+    path = tmp_path / "list.txt"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"):
+        path.write_bytes("größe\r\n\n b \n".encode(encoding))
+        assert encodings.read_lines(path) == ["größe", "", "b"]
+    path.write_bytes("b\ngröße\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"list\.txt:2: expected text in UTF-8"):
+        encodings.read_lines(path)
+    with pytest.raises(UserError, match=r"none\.txt cannot be read: No such file"):
+        encodings.read_lines(tmp_path / "none.txt")

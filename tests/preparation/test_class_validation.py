@@ -84,3 +84,11 @@ def test_images_without_a_class_are_named(splits):
         (str(train / "loose.jpg"), "no_class"),
         (str(train / "lake" / "more" / "001.jpg"), "no_class"),
     ]
+
+
+def test_a_link_that_leads_nowhere_is_a_lost_image(splits):
+    train, _ = splits
+    (train / "lake" / "linked.jpg").symlink_to("/no/such/file.jpg")
+    report = validate_class_folders(splits)
+    assert reasons(report) == ["unreadable_image"] and report.problems[0].loses
+    assert report.problems[0].detail == "No such file or directory"

@@ -86,11 +86,13 @@ def _model(path):
     arrays, info = model_folder.load_model(str(path))
     learned = sum(value.size for name, value in arrays.items() if not name.endswith((".mean", ".var")))
     architecture = info["architecture"]
+    stored = ", ".join(sorted({str(value.dtype) for value in arrays.values()}))
     facts = {
         "what": f"{'checkpoint of a run' if 'step' in info else 'model'}, {info.get('task', 'detection')}",
         "weights": f"{folder}, {sum(value.nbytes for value in arrays.values()) / 1e6:.1f} MB",
         "parameters": f"{learned:,}",
-        "precision": ", ".join(sorted({str(value.dtype) for value in arrays.values()})),
+        "operations": _operations(info),
+        "precision": f"stored as {stored}; computed in float32, or with --precision=bfloat16",
         "architecture": {name: str(value) for name, value in architecture.items() if value is not None},
     }
     if info.get("class_names"):
@@ -102,10 +104,20 @@ def _model(path):
     }
     numbers = {name: value for name, value in info.items() if isinstance(value, float)}
     if numbers:
-        facts["scores"] = {name: f"{value:.4f}" for name, value in numbers.items()}
+        facts["scores"] = {name: f"{100 * value:.2f} %" for name, value in numbers.items()}
     if info.get("source"):
         facts["made from"] = {name: str(value) for name, value in info["source"].items()}
     return facts | _run_facts(path if (path / "config.json").exists() else info_path.parent)
+
+
+def _operations(info):
+    """Text: what the model computes for one image."""
+    from haksnet_jax.tools import operations
+
+    count, (rows, columns) = operations.of_model(info)
+    what = "a pair" if info.get("task") == "change" else "an image"
+    billions = f"{count / 1e9:.3g} billion multiply-adds, {2 * count / 1e9:.3g} GFLOP,"
+    return f"{billions} for {what} of {rows} x {columns} pixels"
 
 
 def _run_facts(folder):

@@ -174,7 +174,7 @@ def test_images_alone_can_be_checked_and_missing_folders_are_one_sentence(tmp_pa
     (tmp_path / "file").touch()
     arguments = ["--images", str(tmp_path / "images"), "--sheet", str(tmp_path / "file/sheet.png")]
     assert program.main(["validate", *arguments]) == 1
-    assert "cannot write" in capsys.readouterr().err
+    assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".bmp", ".tif"])

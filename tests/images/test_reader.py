@@ -4,12 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
-from haksnet_jax.images import reader
+from haksnet_jax.images import geotiff, reader
 from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.images.settings import ImageSettings
 from haksnet_jax.pipeline.sources import FolderSource
 from haksnet_jax.preparation import splitting, validation
+from haksnet_jax.results import geojson
 from haksnet_jax.results.tiles import windows
 
 rasterio = pytest.importorskip("rasterio")
@@ -256,3 +257,32 @@ def test_a_thumbnail_shows_the_whole_image(tmp_path, monkeypatch):
 def test_bands_of_any_number_are_drawn_as_a_picture(channels, shown):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, channels), np.uint8)
     np.testing.assert_array_equal(reader.picture(pixels), pixels[..., list(shown)])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        "<SourceFilename>/vsicurl/http://127.0.0.1:9/a.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>",
+        '<GDAL_WMS><Service name="TMS"><ServerUrl>http://127.0.0.1:9/</ServerUrl></Service></GDAL_WMS>',
+    ],
+)
+def test_a_file_that_names_others_is_opened_by_no_driver_of_gdal(tmp_path, content):
+    pytest.importorskip("rasterio")
+    path = tmp_path / "a.tif"
+    path.write_text(content)
+    with pytest.raises(ImageError, match="expected a PNG, JPEG, BMP or TIFF"):
+        geotiff.open_image(path)
+    found, why = geojson.read_georeference(path)
+    assert found is None and "its place cannot be read" in why
+
+
+def test_coordinate_systems_are_codes_or_wkt_alone(tmp_path):
+    crs = pytest.importorskip("rasterio.crs").CRS.from_epsg(32632)
+    for text in ("EPSG:32632", "epsg:32632", "urn:ogc:def:crs:EPSG::32632", crs.to_wkt()):
+        assert geotiff.coordinate_system(text) == crs
+    assert geotiff.coordinate_system("http://www.opengis.net/def/crs/EPSG/0/32632") == crs
+    (tmp_path / "crs").write_text(crs.to_wkt())
+    for text in (str(tmp_path / "crs"), "http://127.0.0.1:9/crs", "+proj=utm +zone=32", "", "A" * 200_000):
+        with pytest.raises(ImageError, match="coordinate system"):
+            geotiff.coordinate_system(text)

@@ -14,8 +14,17 @@ from configs import change_folder, dubai, levir_cd, levir_cd_part, segmentation_
 from haksnet_jax import tasks
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference import dense_predictor
+from haksnet_jax.models import architecture
 from haksnet_jax.tasks import change, dense, segmentation
 from haksnet_jax.training import loop
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_backbone():
+    """One that compiles in a second; HAKSNet's maps are the matter of the models' tests, and of the detector's runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(architecture.BACKBONES, "meannet", "dummy_backbone")
+        yield
 
 
 def tiny(config, root, **data):
@@ -23,8 +32,10 @@ def tiny(config, root, **data):
     with config.unlocked():
         config.update({"num_steps": 30, "batch_size_per_device": 1, "checkpoint_every": 0, "eval_every": 30})
         config.update({"log_every": 5, "ema_decay": 0.0})
-        config.model.backbone = "haksnet"
-        config.model.update({"channels": (8, 8, 8, 16), "depths": (1, 1, 1, 1), "mlp_ratios": (1, 1, 1, 1)})
+        config.model.backbone = "meannet_two"
+        if config.task == "change":  # the dates' features are exchanged between its stages
+            config.model.backbone = "haksnet"
+            config.model.update({"channels": (8, 8, 8, 16), "depths": (1, 1, 1, 1), "mlp_ratios": (1, 1, 1, 1)})
         config.model.update({"decoder_channels": 16, "dtype": "float32", "drop_path_rate": 0.0, "dropout": 0.0})
         config.data.update({"root": str(root), "image_size": (64, 64), "num_workers": 0, **data})
         config.augment.update({"scale_range": (1.0, 1.0), "max_class_share": 1.0, "max_degrees": 0.0})

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import demo
+from configs import demo, demo_classification
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.models import architecture
 from haksnet_jax.tools import compiled_cost, compiled_step, plan
 from haksnet_jax.tools import topology as topologies
 
@@ -47,18 +48,32 @@ def slice_mesh():
     jax.config.update("jax_optimization_level", before)
 
 
-@pytest.fixture(scope="module")
-def step(slice_mesh):
-    """The tiny training step compiled for a slice at 4 images a chip: about a minute."""
-    # As in a run; the products of six parts that the other tests ask for take twice as long to compile.
-    with jax.default_matmul_precision("default"):
-        return compiled_step.compile_step(_tiny_config(), slice_mesh, 4)
+def _classifier_config():
+    """Of the smallest classifier: the TPU compiler takes two minutes for the tiny detector, and seconds for this."""
+    config = demo_classification.get_config()
+    with config.unlocked():
+        config.model.backbone = "meannet_one"
+        config.model.channels = config.model.depths = config.model.mlp_ratios = None
+        config.model.dtype = "bfloat16"
+    return config
+
+
+@pytest.fixture(scope="module", params=["classifier", pytest.param("detector", marks=pytest.mark.slow)])
+def step_of(request, slice_mesh):
+    """(configuration, its training step compiled for a slice at 4 images a chip)."""
+    with jax.default_matmul_precision("default"), pytest.MonkeyPatch.context() as patch:
+        # As in a run; the products of six parts that the other tests ask for take twice as long to compile.
+        patch.setitem(architecture.BACKBONES, "meannet", "dummy_backbone")
+        config = _classifier_config() if request.param == "classifier" else _tiny_config()
+        return config, compiled_step.compile_step(config, slice_mesh, 4)
 
 
 @pytest.mark.slow
-def test_memory_grows_with_the_batch_and_the_state_does_not(slice_mesh, step):
+@pytest.mark.parametrize("step_of", ["detector"], indirect=True)
+def test_memory_grows_with_the_batch_and_the_state_does_not(slice_mesh, step_of):
+    config, step = step_of
     with jax.default_matmul_precision("default"):
-        single = compiled_step.compile_step(_tiny_config(), slice_mesh, 1)
+        single = compiled_step.compile_step(config, slice_mesh, 1)
     assert single.state == step.state
     # The batch's own arrays at the least: pixels alone are 12,288 bytes an image.
     assert step.memory - single.memory > 3 * 64 * 64 * 3
@@ -68,15 +83,16 @@ def test_memory_grows_with_the_batch_and_the_state_does_not(slice_mesh, step):
     assert exchanged[1] < 1.1 * exchanged[0]
 
 
-def test_devices_exchange_the_gradients_once_and_little_else(step):
+def test_devices_exchange_the_gradients_once_and_little_else(step_of):
+    _, step = step_of
     assert step.memory > step.state > 3 * step.params  # weights and two moments
     exchanged = sum(one.num_bytes * one.times for one in step.cost.collectives)
     # All gradients; beside them statistics of the batch, and padding of small arrays to whole tiles.
     assert step.params <= exchanged < 8 * step.params + 2**20
 
 
-def test_figures_agree_with_one_another(step):
-    config = _tiny_config()
+def test_figures_agree_with_one_another(step_of):
+    config, step = step_of
     found = plan.figures(config, SLICE, step, num_images=1000)
     assert found["fits"] and found["global_batch"] == 4 * 4 and found["steps_per_epoch"] == 63
     assert found["step_seconds_at_least"] == max(found["seconds"].values())

@@ -9,7 +9,7 @@ A list of boxes has a fixed size; which rows count is said by `valid`. Zeros nev
 
 from typing import NamedTuple
 
-import jax
+from jaxtyping import Array, Bool, Float, Int
 
 
 class GroundTruth(NamedTuple):
@@ -22,10 +22,10 @@ class GroundTruth(NamedTuple):
       image_size: [B, 2] int32 rows and columns of the image's content, without its padding at right and bottom.
     """
 
-    boxes: jax.Array
-    labels: jax.Array
-    valid: jax.Array
-    image_size: jax.Array
+    boxes: Float[Array, "B M 5"]
+    labels: Int[Array, "B M"]
+    valid: Bool[Array, "B M"]
+    image_size: Int[Array, "B 2"]
 
 
 class Proposals(NamedTuple):
@@ -37,9 +37,9 @@ class Proposals(NamedTuple):
       valid: [B, N] bool.
     """
 
-    boxes: jax.Array
-    scores: jax.Array
-    valid: jax.Array
+    boxes: Float[Array, "B N 5"]
+    scores: Float[Array, "B N"]
+    valid: Bool[Array, "B N"]
 
 
 class PaddedDetections(NamedTuple):
@@ -56,8 +56,8 @@ class PaddedDetections(NamedTuple):
       num_cut: [B] int32 candidates above the score threshold that a cap left out (before or after suppression).
     """
 
-    boxes: jax.Array
-    scores: jax.Array
-    labels: jax.Array
-    valid: jax.Array
-    num_cut: jax.Array
+    boxes: Float[Array, "B N 5"]
+    scores: Float[Array, "B N"]
+    labels: Int[Array, "B N"]
+    valid: Bool[Array, "B N"]
+    num_cut: Int[Array, " B"]

@@ -23,6 +23,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -34,6 +35,10 @@ sys.path.insert(0, str(IN_REPOSITORY))  # reference_weights.py
 jax.config.update("jax_default_matmul_precision", "highest")  # the reference is exact float32
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # shape_checks.py
+CHECKED = ["geometry", "structures", *(f"models.{task}_loss" for task in ("classification", "dense", "detection"))]
+jaxtyping.install_import_hook([f"haksnet_jax.{name}" for name in CHECKED], "shape_checks.checked")
 
 
 # For `jax.jit` where large images are looked at: these programs run longer than they compile.

@@ -1,11 +1,15 @@
 """The regular grid of axis-parallel anchors on the levels of the feature pyramid."""
 
+from collections.abc import Sequence
+
+import jax
 import numpy as np
+from jaxtyping import Bool, Float, Shaped
 
 STRIDES = (4, 8, 16, 32, 64)  # of the pyramid on a backbone of strides 4 to 32
 
 
-def level_shapes(image_shape, strides):
+def level_shapes(image_shape: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Rows and columns of the feature maps of an image.
 
     Every level halves the one before, rounding up, as the padded convolutions and the subsampling do: for the strides
@@ -22,7 +26,9 @@ def level_shapes(image_shape, strides):
     return tuple((-(-rows // stride), -(-columns // stride)) for stride in strides)
 
 
-def anchor_grid(image_shape, strides, *, scale, ratios):
+def anchor_grid(
+    image_shape: Sequence[int], strides: Sequence[int], *, scale: float, ratios: Sequence[float]
+) -> Float[np.ndarray, "A 4"]:
     """Anchors of all levels of an image.
 
     At each place (x, y) of a level's feature map lies one anchor for each ratio, centred on the pixel coordinates
@@ -51,7 +57,9 @@ def anchor_grid(image_shape, strides, *, scale, ratios):
     return np.concatenate(levels)
 
 
-def inside_image(anchors, image_size):
+def inside_image(
+    anchors: Float[jax.Array | np.ndarray, "A 4"], image_size: Shaped[jax.Array | np.ndarray, " 2"] | Sequence[int]
+) -> Bool[jax.Array | np.ndarray, " A"]:
     """Which anchors lie wholly within an image.
 
     Args:

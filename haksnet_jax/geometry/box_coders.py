@@ -5,8 +5,11 @@ their gradients stay finite; what they then are has no meaning.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from haksnet_jax.geometry.boxes import boxes_to_corners, boxes_to_hboxes, reduce_angle, to_le90
 
@@ -18,7 +21,9 @@ _SMALLEST_SIDE = 1e-3
 _SAME_SIDE = 0.1
 
 
-def encode_midpoint_offset(anchors, boxes, stds):
+def encode_midpoint_offset(
+    anchors: Float[Array, "*n 4"], boxes: Float[Array, "*n 5"], stds: Sequence[float]
+) -> Float[Array, "*n 6"]:
     """Oriented boxes relative to axis-parallel anchors, as the RPN of Oriented R-CNN regresses them.
 
     The enclosing axis-parallel box of centre (gx, gy) and size (gw, gh) is coded against the anchor's centre and size:
@@ -59,7 +64,9 @@ def encode_midpoint_offset(anchors, boxes, stds):
     return deltas / jnp.asarray(stds, deltas.dtype)
 
 
-def decode_midpoint_offset(anchors, deltas, stds, max_ratio=16 / 1000):
+def decode_midpoint_offset(
+    anchors: Float[Array, "*n 4"], deltas: Float[Array, "*n 6"], stds: Sequence[float], max_ratio: float = 16 / 1000
+) -> Float[Array, "*n 5"]:
     """Oriented boxes from axis-parallel anchors and midpoint offsets.
 
     The deltas (see `encode_midpoint_offset`) describe a parallelogram with its corners on the sides of a box. Its
@@ -97,7 +104,9 @@ def decode_midpoint_offset(anchors, deltas, stds, max_ratio=16 / 1000):
     return jnp.stack([px + pw * dx, py + ph * dy, width, height, angle], axis=-1)
 
 
-def encode_delta_xywha(proposals, boxes, stds):
+def encode_delta_xywha(
+    proposals: Float[Array, "*n 5"], boxes: Float[Array, "*n 5"], stds: Sequence[float]
+) -> Float[Array, "*n 5"]:
     """Oriented boxes relative to oriented proposals, as the box head regresses them.
 
     The offset between the centres is measured along the proposal's own axes, in units of its sides. The box's sides
@@ -132,7 +141,13 @@ def encode_delta_xywha(proposals, boxes, stds):
     return deltas / jnp.asarray(stds, deltas.dtype)
 
 
-def decode_delta_xywha(proposals, deltas, stds, image_size=None, max_ratio=16 / 1000):
+def decode_delta_xywha(
+    proposals: Float[Array, "*n 5"],
+    deltas: Float[Array, "*n 5"],
+    stds: Sequence[float],
+    image_size: Shaped[Array | np.ndarray, " 2"] | Sequence[int | Array] | None = None,
+    max_ratio: float = 16 / 1000,
+) -> Float[Array, "*n 5"]:
     """Oriented boxes from oriented proposals and deltas; the inverse of `encode_delta_xywha`.
 
     Args:

@@ -10,9 +10,12 @@ that never import JAX.
 """
 
 import math
+from typing import Any
+
+from jaxtyping import Float
 
 
-def to_le90(boxes):
+def to_le90(boxes: Float[Any, "*n 5"]) -> Float[Any, "*n 5"]:
     """Rewrites oriented boxes so that the width is the longer side.
 
     The rectangle stays the same set of points. Where the height is longer, the sides change places and the angle turns
@@ -32,7 +35,7 @@ def to_le90(boxes):
     return xp.stack([cx, cy, w, h, reduce_angle(angle)], axis=-1)
 
 
-def reduce_angle(angle):
+def reduce_angle(angle: Float[Any, "*n"]) -> Float[Any, "*n"]:
     """Angles [...] in radians, plus or minus the multiple of pi that brings them to -pi/2 <= angle < pi/2."""
     xp = angle.__array_namespace__()
     angle = (angle + math.pi / 2) % math.pi - math.pi / 2
@@ -41,7 +44,7 @@ def reduce_angle(angle):
     return xp.where(angle >= quarter_turn, -quarter_turn, angle)
 
 
-def boxes_to_corners(boxes):
+def boxes_to_corners(boxes: Float[Any, "*n 5"]) -> Float[Any, "*n 4 2"]:
     """Corner points of oriented boxes.
 
     Args:
@@ -65,7 +68,7 @@ def boxes_to_corners(boxes):
     return xp.stack([x, y], axis=-1)
 
 
-def boxes_to_hboxes(boxes):
+def boxes_to_hboxes(boxes: Float[Any, "*n 5"]) -> Float[Any, "*n 4"]:
     """Smallest axis-parallel boxes that enclose oriented boxes.
 
     Args:
@@ -82,7 +85,7 @@ def boxes_to_hboxes(boxes):
     return xp.stack([cx - half_x, cy - half_y, cx + half_x, cy + half_y], axis=-1)
 
 
-def hboxes_to_boxes(hboxes):
+def hboxes_to_boxes(hboxes: Float[Any, "*n 4"]) -> Float[Any, "*n 5"]:
     """Axis-parallel boxes as oriented ones.
 
     Args:
@@ -97,13 +100,13 @@ def hboxes_to_boxes(hboxes):
     return to_le90(xp.stack([(x1 + x2) / 2, (y1 + y2) / 2, w, h, xp.zeros_like(w)], axis=-1))
 
 
-def hbox_area(hboxes):
+def hbox_area(hboxes: Float[Any, "*n 4"]) -> Float[Any, "*n"]:
     """Areas [...] in square pixels of axis-parallel boxes [..., 4]; 0 where x2 < x1 or y2 < y1."""
     xp = hboxes.__array_namespace__()
     x1, y1, x2, y2 = xp.moveaxis(hboxes, -1, 0)
     return xp.maximum(x2 - x1, 0) * xp.maximum(y2 - y1, 0)
 
 
-def box_area(boxes):
+def box_area(boxes: Float[Any, "*n 5"]) -> Float[Any, "*n"]:
     """Areas [...] in square pixels of oriented boxes [..., 5]."""
     return boxes[..., 2] * boxes[..., 3]

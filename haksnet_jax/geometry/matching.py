@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from haksnet_jax.geometry.boxes import hbox_area
 
@@ -28,10 +30,10 @@ class Matches(NamedTuple):
       negative: [A] bool, to be classified as background. What is neither is left out of the loss.
     """
 
-    gt_index: jax.Array
-    iou: jax.Array
-    positive: jax.Array
-    negative: jax.Array
+    gt_index: Int[Array, "*B A"]
+    iou: Float[Array, "*B A"]
+    positive: Bool[Array, "*B A"]
+    negative: Bool[Array, "*B A"]
 
 
 class Samples(NamedTuple):
@@ -45,14 +47,23 @@ class Samples(NamedTuple):
       num_negative_candidates: [] int32 negatives there were to choose from.
     """
 
-    index: jax.Array
-    positive: jax.Array
-    valid: jax.Array
-    num_positive_candidates: jax.Array
-    num_negative_candidates: jax.Array
+    index: Int[Array, "*B R"]
+    positive: Bool[Array, "*B R"]
+    valid: Bool[Array, "*B R"]
+    num_positive_candidates: Int[Array, "*B"]
+    num_negative_candidates: Int[Array, "*B"]
 
 
-def match_anchors(anchors, gt_hboxes, gt_valid, candidates, *, positive_iou, negative_iou, min_positive_iou):
+def match_anchors(
+    anchors: Float[Array, "A 4"],
+    gt_hboxes: Float[Array, "M 4"],
+    gt_valid: Bool[Array, " M"],
+    candidates: Bool[Array, " A"],
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    min_positive_iou: float,
+) -> Matches:
     """Matches axis-parallel anchors to axis-parallel ground truth by their overlap.
 
     A candidate whose best overlap reaches `positive_iou` is positive, one below `negative_iou` negative, both with
@@ -129,7 +140,9 @@ def _hbox_iou(hboxes, anchor_sides, anchor_area):
     return intersection / jnp.maximum(union, 1e-6)  # 0 for two boxes without area, not 0 / 0
 
 
-def match_proposals(iou, valid, gt_valid, *, positive_iou):
+def match_proposals(
+    iou: Float[Array, "N M"], valid: Bool[Array, " N"], gt_valid: Bool[Array, " M"], *, positive_iou: float
+) -> Matches:
     """Matches proposals to ground truth by given overlaps.
 
     A valid proposal whose best overlap reaches `positive_iou` is positive, every other valid one negative.
@@ -153,7 +166,14 @@ def match_proposals(iou, valid, gt_valid, *, positive_iou):
     )
 
 
-def sample(key, positive, negative, *, num_samples, positive_fraction):
+def sample(
+    key: jax.Array,
+    positive: Bool[Array | np.ndarray, " N"],
+    negative: Bool[Array | np.ndarray, " N"],
+    *,
+    num_samples: int,
+    positive_fraction: float,
+) -> Samples:
     """Draws rows for the loss at random: positives up to a share, negatives for the rest.
 
     At most `int(num_samples * positive_fraction)` positives are drawn; negatives fill up to `num_samples`, so that

@@ -12,7 +12,9 @@ under `vmap`.
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from haksnet_jax.geometry.rotated_iou import box_frames, iou_of_frames
 
@@ -22,7 +24,16 @@ _BLOCK = 2048
 _PASSES = 3
 
 
-def nms_horizontal(hboxes, scores, valid, *, iou_threshold, max_outputs, groups=None, block_size=_BLOCK):
+def nms_horizontal(
+    hboxes: Float[Array | np.ndarray, "N 4"],
+    scores: Float[Array | np.ndarray, " N"],
+    valid: Bool[Array | np.ndarray, " N"],
+    *,
+    iou_threshold: float,
+    max_outputs: int,
+    groups: Int[Array | np.ndarray, " N"] | None = None,
+    block_size: int = _BLOCK,
+) -> tuple[Int[Array, " {max_outputs}"], Bool[Array, " {max_outputs}"], Int[Array, ""]]:
     """Greedy non-maximum suppression of axis-parallel boxes.
 
     From the best score down, a box is kept unless its IoU with a box kept before it is greater than the threshold
@@ -50,7 +61,16 @@ def nms_horizontal(hboxes, scores, valid, *, iou_threshold, max_outputs, groups=
     return _nms(columns, _horizontal_iou, scores, valid, iou_threshold, max_outputs, groups, block_size)
 
 
-def nms_rotated(boxes, scores, valid, *, iou_threshold, max_outputs, groups=None, block_size=_BLOCK):
+def nms_rotated(
+    boxes: Float[Array | np.ndarray, "N 5"],
+    scores: Float[Array | np.ndarray, " N"],
+    valid: Bool[Array | np.ndarray, " N"],
+    *,
+    iou_threshold: float,
+    max_outputs: int,
+    groups: Int[Array | np.ndarray, " N"] | None = None,
+    block_size: int = _BLOCK,
+) -> tuple[Int[Array, " {max_outputs}"], Bool[Array, " {max_outputs}"], Int[Array, ""]]:
     """Greedy non-maximum suppression of oriented boxes, by the exact overlap of the rectangles.
 
     As `nms_horizontal`: suppressed where the IoU is greater than the threshold.

@@ -11,15 +11,20 @@ An oriented box is such a region in its own axes with g = 1; a quadrilateral is 
 
 import concurrent.futures
 import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float, Float64, Int, Real, Shaped
 
 # 4 x 16384 float64 are half a MiB an array: long enough that numpy's calls cost nothing, short enough for the cache
 _CHUNK = 16384
 _TINY = 1e-30
 
 
-def rotated_iou_pairs(boxes1, boxes2):
+def rotated_iou_pairs(
+    boxes1: Real[np.ndarray, "P 5"] | Sequence[Sequence[float]],
+    boxes2: Real[np.ndarray, "P 5"] | Sequence[Sequence[float]],
+) -> Float64[np.ndarray, " P"]:
     """Overlap of corresponding oriented boxes.
 
     Args:
@@ -33,7 +38,9 @@ def rotated_iou_pairs(boxes1, boxes2):
     return in_chunks(_table_iou, len(table1), table1, table2)
 
 
-def indexed_rotated_iou(table, index1, index2):
+def indexed_rotated_iou(
+    table: Float64[np.ndarray, "N 6"], index1: Int[np.ndarray, " P"], index2: Int[np.ndarray, " P"]
+) -> Float64[np.ndarray, " P"]:
     """Overlap of pairs of boxes of one set.
 
     Args:
@@ -47,14 +54,16 @@ def indexed_rotated_iou(table, index1, index2):
     return in_chunks(lambda i, j: _table_iou(table[i], table[j]), len(index1), index1, index2)
 
 
-def box_table(boxes):
+def box_table(boxes: Real[np.ndarray, "N 5"] | Sequence[Sequence[float]]) -> Float64[np.ndarray, "N 6"]:
     """[N, 6] float64 (cx, cy, w, h, cos, sin) of boxes [N, 5]; sides below zero become zero."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 5)
     sides = np.maximum(boxes[:, 2:4], 0)
     return np.concatenate([boxes[:, :2], sides, np.cos(boxes[:, 4:]), np.sin(boxes[:, 4:])], axis=1)
 
 
-def polygon_iou_pairs(polygons1, polygons2):
+def polygon_iou_pairs(
+    polygons1: Real[np.ndarray, "P 4 2"], polygons2: Real[np.ndarray, "P 4 2"]
+) -> Float64[np.ndarray, " P"]:
     """Overlap of corresponding quadrilaterals, convex or not, in either direction of turning.
 
     Args:
@@ -68,19 +77,24 @@ def polygon_iou_pairs(polygons1, polygons2):
     return in_chunks(_quadrilateral_iou, len(polygons1), polygons1, polygons2)
 
 
-def indexed_polygon_iou(polygons1, polygons2, index1, index2):
+def indexed_polygon_iou(
+    polygons1: Real[np.ndarray, "N 4 2"],
+    polygons2: Real[np.ndarray, "M 4 2"],
+    index1: Int[np.ndarray, " P"],
+    index2: Int[np.ndarray, " P"],
+) -> Float64[np.ndarray, " P"]:
     """Overlap of pairs (polygons1[index1], polygons2[index2]), [P] float64, without gathering all pairs at once."""
     polygons1, polygons2 = np.asarray(polygons1, np.float64), np.asarray(polygons2, np.float64)
     return in_chunks(lambda i, j: _quadrilateral_iou(polygons1[i], polygons2[j]), len(index1), index1, index2)
 
 
-def polygon_area(polygons):
+def polygon_area(polygons: Real[np.ndarray, "N 4 2"]) -> Float[np.ndarray, " N"]:
     """Areas [N] in square pixels of quadrilaterals [N, 4, 2] whose edges do not cross."""
     diagonal1, diagonal2 = polygons[:, 2] - polygons[:, 0], polygons[:, 3] - polygons[:, 1]
     return np.abs(_cross(diagonal1, diagonal2)) / 2
 
 
-def uncross(polygons):
+def uncross(polygons: Real[np.ndarray, "N 4 2"]) -> Float64[np.ndarray, "N 4 2"]:
     """Puts the corners of quadrilaterals whose edges cross in order around the outline.
 
     The four points of such a quadrilateral are always corners of their convex hull, and the crossing edges its
@@ -104,7 +118,9 @@ def uncross(polygons):
     return polygons
 
 
-def in_chunks(function, count, *arrays):
+def in_chunks(
+    function: Callable[..., np.ndarray], count: int, *arrays: Shaped[np.ndarray, "{count} ..."]
+) -> Float64[np.ndarray, " {count}"]:
     """Applies a function of [P, ...] arrays to slices of them, on all cores, and joins its [P] float64 results."""
     result = np.empty(count, np.float64)
 

@@ -25,7 +25,7 @@ from haksnet_jax.target import by_platform, over_mesh
 _LANES = 128  # of a TPU's registers and matrix unit
 
 
-def depthwise_conv(x, kernel, bias=None):
+def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Convolves every channel of x with its own square kernel, at stride 1 with zeros around the image.
 
     out[b, i, j, c] = bias[c] + sum over dy, dx of x[b, i + dy - k // 2, j + dx - k // 2, c] * kernel[dy, dx, c]
@@ -53,7 +53,9 @@ def depthwise_conv(x, kernel, bias=None):
     return _depthwise_conv(x, kernel, bias, False)
 
 
-def depthwise_conv_with_means(x, kernel, bias):
+def depthwise_conv_with_means(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`depthwise_conv`, and means of its result that a kernel has at hand while it writes it.
 
     Args:
@@ -153,7 +155,7 @@ def _pad(x, k):
     return jnp.pad(x, ((0, 0), margin, margin, (0, 0)))
 
 
-def convolve_slices(x, kernel):
+def convolve_slices(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`depthwise_conv` as a sum of shifted copies (kernel in the type of x)."""
     _, height, width, _ = x.shape
     k = kernel.shape[0]
@@ -165,7 +167,7 @@ def convolve_slices(x, kernel):
     return total.astype(x.dtype)
 
 
-def weight_gradient_slices(x, gradient, k):
+def weight_gradient_slices(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
     """[k, k, C] float32 gradient of `depthwise_conv` with respect to its kernel, one kernel row after another."""
     _, height, width, _ = x.shape
     padded = _pad(x, k)
@@ -186,18 +188,18 @@ def _add_each(left, right):
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
-def matrix_precision(x):
+def matrix_precision(x: jax.Array) -> jax.lax.Precision | None:
     """The matrix units' exact float32; bfloat16 products are exact as they are."""
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def diagonals(width, k):
+def diagonals(width: int, k: int) -> list[jax.Array]:
     """k masks [W, W] of an output and an input column: those that the kernel's column d joins."""
     difference = jnp.arange(width)[None, :] - jnp.arange(width)[:, None]
     return [difference == d - k // 2 for d in range(k)]
 
 
-def convolve_bands(x, kernel):
+def convolve_bands(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`depthwise_conv` as a convolution of rows: their columns are its channels, in a group for each channel of x."""
     batch, height, width, channels = x.shape
     k = kernel.shape[0]
@@ -249,7 +251,7 @@ def _fenced(planes):
     return jax.lax.optimization_barrier(planes.reshape(*planes.shape[:2], -1)).reshape(planes.shape)
 
 
-def weight_gradient_bands(x, gradient, k):
+def weight_gradient_bands(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
     """[k, k, C] float32 gradient of `depthwise_conv` with respect to its kernel, by products of whole image rows.
 
     The product of the gradient's columns with the input's columns holds the sums for all differences of columns; those
@@ -269,7 +271,7 @@ def weight_gradient_bands(x, gradient, k):
     return jnp.einsum("uycw,xwu->yxc", products, masks, precision=precision)
 
 
-def convolve_library(x, kernel):
+def convolve_library(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`depthwise_conv` by the vendor's convolution; large kernels as the sum of four 5 x 5 kernels.
 
     cuDNN is fast up to 7 x 7 in bfloat16, and in float32 (whose 7 x 7 gradients are not) up to 5 x 5. Beyond lies a
@@ -306,7 +308,7 @@ def _library_convolution(x, kernel, rows, columns):
     )
 
 
-def weight_gradient_library(x, gradient, k):
+def weight_gradient_library(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
     """[k, k, C] float32 gradient of `convolve_library` with respect to its kernel, as JAX derives it."""
     kernel = jnp.zeros((k, k, x.shape[3]), x.dtype)
     _, pull_back = jax.vjp(functools.partial(convolve_library, x), kernel)

@@ -11,6 +11,7 @@ Both kernels run under Pallas' interpreter on any machine, which is how they are
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,7 +55,7 @@ def _channel_block(num_channels, most=32):
     return divisor if divisor >= 8 else min(power_of_two(num_channels), most)
 
 
-def convolve_tile(shape):
+def convolve_tile(shape: Sequence[int]) -> Tile:
     """Tile of `convolve` for an input of this shape."""
     _, height, width, num_channels = shape
     channels = _channel_block(num_channels)
@@ -62,7 +63,7 @@ def convolve_tile(shape):
     return Tile(_even_rows(height, 8), columns, channels, num_warps=4)
 
 
-def weight_gradient_tile(shape, k):
+def weight_gradient_tile(shape: Sequence[int], k: int) -> Tile:
     """Tile of `weight_gradient` for an input of this shape and a kernel of k x k.
 
     On an H100, 8 images in bfloat16, these took, against one column of taps at a time in the tiles of `convolve`: 3 x 3
@@ -202,7 +203,15 @@ def _weight_gradient_kernel(x_ref, gradient_ref, out_ref, *bias_out, tile, k):
 
 
 @functools.partial(jax.jit, static_argnames=("means", "tile", "interpret"))
-def convolve(x, kernel, bias=None, *, means=False, tile=None, interpret=False):
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    means: bool = False,
+    tile: Tile | None = None,
+    interpret: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
     """Depthwise convolution at stride 1 with zeros around the image.
 
     Args:
@@ -279,7 +288,7 @@ def _narrow_kernel(x_ref, kernel_ref, out_ref, *, tile):
 
 
 @functools.partial(jax.jit, static_argnames=("interpret",))
-def convolve_narrow(x, kernel, *, interpret=False):
+def convolve_narrow(x: jax.Array, kernel: jax.Array, *, interpret: bool = False) -> jax.Array:
     """Convolution of a few channels, all with all, at stride 1 with zeros around the image.
 
     Args:
@@ -305,7 +314,9 @@ def convolve_narrow(x, kernel, *, interpret=False):
 
 
 @functools.partial(jax.jit, static_argnames=("k", "pairs", "tile", "interpret"))
-def weight_gradient(x, gradient, k, *, pairs=False, tile=None, interpret=False):
+def weight_gradient(
+    x: jax.Array, gradient: jax.Array, k: int, *, pairs: bool = False, tile: Tile | None = None, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Gradients of `convolve` with respect to its kernel and its bias.
 
     The one is the correlation of the input with the output's gradient, the other the sum of that gradient.

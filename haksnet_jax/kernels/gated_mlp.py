@@ -59,7 +59,7 @@ class GatedMLPWeights(NamedTuple):
 
 
 @jax.custom_vjp
-def gated_mlp(x, weights):
+def gated_mlp(x: jax.Array, weights: GatedMLPWeights) -> jax.Array:
     """Gated expansion, depthwise convolution and projection (see the module's text).
 
     Args:
@@ -116,7 +116,7 @@ def _rounded(weights, dtype):
     return GatedMLPWeights(*(weight.astype(dtype) for weight in weights))
 
 
-def gated_mlp_plain(x, weights):
+def gated_mlp_plain(x: jax.Array, weights: GatedMLPWeights) -> jax.Array:
     """`gated_mlp`, one step after another."""
     rounded = _rounded(weights, x.dtype)
     filter_kernel, gate_kernel = jnp.split(rounded.expand_kernel, 2, axis=-1)
@@ -126,7 +126,7 @@ def gated_mlp_plain(x, weights):
     return hidden @ rounded.project_kernel + rounded.project_bias
 
 
-def gated_mlp_composed(x, weights):
+def gated_mlp_composed(x: jax.Array, weights: GatedMLPWeights) -> jax.Array:
     """`gated_mlp` with the expansion and the depthwise convolution as one convolution."""
     side = weights.depthwise_kernel.shape[0]
     kernel, gate_kernel = _composed_kernels(weights)
@@ -163,7 +163,7 @@ def _with_ones(x):
     return jnp.concatenate([x, ones], axis=-1)
 
 
-def gated_mlp_columns(x, weights):
+def gated_mlp_columns(x: jax.Array, weights: GatedMLPWeights) -> jax.Array:
     """`gated_mlp` in the columns form (see the module's text)."""
 
     def of_image(x, bias, *kernels):  # x: [1, H, W, C]
@@ -185,7 +185,9 @@ def gated_mlp_columns(x, weights):
     return over_mesh(of_batch, x, weights.project_bias, *kernels, split=1)
 
 
-def gated_mlp_columns_gradients(x, weights, gradient):
+def gated_mlp_columns_gradients(
+    x: jax.Array, weights: GatedMLPWeights, gradient: jax.Array
+) -> tuple[jax.Array, GatedMLPWeights]:
     """The gradients of `gated_mlp_columns` with respect to x and weights."""
     kernels, pull_back = jax.vjp(_chunked_kernels, weights)
 

@@ -13,7 +13,7 @@ Both kernels run under Pallas' interpreter on any machine, which is how they are
 """
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from jax.experimental import pallas as pl
 
 from haksnet_jax.kernels.triton import plgpu
 from haksnet_jax.target import over_mesh
+
+if TYPE_CHECKING:
+    from haksnet_jax.kernels.gated_mlp import GatedMLPWeights  # which imports this module
 
 _SIDE = 3  # of the depthwise kernel
 _EDGES = 16  # rows of `edges`: nine taps, one for what is always seen, and zeros, since products want sixteen
@@ -60,7 +63,7 @@ class Composed(NamedTuple):
     project_bias: jax.Array
 
 
-def suits(x, weights):
+def suits(x: jax.Array, weights: "GatedMLPWeights") -> bool:
     """Whether the kernels can take these shapes and types."""
     channels, hidden = weights.project_kernel.shape[::-1]
     return (
@@ -73,7 +76,7 @@ def suits(x, weights):
     )
 
 
-def compose(weights):
+def compose(weights: "GatedMLPWeights") -> Composed:
     """GatedMLPWeights to Composed, in float32."""
     filter_kernel, gate = jnp.split(weights.expand_kernel, 2, axis=-1)
     filter_bias, gate_bias = jnp.split(weights.expand_bias, 2)
@@ -239,7 +242,7 @@ def _gradient_kernel(
         plgpu.store(ref.at[program, hidden[:, None], columns[None, :]], total)
 
 
-def forward_tile(channels):
+def forward_tile(channels: int) -> Tile:
     """Tile of the forward kernel: sums of a chunk, its gate and the projections fit the registers.
 
     On an H100, 8 images, against the composed form of XLA: 32 channels at 256 x 256 0.34 against 0.93 ms, 64 at
@@ -248,7 +251,7 @@ def forward_tile(channels):
     return Tile(rows=128, hidden=128 if channels <= 64 else 64, num_warps=8, num_stages=3)
 
 
-def gradient_tile(channels):
+def gradient_tile(channels: int) -> Tile:
     """Tile of the gradient's kernel, which holds the weights' gradients of its chunk besides.
 
     On an H100, 8 images, the whole gradient, against 128 rows, 8 warps and one program for each multiprocessor: 32
@@ -262,12 +265,14 @@ def gradient_tile(channels):
     return Tile(rows=64, hidden=64, num_warps=4, num_stages=1, keeps_taps=True)
 
 
-def gated_mlp_triton(x, weights, *, tile=None, interpret=False):
+def gated_mlp_triton(
+    x: jax.Array, weights: "GatedMLPWeights", *, tile: Tile | None = None, interpret: bool = False
+) -> jax.Array:
     """`gated_mlp` in one kernel.
 
     Args:
       x: [B, H, W, C] bfloat16, C a power of two from 16 to 128.
-      weights: GatedMLPWeights with a 3 x 3 depthwise kernel and D a power of two from 64.
+      weights: "GatedMLPWeights" with a 3 x 3 depthwise kernel and D a power of two from 64.
       tile: what one program owns; chosen by C if None.
       interpret: runs in Pallas' interpreter, on any machine.
 
@@ -292,7 +297,9 @@ def gated_mlp_triton(x, weights, *, tile=None, interpret=False):
     return over_mesh(run, x, _rounded(compose(weights), x.dtype), split=1)
 
 
-def gated_mlp_triton_gradients(x, weights, gradient, *, tile=None, interpret=False):
+def gated_mlp_triton_gradients(
+    x: jax.Array, weights: "GatedMLPWeights", gradient: jax.Array, *, tile: Tile | None = None, interpret: bool = False
+) -> tuple[jax.Array, "GatedMLPWeights"]:
     """Gradients of `gated_mlp` with respect to x and the weights: one kernel and two convolutions.
 
     Args:

@@ -6,6 +6,7 @@ a kernel meets at a position fills them too (`convolve_columns`). Elsewhere the 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ _MOST_CHANNELS_OF_PAIRS = 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def narrow_conv(x, kernel, otherwise):
+def narrow_conv(x: jax.Array, kernel: jax.Array, otherwise: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     """Convolves at stride 1 with zeros around the image: by products on TPUs, by `otherwise` elsewhere.
 
     Args:
@@ -72,13 +73,17 @@ def _powers_of_two(*numbers):
     return all(number & (number - 1) == 0 for number in numbers)
 
 
-def narrow_conv_triton(x, kernel, dtype, *, interpret=False):
+def narrow_conv_triton(
+    x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike, *, interpret: bool = False
+) -> jax.Array:
     """`narrow_conv` in dtype by one Triton kernel: sums over the input channels never leave the registers."""
     convolve = functools.partial(depthwise_triton.convolve_narrow, interpret=interpret)
     return over_mesh(convolve, x, kernel.astype(x.dtype), split=1).astype(dtype)
 
 
-def narrow_conv_triton_gradients(x, kernel, gradient, *, interpret=False):
+def narrow_conv_triton_gradients(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """The gradients of `narrow_conv_triton` with respect to x and kernel."""
     k = kernel.shape[0]
     turned = kernel.astype(x.dtype)[::-1, ::-1].swapaxes(2, 3)
@@ -95,12 +100,12 @@ def _convolve_columns(x, kernel, dtype):
     return convolve_columns(x, kernel.astype(x.dtype), 1, margin, dtype=dtype, precision=matrix_precision(x))
 
 
-def narrow_conv_bands(x, kernel, dtype):
+def narrow_conv_bands(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """`narrow_conv` in dtype, as one product with band matrices for each kernel row, all channels in one."""
     return over_mesh(functools.partial(_convolve_bands, dtype=dtype), x, kernel.astype(x.dtype), split=1)
 
 
-def narrow_conv_bands_gradients(x, kernel, gradient):
+def narrow_conv_bands_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gradients of `narrow_conv_bands` with respect to x and kernel."""
     gradient = gradient.astype(x.dtype)
     turned = kernel[::-1, ::-1].swapaxes(2, 3)

@@ -8,6 +8,7 @@ holds the separate samples.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from haksnet_jax.target import by_platform
 _CHUNK = 512  # bins at a time of `_chunked_sum`: with 1,024, their rows in float32 leave the chip
 
 
-def roi_levels(boxes, num_levels=4, finest_scale=56.0):
+def roi_levels(boxes: jax.Array, num_levels: int = 4, finest_scale: float = 56.0) -> jax.Array:
     """Pyramid level of each oriented box: floor(log2(sqrt(w h) / finest_scale + 1e-6)), clamped to existing levels.
 
     Args:
@@ -36,7 +37,16 @@ def roi_levels(boxes, num_levels=4, finest_scale=56.0):
     return jnp.clip(level, 0, num_levels - 1).astype(jnp.int32)
 
 
-def rotated_roi_align(features, boxes, levels, *, strides=(4, 8, 16, 32), output_size=7, samples_per_bin=2, valid=None):
+def rotated_roi_align(
+    features: Sequence[jax.Array],
+    boxes: jax.Array,
+    levels: jax.Array,
+    *,
+    strides: Sequence[int] = (4, 8, 16, 32),
+    output_size: int | tuple[int, int] = 7,
+    samples_per_bin: int = 2,
+    valid: jax.Array | None = None,
+) -> jax.Array:
     """Average of bilinear samples in the bins of oriented boxes, each box on its own pyramid level.
 
     A box is cut into output_size x output_size bins along its own axes, a bin into samples_per_bin x samples_per_bin

@@ -50,7 +50,7 @@ def _sum_kernel(table_ref, index_ref, weight_ref, out_ref):
     )
 
 
-def weighted_rows(table, index, weight, *, interpret=False):
+def weighted_rows(table: jax.Array, index: jax.Array, weight: jax.Array, *, interpret: bool = False) -> jax.Array:
     """[P, C] sums over k of weight[k, p] * table[index[k, p]], float32, rounded once.
 
     Args:
@@ -96,7 +96,9 @@ def _spread_kernel(start_ref, term_ref, weight_ref, gradient_ref, out_ref, *, nu
     plgpu.store(out_ref.at[row, channels], total.astype(out_ref.dtype), mask=known)
 
 
-def spread_rows(num_rows, index, weight, gradient, *, interpret=False):
+def spread_rows(
+    num_rows: int, index: jax.Array, weight: jax.Array, gradient: jax.Array, *, interpret: bool = False
+) -> jax.Array:
     """The transpose of `weighted_rows` for several images.
 
     out[b, t] = sum of weight[b, k, p] * gradient[b, p] over all k, p with index[b, k, p] = t

@@ -15,7 +15,7 @@ from haksnet_jax.target import by_platform, platform
 _FEW_CHANNELS = 8  # fewer than these are laid together
 
 
-def strided_conv(x, kernel, stride):
+def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolves with k // 2 zeros around the image.
 
     By the TPU compiler's estimates for v5e (T's patch embeddings, 2 images, forward + gradients), as convolution and as
@@ -45,7 +45,15 @@ def strided_conv(x, kernel, stride):
     return by_platform(x, kernel, tpu=product, default=convolve)
 
 
-def convolve_columns(x, kernel, stride, padding, *, dtype=None, precision=None):
+def convolve_columns(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: tuple[int, int],
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    precision: jax.lax.PrecisionLike | None = None,
+) -> jax.Array:
     """A convolution as one product: all that the kernel meets at a position lies side by side as channels.
 
     Args:
@@ -76,13 +84,13 @@ def _blocks(x, stride):
     return blocks_by_slices(x, stride) if platform() == "tpu" else blocks_by_transposition(x, stride)
 
 
-def blocks_by_slices(x, stride):
+def blocks_by_slices(x: jax.Array, stride: int) -> jax.Array:
     """Strided slices side by side: the TPU compiler's reshape and transposition took longer than all the rest."""
     offsets = itertools.product(range(stride), repeat=2)
     return jnp.concatenate([x[:, row::stride, column::stride] for row, column in offsets], axis=-1)
 
 
-def blocks_by_transposition(x, stride):
+def blocks_by_transposition(x: jax.Array, stride: int) -> jax.Array:
     """The same for GPUs.
 
     Of a concatenation they would ask for each number which of its parts it comes from, and compute what stands before

@@ -8,7 +8,7 @@ except ImportError:  # deprecated since jax 0.11: without it the XLA forms serve
     plgpu = None
 
 
-def usable():
+def usable() -> bool:
     """Whether the kernels compile here: Pallas has its Triton backend and every CUDA device is Ampere or newer."""
     if plgpu is None:
         return False
@@ -19,6 +19,6 @@ def usable():
     return all(float(device.compute_capability) >= 8.0 for device in devices)
 
 
-def power_of_two(n):
+def power_of_two(n: int) -> int:
     """Smallest power of two that is not below n, which the sides of a kernel's blocks have to be."""
     return 1 << (n - 1).bit_length()

@@ -16,11 +16,12 @@ import functools
 import importlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from haksnet_jax.errors import UserError
-from haksnet_jax.models.backbones import haksnet
+from haksnet_jax.models.backbones import Backbone, haksnet
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 
 BACKBONES = {
@@ -86,7 +87,7 @@ def describe_backbone(model: Any) -> dict[str, Any]:
 
 def build_backbone(
     architecture: dict[str, Any], *, dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any
-) -> nnx.Module:
+) -> Backbone:
     """The backbone of an architecture.
 
     Args:
@@ -169,8 +170,16 @@ def build(
 
 
 def haksnet_detector(
-    size, num_classes, *, dtype=jnp.float32, rngs, drop_path_rate=0.1, unroll=None, remat=False, **options
-):
+    size: haksnet.BackboneSize,
+    num_classes: int,
+    *,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+    drop_path_rate: float = 0.1,
+    unroll: bool | None = None,
+    remat: bool = False,
+    **options: Any,
+) -> OrientedRCNN:
     """Oriented R-CNN with HAKSNet, where there is no description: for tests and measurements.
 
     Args:

@@ -5,6 +5,9 @@
               learned flow before they are subtracted. Source: Fang et al. 2023, "Changer" (arXiv 2209.08290).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from flax import nnx
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.kernels.depthwise import depthwise_conv
+from haksnet_jax.models.backbones import Backbone
 from haksnet_jax.models.dense_layers import Conv, ConvNorm, channel_dropout, enlarge, enlarge_class_maps
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import DepthwiseConv
@@ -20,18 +24,18 @@ from haksnet_jax.models.segmenter import build_decoder, normalize
 HEADS = ("difference", "exchange")
 
 
-def interleave(first, second):
+def interleave(first: jax.Array, second: jax.Array) -> jax.Array:
     """Two dates [B, ...] as one batch [2 B, ...]: pair after pair, both dates on one device."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
-def dates(x):
+def dates(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The two dates [B, ...] of an interleaved batch [2 B, ...]."""
     x = x.reshape(-1, 2, *x.shape[1:])
     return x[:, 0], x[:, 1]
 
 
-def exchange_between_dates(x, stage):
+def exchange_between_dates(x: jax.Array, stage: int) -> jax.Array:
     """What the dates exchange after a stage: every second column after stage 2, every second channel after 3 and 4.
 
     Args:
@@ -51,7 +55,7 @@ def exchange_between_dates(x, stage):
     return interleave(jnp.where(exchanged, second, first), jnp.where(exchanged, first, second))
 
 
-def warp(x, flow):
+def warp(x: jax.Array, flow: jax.Array) -> jax.Array:
     """Looks a map up at positions moved by a flow, bilinearly; outside it is zero.
 
     Args:
@@ -77,19 +81,19 @@ def warp(x, flow):
             row = jnp.clip(row, 0, height - 1).astype(jnp.int32)
             share = jnp.where(inside, share, 0.0)[..., None]
             total = total + x[images, row, column].astype(jnp.float32) * share
-    return total.astype(x.dtype)
+    return jnp.asarray(total).astype(x.dtype)
 
 
 class FlowAlignment(nnx.Module):
     """Two flows from both dates' features; each date is moved by its own, and the other is subtracted."""
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.depthwise = nnx.Param(normal(0.2)(rngs.params(), (5, 5, 2 * channels)))
         # Small at first: a flow of whole positions would scatter what the backbone has placed.
         self.flow = nnx.Param(normal(1e-3)(rngs.params(), (2 * channels, 4)))
         self.dtype = dtype
 
-    def __call__(self, first, second):  # two [B, H, W, C] -> [B, H, W, 2 C]
+    def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:  # two [B, H, W, C] -> [B, H, W, 2 C]
         both = jnp.concatenate([first, second], axis=-1)
         x = depthwise_conv(both.astype(self.dtype), self.depthwise[...]).astype(jnp.float32)
         mean, var = x.mean((1, 2), keepdims=True), x.var((1, 2), keepdims=True)
@@ -103,12 +107,12 @@ class FlowAlignment(nnx.Module):
 class MixedMLP(nnx.Module):
     """1 x 1 convolution, depthwise 3 x 3, GELU, 1 x 1 convolution, added to the input."""
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.expand = Conv(channels, channels, use_bias=True, dtype=dtype, rngs=rngs)
         self.depthwise = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
         self.contract = Conv(channels, channels, use_bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         return x + self.contract(jax.nn.gelu(self.depthwise(self.expand(x)), approximate=False))
 
 
@@ -124,8 +128,17 @@ class ChangerHead(nnx.Module):
       rngs: source of the initial parameters.
     """
 
-    def __init__(self, backbone_channels, num_classes, *, channels=128, dropout=0.1, dtype, rngs):
-        settings = {"dtype": dtype, "rngs": rngs}
+    def __init__(
+        self,
+        backbone_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 128,
+        dropout: float = 0.1,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        settings: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.laterals = nnx.List([ConvNorm(width, channels, 1, **settings) for width in backbone_channels])
         self.fuse = ConvNorm(4 * channels, channels // 2, 1, **settings)
         self.align = FlowAlignment(channels // 2, **settings)
@@ -133,7 +146,7 @@ class ChangerHead(nnx.Module):
         self.logits = Conv(channels, num_classes, use_bias=True, dtype=jnp.float32, rngs=rngs)
         self.dropout = dropout
 
-    def __call__(self, maps, *, train=False, key=None):
+    def __call__(self, maps: Sequence[jax.Array], *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """Args: maps, four [2 B, ...] of both dates (`interleave`); train; key. Returns: logits [B, H/4, W/4, K]."""
         levels = [jax.nn.relu(lateral(x, train=train)) for lateral, x in zip(self.laterals, maps, strict=True)]
         levels = [enlarge(x, 2**i) for i, x in enumerate(levels)]
@@ -152,13 +165,17 @@ class ChangeDetector(nnx.Module):
       pixel_mean, pixel_std: normalisation of the channels' values.
     """
 
-    def __init__(self, backbone, head, *, pixel_mean, pixel_std):
+    def __init__(
+        self, backbone: Backbone, head: nnx.Module, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+    ) -> None:
         self.backbone = backbone
         self.head = head
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
 
-    def __call__(self, before, after, *, train=False, key=None):
+    def __call__(
+        self, before: jax.Array, after: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Logits on the head's grid.
 
         Args:
@@ -181,13 +198,22 @@ class ChangeDetector(nnx.Module):
             differences = [jnp.abs(first - second) for first, second in map(dates, maps)]
             return self.head(differences, train=train, key=keys[1])
 
-    def probabilities(self, before, after):
+    def probabilities(self, before: jax.Array, after: jax.Array) -> jax.Array:
         """Args: before, after [B, H, W, C] pixel values. Returns: [B, 2, H, W] float32, sum 1 over the classes."""
         logits, _ = self(before, after)
         return jax.nn.softmax(enlarge_class_maps(logits, 4), axis=1)
 
 
-def build(backbone, architecture, *, pixel_mean, pixel_std, dropout=0.0, dtype=jnp.float32, rngs):
+def build(
+    backbone: Backbone,
+    architecture: dict[str, Any],
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    dropout: float = 0.0,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+) -> ChangeDetector:
     """The change detector of an architecture, see `models.architecture`.
 
     Args:
@@ -200,7 +226,7 @@ def build(backbone, architecture, *, pixel_mean, pixel_std, dropout=0.0, dtype=j
     """
     if architecture["head"] not in HEADS:
         raise UserError(f"model.head: expected one of {', '.join(HEADS)}, got {architecture['head']!r}")
-    settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+    settings: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
     if architecture["head"] == "exchange":
         width = architecture["head_channels"]
         head = ChangerHead(backbone.channels, architecture["num_classes"], channels=width, **settings)

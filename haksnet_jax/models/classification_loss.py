@@ -5,12 +5,16 @@ three are those of timm's recipes: images are normalised, parts erased, then the
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from haksnet_jax.models.classifier import Classifier
 
 # Rectangles that are drawn for an image until one fits into it.
 ERASING_ATTEMPTS = 10
@@ -27,12 +31,18 @@ class Mixing(NamedTuple):
     label_smoothing: float = 0.1  # share of the target that is spread over all classes
 
 
-def smoothed(labels, num_classes, smoothing):
+def smoothed(labels: Int[Array, " B"], num_classes: int, smoothing: float) -> Float[Array, "B {num_classes}"]:
     """Target distributions. Args: labels [B]; K; share spread evenly. Returns: [B, K] float32, rows of sum 1."""
     return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
 
 
-def rectangle_mask(top, left, height, width, shape):
+def rectangle_mask(
+    top: Int[Array, "*n"],
+    left: Int[Array, "*n"],
+    height: Int[Array, "*n"],
+    width: Int[Array, "*n"],
+    shape: Sequence[int],
+) -> Bool[Array, "*n {shape[0]} {shape[1]}"]:
     """Which pixels lie in a rectangle.
 
     Args:
@@ -48,7 +58,9 @@ def rectangle_mask(top, left, height, width, shape):
     return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
 
 
-def erasing_masks(key, num_images, shape, probability):
+def erasing_masks(
+    key: jax.Array, num_images: int, shape: Sequence[int], probability: float
+) -> Bool[Array, "{num_images} {shape[0]} {shape[1]}"]:
     """Random rectangles of random erasing.
 
     A rectangle has 2 % to a third of the image's area and an aspect ratio between 0.3 and 1/0.3, its logarithm drawn
@@ -81,7 +93,7 @@ def erasing_masks(key, num_images, shape, probability):
     return rectangle_mask(top, left, h, w, shape) & erased[:, None, None]
 
 
-def erase(images, key, probability):
+def erase(images: Float[Array, "B H W C"], key: jax.Array, probability: float) -> Float[Array, "B H W C"]:
     """Random erasing with normal noise in each pixel. Args: [B, H, W, C] normalised images; key; probability."""
     mask_key, noise_key = jax.random.split(key)
     mask = erasing_masks(mask_key, images.shape[0], images.shape[1:3], probability)
@@ -103,7 +115,9 @@ def _symmetric_beta(key, alpha):
     return low + (place - below) * (high - low)
 
 
-def cutmix_rectangle(key, share, shape):
+def cutmix_rectangle(
+    key: jax.Array, share: Float[Array, ""], shape: Sequence[int]
+) -> tuple[Bool[Array, "{shape[0]} {shape[1]}"], Float[Array, ""]]:
     """Cutmix's rectangle.
 
     Its centre is drawn evenly over the image, its sides are sqrt(1 - share) of the image's, and it is cut off at the
@@ -130,7 +144,9 @@ def cutmix_rectangle(key, share, shape):
     return mask, 1.0 - ((bottom - top) * (right - left)) / (height * width)
 
 
-def mix(images, targets, key, settings):
+def mix(
+    images: Float[Array, "B H W C"], targets: Float[Array, "B K"], key: jax.Array, settings: Mixing
+) -> tuple[Float[Array, "B H W C"], Float[Array, "B K"]]:
     """Mixup or cutmix of a batch with itself in reverse.
 
     Args:
@@ -163,7 +179,9 @@ def mix(images, targets, key, settings):
     return images, targets * share + targets[::-1] * (1.0 - share)
 
 
-def classification_loss(model, images, labels, key, *, mixing):
+def classification_loss(
+    model: Classifier, images: Real[Array, "B H W C"], labels: Int[Array, " B"], key: jax.Array, *, mixing: Mixing
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean cross-entropy of a batch against smoothed, mixed targets.
 
     Args:

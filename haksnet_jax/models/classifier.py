@@ -4,10 +4,14 @@ Pre-training makes its backbone, which every other task takes; it never sees lab
 `classification_loss.py`.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from haksnet_jax.models.backbones import Backbone
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import OutputLinear
 
@@ -22,17 +26,25 @@ class Classifier(nnx.Module):
       rngs: source of the initial weights of the linear layer (normal, std 0.02, as timm starts it).
     """
 
-    def __init__(self, backbone, num_classes, *, pixel_mean, pixel_std, rngs):
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        rngs: nnx.Rngs,
+    ) -> None:
         self.backbone = backbone
         self.head = OutputLinear(backbone.channels[-1], num_classes, kernel_init=normal(0.02), rngs=rngs)
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
 
-    def normalize(self, images):
+    def normalize(self, images: jax.Array) -> jax.Array:
         """Pixels to network input. Args: images [B, H, W, C], 0..255. Returns: the same shape, float32."""
         return (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
 
-    def logits(self, normalized, *, train=False, key=None):
+    def logits(self, normalized: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """Logits of normalised images.
 
         Args:
@@ -49,7 +61,7 @@ class Classifier(nnx.Module):
             # float32: a mean over thousands of positions would lose its digits in bfloat16
             return self.head(features.mean((1, 2), dtype=jnp.float32))
 
-    def classify(self, images, *, num_views=1):
+    def classify(self, images: jax.Array, *, num_views: int = 1) -> jax.Array:
         """Class probabilities.
 
         Args:
@@ -65,10 +77,18 @@ class Classifier(nnx.Module):
         if num_views == 8:
             views = [jnp.rot90(view, turns, axes=(1, 2)) for view in views for turns in range(4)]
         scores = [jax.nn.softmax(self.logits(view)) for view in views]
-        return sum(scores) / len(scores)
+        return sum(scores[1:], start=scores[0]) / len(scores)
 
 
-def build(backbone, architecture, *, pixel_mean, pixel_std, dtype=jnp.float32, rngs):
+def build(
+    backbone: Backbone,
+    architecture: dict[str, Any],
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+) -> Classifier:
     """The classifier of an architecture, see `models.architecture`. Its head is float32 whatever the dtype."""
     del dtype
     return Classifier(backbone, architecture["num_classes"], pixel_mean=pixel_mean, pixel_std=pixel_std, rngs=rngs)

@@ -1,5 +1,7 @@
 """Modules and resampling that the decoders of dense maps share: convolutions with normalisation, bilinear enlarging."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,16 @@ from haksnet_jax.models.layers import BatchNorm
 class Conv(nnx.Conv):
     """A convolution at stride 1 whose output has the size of its input. Args: as `nnx.Conv`; size, k, odd."""
 
-    def __init__(self, channels_in, channels, size=1, *, use_bias=False, dtype, rngs):
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        size: int = 1,
+        *,
+        use_bias: bool = False,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         super().__init__(
             channels_in,
             channels,
@@ -29,11 +40,13 @@ class Conv(nnx.Conv):
 class ConvNorm(nnx.Module):
     """Convolution without bias, then batch normalisation. Args: as `Conv`."""
 
-    def __init__(self, channels_in, channels, size=1, *, dtype, rngs):
+    def __init__(
+        self, channels_in: int, channels: int, size: int = 1, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+    ) -> None:
         self.conv = Conv(channels_in, channels, size, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(channels, dtype=dtype)
 
-    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, H, W, C']
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C']
         return self.norm(self.conv(x), train=train)
 
 
@@ -48,14 +61,14 @@ class SeparableConvNorm(nnx.Module):
       rngs: source of the initial parameters.
     """
 
-    def __init__(self, channels, size, *, dtype, rngs):
+    def __init__(self, channels: int, size: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.depthwise = nnx.Param(normal((2.0 / size**2) ** 0.5)(rngs.params(), (size, size, channels)))
         self.norm = BatchNorm(channels, dtype=dtype)
         self.pointwise = Conv(channels, channels, dtype=dtype, rngs=rngs)
         self.size = size
         self.dtype = dtype
 
-    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         _, height, width, _ = x.shape
         kernel, x = self.depthwise[...], x.astype(self.dtype)
         if self.size % 2 == 0:
@@ -66,17 +79,17 @@ class SeparableConvNorm(nnx.Module):
         return self.pointwise(self.norm(x, train=train))
 
 
-def relu6(x):
+def relu6(x: jax.Array) -> jax.Array:
     """Values held between 0 and 6."""
     return jnp.clip(x, 0, 6)
 
 
-def reflect_after(x, rows, columns):
+def reflect_after(x: jax.Array, rows: int, columns: int) -> jax.Array:
     """Continues a map [B, H, W, C] by reflection, below and at the right, the border itself not repeated."""
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="reflect")
 
 
-def channel_dropout(x, rate, key):
+def channel_dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Leaves whole channels of a map [B, H, W, C] out at random and scales the others; nothing without a key."""
     if key is None or not rate:
         return x
@@ -84,7 +97,7 @@ def channel_dropout(x, rate, key):
     return x * (kept / (1 - rate)).astype(x.dtype)
 
 
-def enlarge(x, factor, *, axes=(1, 2)):
+def enlarge(x: jax.Array, factor: int, *, axes: Sequence[int] = (1, 2)) -> jax.Array:
     """Enlarges a map bilinearly by a whole factor, as PyTorch's `interpolate` does without `align_corners`.
 
     A new position p lies at (p + 0.5) / factor - 0.5 of the old ones; beyond the outer ones their value is repeated.
@@ -129,7 +142,7 @@ def _cut(x, axis, first, last):
     return jax.lax.slice_in_dim(x, first, last, axis=axis)
 
 
-def enlarge_class_maps(logits, factor):
+def enlarge_class_maps(logits: jax.Array, factor: int) -> jax.Array:
     """Logits of a decoder's grid to logits of pixels, class by class.
 
     Classes come before positions: with five or six of them last, a TPU would pad each pixel to 128 lanes. Columns are
@@ -148,7 +161,7 @@ def enlarge_class_maps(logits, factor):
     return enlarge(x, factor, axes=(2,))
 
 
-def interpolation_matrix(size, new_size):
+def interpolation_matrix(size: int, new_size: int) -> np.ndarray:
     """[new_size, size] float32 matrix of bilinear interpolation along one axis, for any two sizes (see `enlarge`)."""
     place = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
     lower = np.minimum(place.astype(int), max(size - 2, 0))
@@ -159,7 +172,7 @@ def interpolation_matrix(size, new_size):
     return matrix
 
 
-def resample(x, rows, columns):
+def resample(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     """x [B, rows, columns, C] with its sides multiplied by matrices [new, old]: pooling, or interpolation."""
     for equation, matrix in (("oh,bhwc->bowc", rows), ("ow,bhwc->bhoc", columns)):
         x = jnp.einsum(equation, jnp.asarray(matrix, jnp.float32), x, precision=jax.lax.Precision.HIGHEST)

@@ -4,10 +4,12 @@ Logits are [B, K, H, W] float32 and labels [B, H, W] integers; every label outsi
 over the whole batch, also where it is split over devices.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from haksnet_jax.models.dense_layers import enlarge_class_maps
 
@@ -29,7 +31,9 @@ def _one_hot(labels, num_classes):
     return labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[:, None, None]
 
 
-def pixel_cross_entropy(logits, labels, *, smoothing=0.0):
+def pixel_cross_entropy(
+    logits: Float[Array, "B K H W"], labels: Int[Array, "B H W"], *, smoothing: float = 0.0
+) -> tuple[Float[Array, "B H W"], Bool[Array, "B H W"]]:
     """Cross-entropy of each pixel.
 
     Args:
@@ -50,13 +54,17 @@ def pixel_cross_entropy(logits, labels, *, smoothing=0.0):
     return jnp.where(valid, losses, 0.0), valid
 
 
-def cross_entropy(logits, labels, *, smoothing=0.0):
+def cross_entropy(
+    logits: Float[Array, "B K H W"], labels: Int[Array, "B H W"], *, smoothing: float = 0.0
+) -> Float[Array, ""]:
     """Mean of `pixel_cross_entropy` over the pixels that have a label; 0 where none has. Args: as there."""
     losses, valid = pixel_cross_entropy(logits, labels, smoothing=smoothing)
     return losses.sum() / jnp.maximum(valid.sum(), 1)
 
 
-def hard_cross_entropy(logits, labels, *, min_pixels=100_000):
+def hard_cross_entropy(
+    logits: Float[Array, "B K H W"], labels: Int[Array, "B H W"], *, min_pixels: int = 100_000
+) -> Float[Array, ""]:
     """Mean cross-entropy of the pixels that are hard.
 
     These are the pixels whose true class has a probability below HARD_PROBABILITY; where they are fewer than
@@ -78,7 +86,9 @@ def hard_cross_entropy(logits, labels, *, min_pixels=100_000):
     return jnp.where(hard, losses, 0.0).sum() / jnp.maximum(hard.sum(), 1)
 
 
-def dice_loss(logits, labels, *, smooth=0.05):
+def dice_loss(
+    logits: Float[Array, "B K H W"], labels: Int[Array, "B H W"], *, smooth: float = 0.05
+) -> Float[Array, ""]:
     """1 - the Dice coefficient of probabilities and labels, mean over the classes that the batch holds.
 
     Args:
@@ -100,7 +110,13 @@ def dice_loss(logits, labels, *, smooth=0.05):
     return jnp.where(present, 1 - coefficients, 0.0).sum() / jnp.maximum(present.sum(), 1)
 
 
-def dense_loss(outputs, labels, *, strides, settings):
+def dense_loss(
+    outputs: tuple[Float[Array, "B h w K"], Float[Array, "B h2 w2 K"] | None],
+    labels: Int[Array, "B H W"],
+    *,
+    strides: Sequence[int],
+    settings: LossSettings,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of a segmenter or change detector.
 
     Args:

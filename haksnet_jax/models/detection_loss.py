@@ -1,15 +1,21 @@
 """Training's wiring: forward pass, matching, sampling and the four losses of Oriented R-CNN."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Real
 
 from haksnet_jax.geometry.anchors import inside_image
 from haksnet_jax.geometry.box_coders import encode_delta_xywha, encode_midpoint_offset
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
-from haksnet_jax.geometry.matching import match_anchors, match_proposals, sample
+from haksnet_jax.geometry.matching import Samples, match_anchors, match_proposals, sample
 from haksnet_jax.geometry.rotated_iou import rotated_iou_matrix
+from haksnet_jax.models.oriented_rcnn import OrientedRCNN
+from haksnet_jax.models.rpn import ProposalSettings
+from haksnet_jax.structures import GroundTruth, Proposals
 from haksnet_jax.target import over_mesh
 
 
@@ -42,24 +48,26 @@ class LossSettings(NamedTuple):
     roi_beta: float = 1.0
 
 
-def smooth_l1(difference, beta):
+def smooth_l1(difference: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
     """Args: difference, any shape; beta > 0, where it turns from square to linear. Returns: the same shape."""
     size = jnp.abs(difference)
     return jnp.where(size < beta, 0.5 * jnp.square(size) / beta, size - 0.5 * beta)
 
 
-def sigmoid_cross_entropy(logits, targets):
+def sigmoid_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array | np.ndarray, "*n"]) -> Float[Array, "*n"]:
     """Args: logits and targets (0 or 1) of one shape. Returns: cross-entropy of each, the same shape."""
     return jax.nn.softplus(-logits) * targets + jax.nn.softplus(logits) * (1.0 - targets)
 
 
-def softmax_cross_entropy(logits, labels):
+def softmax_cross_entropy(logits: Float[Array, "*n K"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
     """Args: logits [..., K]; labels [...] in 0..K - 1. Returns: [...] cross-entropy."""
     log_probabilities = jax.nn.log_softmax(logits)
     return -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
 
 
-def match_and_sample_anchors(key, anchors, ground_truth, settings):
+def match_and_sample_anchors(
+    key: jax.Array, anchors: Float[Array, "A 4"], ground_truth: GroundTruth, settings: AnchorSampling
+) -> tuple[Int[Array, "B A"], Samples]:
     """Chooses the anchors that the RPN learns from, in each image.
 
     Anchors are matched with the boxes that enclose the objects axis-parallel. Only anchors that lie wholly inside the
@@ -98,7 +106,17 @@ def match_and_sample_anchors(key, anchors, ground_truth, settings):
     return over_mesh(jax.vmap(one_image), ground_truth.boxes, ground_truth.valid, ground_truth.image_size, keys)
 
 
-def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta, stds):
+def rpn_losses(
+    logits: Float[Array, "B R"],
+    deltas: Float[Array, "B R 6"],
+    anchors: Float[Array, "A 4"],
+    gt_index: Int[Array, "B A"],
+    samples: Samples,
+    ground_truth: GroundTruth,
+    *,
+    beta: float,
+    stds: Sequence[float],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Objectness and box losses of the RPN.
 
     Args:
@@ -131,7 +149,9 @@ def rpn_losses(logits, deltas, anchors, gt_index, samples, ground_truth, *, beta
     return classification.sum() / divisor, regression.sum() / divisor
 
 
-def match_and_sample_proposals(key, proposals, ground_truth, settings):
+def match_and_sample_proposals(
+    key: jax.Array, proposals: Proposals, ground_truth: GroundTruth, settings: RoISampling
+) -> tuple[Float[Array, "B {settings.num_samples} 5"], Int[Array, "B {settings.num_samples}"], Samples]:
     """Chooses the boxes that the RoI head learns from: of the objects themselves and the RPN's proposals.
 
     Args:
@@ -167,7 +187,17 @@ def match_and_sample_proposals(key, proposals, ground_truth, settings):
     )
 
 
-def roi_losses(logits, deltas, boxes, gt_index, samples, ground_truth, *, beta, stds):
+def roi_losses(
+    logits: Float[Array, "B R K1"],
+    deltas: Float[Array, "B R 5"],
+    boxes: Float[Array, "B R 5"],
+    gt_index: Int[Array, "B R"],
+    samples: Samples,
+    ground_truth: GroundTruth,
+    *,
+    beta: float,
+    stds: Sequence[float],
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Classification and box losses of the RoI head.
 
     Args:
@@ -195,16 +225,16 @@ def roi_losses(logits, deltas, boxes, gt_index, samples, ground_truth, *, beta, 
 
 
 def detection_loss(
-    model,
-    images,
-    ground_truth,
-    key,
+    model: OrientedRCNN,
+    images: Real[Array, "B H W C"],
+    ground_truth: GroundTruth,
+    key: jax.Array,
     *,
-    proposal_settings,
-    anchor_sampling,
-    roi_sampling,
-    loss_settings,
-):
+    proposal_settings: ProposalSettings,
+    anchor_sampling: AnchorSampling,
+    roi_sampling: RoISampling,
+    loss_settings: LossSettings,
+) -> tuple[Float[Array, ""], dict[str, Real[Array, ""]]]:
     """The loss of one training step.
 
     Args:

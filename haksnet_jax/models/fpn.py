@@ -1,5 +1,8 @@
 """Feature pyramid: the backbone's maps at one width, each with what the coarser ones know."""
 
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -22,7 +25,14 @@ class FPN(nnx.Module):
       rngs: source of the initial parameters (Xavier uniform).
     """
 
-    def __init__(self, channels_in, channels=256, *, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        channels_in: Sequence[int],
+        channels: int = 256,
+        *,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.laterals = nnx.List(
             [OutputLinear(c, channels, kernel_init=xavier_uniform, rngs=rngs) for c in channels_in]
         )
@@ -34,7 +44,7 @@ class FPN(nnx.Module):
         )
         self.dtype = dtype
 
-    def __call__(self, maps):
+    def __call__(self, maps: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """Args: maps, four [B, H_s, W_s, C_s], finest first. Returns: p2..p6, five [B, H_s, W_s, C]."""
         levels = [lateral(x.astype(self.dtype)) for lateral, x in zip(self.laterals, maps, strict=True)]
         for i in range(len(levels) - 1, 0, -1):

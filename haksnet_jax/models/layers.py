@@ -1,5 +1,7 @@
 """Small modules that several parts of the detector share."""
 
+from typing import Any, Self
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,15 +23,19 @@ class DepthwiseConv(nnx.Module):
       rngs: source of the initial kernel, normal with std sqrt(2 / k^2).
     """
 
-    def __init__(self, channels, size, *, dtype, rngs):
+    def __init__(self, channels: int, size: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(_depthwise_kernel(channels, size, rngs))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.dtype = dtype
 
-    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         return depthwise_conv(x.astype(self.dtype), self.kernel[...], self.bias[...])
 
-    def with_means(self, x):  # [B, H, W, C] -> [B, H, W, C], means over channels [B, H, W] and positions [B, C]
+    def with_means(
+        self, x: jax.Array
+    ) -> tuple[
+        jax.Array, jax.Array, jax.Array
+    ]:  # [B, H, W, C] -> [B, H, W, C], means over channels [B, H, W] and positions [B, C]
         return depthwise_conv_with_means(x.astype(self.dtype), self.kernel[...], self.bias[...])
 
 
@@ -46,12 +52,12 @@ class NarrowConv(nnx.Module):
       rngs: source of the initial kernel.
     """
 
-    def __init__(self, channels, size, *, dtype, rngs):
+    def __init__(self, channels: int, size: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(kaiming_fan_out(rngs.params(), (size, size, channels, channels)))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.dtype = dtype
 
-    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         summed = narrow_conv(x.astype(self.dtype), self.kernel[...], _sum_over_pairs)
         return (summed + self.bias[...]).astype(self.dtype)
 
@@ -65,19 +71,19 @@ def _sum_over_pairs(x, kernel):
 class Weights(nnx.Module):
     """A kernel and a bias that a function elsewhere computes with."""
 
-    def __init__(self, kernel, bias):
+    def __init__(self, kernel: jax.Array, bias: jax.Array) -> None:
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(bias)
 
     @classmethod
-    def dense(cls, channels_in, channels_out, *, rngs):
+    def dense(cls, channels_in: int, channels_out: int, *, rngs: nnx.Rngs) -> Self:
         """Of a dense layer: kernel [C, C'], Kaiming normal by its outputs."""
         kernel = kaiming_fan_out(rngs.params(), (channels_in, channels_out))
         rngs.params()  # nnx.Linear draws for its bias too: initial values of what follows stay those of such layers
         return cls(kernel, jnp.zeros((channels_out,), jnp.float32))
 
     @classmethod
-    def depthwise(cls, channels, size, *, rngs):
+    def depthwise(cls, channels: int, size: int, *, rngs: nnx.Rngs) -> Self:
         """Of a depthwise convolution: kernel [k, k, C], as that of `DepthwiseConv`."""
         return cls(_depthwise_kernel(channels, size, rngs), jnp.zeros((channels,), jnp.float32))
 
@@ -97,14 +103,23 @@ class StridedConv(nnx.Module):
       rngs: source of the initial kernel, Kaiming normal by its outputs.
     """
 
-    def __init__(self, channels_in, channels_out, *, size, stride, dtype, rngs):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        size: int,
+        stride: int,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.kernel = nnx.Param(kaiming_fan_out(rngs.params(), (size, size, channels_in, channels_out)))
         rngs.params()  # (see `Weights.dense`)
         self.bias = nnx.Param(jnp.zeros((channels_out,), jnp.float32))
         self.stride = stride
         self.dtype = dtype
 
-    def __call__(self, x):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']
         kernel, bias = (parameter[...].astype(self.dtype) for parameter in (self.kernel, self.bias))
         return strided_conv(x.astype(self.dtype), kernel, self.stride) + bias
 
@@ -115,9 +130,10 @@ class OutputLinear(nnx.Linear):
     Products are of factors in the type of the input, sums and bias float32.
     """
 
-    def __call__(self, x):  # [..., C] -> [..., C'] float32
-        kernel = self.kernel[...].astype(x.dtype)
-        return jnp.dot(x, kernel, preferred_element_type=jnp.float32) + self.bias[...]
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:  # [..., C] -> [..., C'] float32
+        assert out_sharding is None and self.bias is not None
+        kernel = self.kernel[...].astype(inputs.dtype)
+        return jnp.dot(inputs, kernel, preferred_element_type=jnp.float32) + self.bias[...]
 
 
 class BatchNorm(nnx.Module):
@@ -133,7 +149,9 @@ class BatchNorm(nnx.Module):
       dtype: dtype of the result.
     """
 
-    def __init__(self, channels, *, momentum=0.9, epsilon=1e-5, dtype):
+    def __init__(
+        self, channels: int, *, momentum: float = 0.9, epsilon: float = 1e-5, dtype: jax.typing.DTypeLike
+    ) -> None:
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
@@ -142,7 +160,7 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.dtype = dtype
 
-    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         mean, var = self.mean[...], self.var[...]
         if train:
             # One pass for both sums. Measured from the running mean: the plain E[x^2] - E[x]^2 loses digits where the
@@ -162,7 +180,7 @@ class BatchNorm(nnx.Module):
         return (x.astype(jnp.float32) * factor + (self.bias[...] - mean * factor)).astype(self.dtype)
 
 
-def drop_path(x, rate, key):
+def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
     """Stochastic depth: leaves out a residual branch for whole samples.
 
     Args:

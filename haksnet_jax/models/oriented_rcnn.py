@@ -1,16 +1,20 @@
 """Oriented R-CNN: the whole detector. It never sees ground truth; training's wiring is in `detection_loss.py`."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from haksnet_jax.geometry.anchors import anchor_grid
 from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
+from haksnet_jax.models.backbones import Backbone
 from haksnet_jax.models.fpn import FPN
 from haksnet_jax.models.roi_head import DetectionSettings, RotatedRoIHead, select_detections
 from haksnet_jax.models.rpn import OrientedRPN, ProposalSettings, select_proposals
+from haksnet_jax.structures import PaddedDetections, Proposals
 
 
 class BoxSettings(NamedTuple):
@@ -41,17 +45,17 @@ class OrientedRCNN(nnx.Module):
 
     def __init__(
         self,
-        backbone,
-        num_classes,
+        backbone: Backbone,
+        num_classes: int,
         *,
-        channels=256,
-        hidden=1024,
-        boxes=BoxSettings(),  # noqa: B008 (a tuple: nobody can change it)
-        pixel_mean=PIXEL_MEAN,
-        pixel_std=PIXEL_STD,
-        dtype=jnp.float32,
-        rngs,
-    ):
+        channels: int = 256,
+        hidden: int = 1024,
+        boxes: BoxSettings = BoxSettings(),  # noqa: B008 (a tuple: nobody can change it)
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.backbone = backbone
         self.strides = (*backbone.strides, 2 * backbone.strides[-1])
         self.boxes = boxes
@@ -63,7 +67,7 @@ class OrientedRCNN(nnx.Module):
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
 
-    def normalize(self, images, image_size):
+    def normalize(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
         """Pixels to network input.
 
         Args:
@@ -78,20 +82,24 @@ class OrientedRCNN(nnx.Module):
         normalized = (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
         return jnp.where(rows & columns, normalized, 0.0)
 
-    def features(self, images, image_size, *, train=False, key=None):
+    def features(
+        self, images: jax.Array, image_size: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
         """Args: images [B, H, W, 3], 0..255; image_size [B, 2]. Returns: p2..p6, five [B, H_l, W_l, C]."""
         with jax.named_scope("backbone"):
             maps = self.backbone(self.normalize(images, image_size), train=train, key=key)
         with jax.named_scope("fpn"):
             return self.fpn(maps)
 
-    def anchors(self, image_shape):
+    def anchors(self, image_shape: Sequence[int]) -> np.ndarray:
         """Args: image_shape (H, W). Returns: [A, 4] axis-parallel anchors of all levels, pixels (a constant)."""
         return anchor_grid(
             tuple(image_shape), self.strides, scale=self.boxes.anchor_scale, ratios=self.boxes.anchor_ratios
         )
 
-    def proposals(self, logits, deltas, image_shape, settings):
+    def proposals(
+        self, logits: jax.Array, deltas: jax.Array, image_shape: Sequence[int], settings: ProposalSettings
+    ) -> Proposals:
         """Best boxes of the RPN. Args: as of `rpn.select_proposals`. Returns: Proposals."""
         with jax.named_scope("proposals"):
             return select_proposals(
@@ -107,13 +115,13 @@ class OrientedRCNN(nnx.Module):
 
     def detect(
         self,
-        images,
-        image_size,
-        scale=None,
+        images: jax.Array,
+        image_size: jax.Array,
+        scale: jax.Array | None = None,
         *,
-        proposal_settings=ProposalSettings(),  # noqa: B008 (tuples: nobody can change them)
-        detection_settings=DetectionSettings(),  # noqa: B008
-    ):
+        proposal_settings: ProposalSettings = ProposalSettings(),  # noqa: B008 (tuples: nobody can change them)
+        detection_settings: DetectionSettings = DetectionSettings(),  # noqa: B008
+    ) -> PaddedDetections:
         """Oriented objects in images.
 
         Args:
@@ -136,7 +144,15 @@ class OrientedRCNN(nnx.Module):
             )
 
 
-def build(backbone, architecture, *, pixel_mean, pixel_std, dtype, rngs):
+def build(
+    backbone: Backbone,
+    architecture: dict[str, Any],
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    dtype: jax.typing.DTypeLike,
+    rngs: nnx.Rngs,
+) -> OrientedRCNN:
     """The detector of an architecture, see `architecture.build`."""
     return OrientedRCNN(
         backbone,
@@ -151,12 +167,13 @@ def build(backbone, architecture, *, pixel_mean, pixel_std, dtype, rngs):
     )
 
 
-def box_settings(values):
+def box_settings(values: Mapping[str, Any]) -> BoxSettings:
     """BoxSettings of a dict; what it lacks is as published. Args: values, of an architecture or a configuration."""
-    given = {name: values[name] for name in BoxSettings._fields if name in values}
-    return BoxSettings(**{name: tuple(v) if isinstance(v, list | tuple) else v for name, v in given.items()})
+    given: dict[str, Any] = {name: values[name] for name in BoxSettings._fields if name in values}
+    given = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in given.items()}
+    return BoxSettings(**given)
 
 
-def num_parameters(module):
+def num_parameters(module: nnx.Module) -> int:
     """Number of trained values in a module."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))

@@ -6,6 +6,8 @@ with the policy `keep_marked` keeps its input and what is marked as worth it: re
 and sums over the batch, which devices would have to meet for again. What lies between is cheap and computed anew.
 """
 
+from typing import Any
+
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -14,6 +16,6 @@ _KEPT = "kept for the gradient"
 keep_marked = jax.checkpoint_policies.save_only_these_names(_KEPT)
 
 
-def mark_kept(tree):
+def mark_kept(tree: Any) -> Any:
     """The tree, its arrays marked for `keep_marked`; nothing changes elsewhere."""
     return jax.tree.map(lambda array: checkpoint_name(array, _KEPT), tree)

@@ -1,6 +1,7 @@
 """The second stage: features pooled along each oriented box, its class, and its correction."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from haksnet_jax.geometry.nms import nms_rotated
 from haksnet_jax.kernels.roi_align import roi_levels, rotated_roi_align
 from haksnet_jax.models.initializers import xavier_normal
 from haksnet_jax.models.layers import OutputLinear
-from haksnet_jax.structures import PaddedDetections
+from haksnet_jax.structures import PaddedDetections, Proposals
 from haksnet_jax.target import over_mesh
 
 
@@ -40,17 +41,17 @@ class RotatedRoIHead(nnx.Module):
 
     def __init__(
         self,
-        num_classes,
+        num_classes: int,
         *,
-        channels=256,
-        hidden=1024,
-        pool_size=7,
-        strides=(4, 8, 16, 32),
-        finest_scale=56.0,
-        dtype=jnp.float32,
-        rngs,
-    ):
-        common = {"kernel_init": xavier_normal, "rngs": rngs}
+        channels: int = 256,
+        hidden: int = 1024,
+        pool_size: int = 7,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        finest_scale: float = 56.0,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        common: dict[str, Any] = {"kernel_init": xavier_normal, "rngs": rngs}
         self.fc_1 = nnx.Linear(pool_size * pool_size * channels, hidden, dtype=dtype, **common)
         self.fc_2 = nnx.Linear(hidden, hidden, dtype=dtype, **common)
         self.logits = OutputLinear(hidden, num_classes + 1, **common)
@@ -60,7 +61,7 @@ class RotatedRoIHead(nnx.Module):
         self.finest_scale = finest_scale
 
     @jax.named_scope("roi_align")
-    def pool(self, features, boxes, valid):
+    def pool(self, features: Sequence[jax.Array], boxes: jax.Array, valid: jax.Array) -> jax.Array:
         """Args: features p2..p5 [B, H_l, W_l, C]; boxes [B, R, 5]; valid [B, R]. Returns: [B, R, 7, 7, C]."""
 
         def one_image(boxes, valid, *features):
@@ -72,7 +73,9 @@ class RotatedRoIHead(nnx.Module):
         return over_mesh(jax.vmap(one_image), boxes, valid, *features[: len(self.strides)])
 
     @jax.named_scope("roi_head")
-    def __call__(self, features, boxes, valid):
+    def __call__(
+        self, features: Sequence[jax.Array], boxes: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Classifies and corrects boxes.
 
         Args:
@@ -91,15 +94,15 @@ class RotatedRoIHead(nnx.Module):
 
 
 def select_detections(
-    logits,
-    deltas,
-    proposals,
-    image_size,
-    scale=None,
+    logits: jax.Array,
+    deltas: jax.Array,
+    proposals: Proposals,
+    image_size: jax.Array,
+    scale: jax.Array | None = None,
     *,
-    stds,
-    settings=DetectionSettings(),  # noqa: B008 (a tuple: nobody can change it)
-):
+    stds: Sequence[float],
+    settings: DetectionSettings = DetectionSettings(),  # noqa: B008 (a tuple: nobody can change it)
+) -> PaddedDetections:
     """Detections of a batch: decoded boxes above a score, after suppression within each class.
 
     Args:

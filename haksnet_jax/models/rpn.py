@@ -1,5 +1,6 @@
 """Oriented region proposals: which anchors hold an object, and the oriented box each one stands for."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,7 +36,9 @@ class OrientedRPN(nnx.Module):
       rngs: source of the initial parameters (normal, std 0.01).
     """
 
-    def __init__(self, channels=256, num_anchors=3, *, dtype=jnp.float32, rngs):
+    def __init__(
+        self, channels: int = 256, num_anchors: int = 3, *, dtype: jax.typing.DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
         init = normal(0.01)
         self.conv = nnx.Conv(channels, channels, (3, 3), padding=1, kernel_init=init, dtype=dtype, rngs=rngs)
         self.logits = OutputLinear(channels, num_anchors, kernel_init=init, rngs=rngs)
@@ -53,7 +56,7 @@ class OrientedRPN(nnx.Module):
         return x.astype(self.dtype).astype(jnp.float32), self.conv.kernel[...].astype(self.dtype).astype(jnp.float32)
 
     @jax.named_scope("rpn")
-    def __call__(self, features, *, rounded=False):
+    def __call__(self, features: Sequence[jax.Array], *, rounded: bool = False) -> tuple[jax.Array, jax.Array]:
         """Scores every anchor.
 
         Args:
@@ -76,6 +79,7 @@ class OrientedRPN(nnx.Module):
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        assert self.conv.bias is not None
         hidden = jax.nn.relu(hidden + self.conv.bias[...])
         logits, deltas = self.logits(hidden), self.deltas(hidden)
 
@@ -89,7 +93,7 @@ class OrientedRPN(nnx.Module):
         return unpack(logits, ()), unpack(deltas, (6,))
 
     @jax.named_scope("rpn_samples")
-    def at(self, features, index):
+    def at(self, features: Sequence[jax.Array], index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Scores chosen anchors alone, each from the 3 x 3 features around it: what they have in `__call__`.
 
         The losses look at a few hundred anchors of hundreds of thousands. Through this, the gradient does too, where
@@ -103,6 +107,7 @@ class OrientedRPN(nnx.Module):
           logits [B, S] and deltas [B, S, 6], float32.
         """
         patches, kernel = self._factors(_patches(features, index // self.num_anchors))  # [B, S, 9 C]
+        assert self.conv.bias is not None
         hidden = jax.nn.relu(patches @ kernel.reshape(-1, kernel.shape[-1]) + self.conv.bias[...])
         logits, deltas = self.logits(hidden), self.deltas(hidden)
         which = (index % self.num_anchors)[..., None]
@@ -168,16 +173,16 @@ def _pack(levels):
 
 
 def select_proposals(
-    logits,
-    deltas,
-    anchors,
+    logits: jax.Array,
+    deltas: jax.Array,
+    anchors: jax.Array | np.ndarray,
     *,
-    image_shape,
-    strides,
-    anchors_per_cell,
-    stds,
-    settings=ProposalSettings(),  # noqa: B008 (a tuple: nobody can change it)
-):
+    image_shape: Sequence[int],
+    strides: Sequence[int],
+    anchors_per_cell: int,
+    stds: Sequence[float],
+    settings: ProposalSettings = ProposalSettings(),  # noqa: B008 (a tuple: nobody can change it)
+) -> Proposals:
     """The best boxes of the RPN, after suppression within each level.
 
     Args:

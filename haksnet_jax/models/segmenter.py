@@ -1,20 +1,35 @@
 """A backbone and a decoder: classes of pixels. It never sees labels; training's wiring is in `dense_loss.py`."""
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.models.backbones import Backbone
 from haksnet_jax.models.dense_layers import enlarge_class_maps
 from haksnet_jax.models.unetformer import UNetFormer
 from haksnet_jax.models.upernet import UPerNet
 
-DECODERS = {"unetformer": UNetFormer, "upernet": UPerNet}
+DECODERS: dict[str, type[UNetFormer] | type[UPerNet]] = {"unetformer": UNetFormer, "upernet": UPerNet}
 
 
-def normalize(images, mean, std):
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """(pixels - mean) / std by channel. Args: images [..., C]; mean, std of C numbers. Returns: float32."""
     return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+class Decoder(Protocol):
+    """What every decoder is, beside an nnx.Module. Attribute stride: pixels of the image per position of its logits."""
+
+    stride: int
+
+    def __call__(
+        self, maps: Sequence[jax.Array], *, train: bool = False, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Args: maps of a backbone; train; key, of dropout. Returns: (logits [B, h, w, K], auxiliary ones or None)."""
 
 
 class Segmenter(nnx.Module):
@@ -26,13 +41,17 @@ class Segmenter(nnx.Module):
       pixel_mean, pixel_std: normalisation of the channels' values.
     """
 
-    def __init__(self, backbone, decoder, *, pixel_mean, pixel_std):
+    def __init__(
+        self, backbone: Backbone, decoder: Decoder, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+    ) -> None:
         self.backbone = backbone
         self.decoder = decoder
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
 
-    def __call__(self, images, *, train=False, key=None):
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Logits on the decoder's grid.
 
         Args:
@@ -49,13 +68,15 @@ class Segmenter(nnx.Module):
         with jax.named_scope("decoder"):
             return self.decoder(maps, train=train, key=keys[1])
 
-    def probabilities(self, images):
+    def probabilities(self, images: jax.Array) -> jax.Array:
         """Args: images [B, H, W, C] pixel values. Returns: [B, K, H, W] float32, sum 1 over the classes."""
         logits, _ = self(images)
         return jax.nn.softmax(enlarge_class_maps(logits, self.decoder.stride), axis=1)
 
 
-def build_decoder(backbone, architecture, *, dropout, dtype, rngs):
+def build_decoder(
+    backbone: Backbone, architecture: dict[str, Any], *, dropout: float, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+) -> Decoder:
     """The decoder that an architecture names. Args: as `build`. Raises: UserError, there is none that fits."""
     if architecture["decoder"] not in DECODERS:
         raise UserError(f"model.decoder: expected one of {', '.join(DECODERS)}, got {architecture['decoder']!r}")
@@ -71,7 +92,16 @@ def build_decoder(backbone, architecture, *, dropout, dtype, rngs):
     )
 
 
-def build(backbone, architecture, *, pixel_mean, pixel_std, dropout=0.0, dtype=jnp.float32, rngs):
+def build(
+    backbone: Backbone,
+    architecture: dict[str, Any],
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    dropout: float = 0.0,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+) -> Segmenter:
     """The segmenter of an architecture, see `models.architecture`.
 
     Args:

@@ -3,6 +3,9 @@
 Source: Wang et al. 2022, "UNetFormer" (arXiv 2109.08937), as LSKNet's authors use it.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,14 +36,14 @@ class GlobalLocalAttention(nnx.Module):
       rngs: source of the initial parameters.
     """
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.qkv = Conv(channels, 3 * channels, dtype=dtype, rngs=rngs)
         self.position_bias = nnx.Param(normal(0.02)(rngs.params(), ((2 * WINDOW - 1) ** 2, HEADS)))
         self.local_3x3 = ConvNorm(channels, channels, 3, dtype=dtype, rngs=rngs)
         self.local_1x1 = ConvNorm(channels, channels, 1, dtype=dtype, rngs=rngs)
         self.project = SeparableConvNorm(channels, WINDOW, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         local = self.local_1x1(x, train=train) + self.local_3x3(x, train=train)
         return self.project(strip_means(self._windows(x)) + local, train=train)
 
@@ -69,7 +72,7 @@ def _relative_positions():
     return (dy + WINDOW - 1) * (2 * WINDOW - 1) + dx + WINDOW - 1
 
 
-def strip_means(x):
+def strip_means(x: jax.Array) -> jax.Array:
     """The mean of eight positions above and below each, plus that of eight to its left and right.
 
     Along its axis the map is continued at its end by reflection (one position) and then on both sides by zeros (three),
@@ -90,20 +93,20 @@ def strip_means(x):
         padded = jax.lax.pad(jnp.concatenate([x, mirrored], axis), jnp.zeros((), x.dtype), margins)
         shifted = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(WINDOW))
         total = total + sum(part.astype(jnp.float32) for part in shifted) / WINDOW
-    return total.astype(x.dtype)
+    return jnp.asarray(total).astype(x.dtype)
 
 
 class Block(nnx.Module):
     """Attention and a 1 x 1 MLP, each normalised and added to its input."""
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.norm1 = BatchNorm(channels, dtype=dtype)
         self.attention = GlobalLocalAttention(channels, dtype=dtype, rngs=rngs)
         self.norm2 = BatchNorm(channels, dtype=dtype)
         self.expand = Conv(channels, 4 * channels, use_bias=True, dtype=dtype, rngs=rngs)
         self.contract = Conv(4 * channels, channels, use_bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         x = x + self.attention(self.norm1(x, train=train), train=train)
         return x + self.contract(relu6(self.expand(self.norm2(x, train=train))))
 
@@ -117,12 +120,14 @@ class Fusion(nnx.Module):
       smoothed: whether the convolution follows here (the refinement head places it the same way).
     """
 
-    def __init__(self, skip_channels, channels, *, dtype, rngs):
+    def __init__(self, skip_channels: int, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.skip = Conv(skip_channels, channels, dtype=dtype, rngs=rngs)
         self.shares = nnx.Param(jnp.ones((2,), jnp.float32))
         self.smooth = ConvNorm(channels, channels, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, deep, skip, *, train):  # [B, H / 2, W / 2, C], [B, H, W, C'] -> [B, H, W, C]
+    def __call__(
+        self, deep: jax.Array, skip: jax.Array, *, train: bool
+    ) -> jax.Array:  # [B, H / 2, W / 2, C], [B, H, W, C'] -> [B, H, W, C]
         shares = jax.nn.relu(self.shares[...])
         shares = (shares / (shares.sum() + 1e-8)).astype(deep.dtype)
         mixed = shares[0] * self.skip(skip) + shares[1] * enlarge(deep, 2)
@@ -132,7 +137,7 @@ class Fusion(nnx.Module):
 class Refinement(nnx.Module):
     """Fusion with the finest map; then a gate for each position and one for each channel, side by side."""
 
-    def __init__(self, skip_channels, channels, *, dtype, rngs):
+    def __init__(self, skip_channels: int, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.fusion = Fusion(skip_channels, channels, dtype=dtype, rngs=rngs)
         self.position_gate = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
         hidden = max(1, channels // 16)
@@ -141,7 +146,9 @@ class Refinement(nnx.Module):
         self.project = SeparableConvNorm(channels, 3, dtype=dtype, rngs=rngs)
         self.shortcut = ConvNorm(channels, channels, 1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, deep, skip, *, train):  # [B, H / 2, W / 2, C], [B, H, W, C'] -> [B, H, W, C]
+    def __call__(
+        self, deep: jax.Array, skip: jax.Array, *, train: bool
+    ) -> jax.Array:  # [B, H / 2, W / 2, C], [B, H, W, C'] -> [B, H, W, C]
         x = self.fusion(deep, skip, train=train)
         means = x.mean((1, 2), dtype=jnp.float32, keepdims=True)
         channel_gate = jax.nn.sigmoid(self.excite(relu6(self.squeeze(means)))).astype(x.dtype)
@@ -152,13 +159,25 @@ class Refinement(nnx.Module):
 class ClassMap(nnx.Module):
     """3 x 3 convolution, channel dropout and a 1 x 1 convolution to float32 logits."""
 
-    def __init__(self, channels_in, channels, num_classes, *, dropout=0.1, activation=relu6, dtype, rngs):
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.1,
+        activation: Callable[[jax.Array], jax.Array] = relu6,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.conv = ConvNorm(channels_in, channels, 3, dtype=dtype, rngs=rngs)
         self.logits = Conv(channels, num_classes, use_bias=True, dtype=jnp.float32, rngs=rngs)
         self.dropout = dropout
         self.activation = activation
 
-    def __call__(self, x, *, train, key=None):  # [B, H, W, C] -> [B, H, W, K] float32
+    def __call__(
+        self, x: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:  # [B, H, W, C] -> [B, H, W, K] float32
         x = channel_dropout(self.activation(self.conv(x, train=train)), self.dropout, key)
         return self.logits(x)
 
@@ -179,7 +198,17 @@ class UNetFormer(nnx.Module):
     stride = 4  # of the logits
     auxiliary_stride = 8
 
-    def __init__(self, backbone_channels, num_classes, *, channels=64, dropout=0.1, auxiliary=True, dtype, rngs):
+    def __init__(
+        self,
+        backbone_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 64,
+        dropout: float = 0.1,
+        auxiliary: bool = True,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         first, second, third, fourth = backbone_channels
         self.bottom = ConvNorm(fourth, channels, 1, dtype=dtype, rngs=rngs)
         self.block_4 = Block(channels, dtype=dtype, rngs=rngs)
@@ -188,11 +217,13 @@ class UNetFormer(nnx.Module):
         self.fusion_2 = Fusion(second, channels, dtype=dtype, rngs=rngs)
         self.block_2 = Block(channels, dtype=dtype, rngs=rngs)
         self.refinement = Refinement(first, channels, dtype=dtype, rngs=rngs)
-        settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+        settings: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
         self.head = ClassMap(channels, channels, num_classes, **settings)
         self.auxiliary_head = ClassMap(channels, channels, num_classes, **settings) if auxiliary else None
 
-    def __call__(self, maps, *, train=False, key=None):
+    def __call__(
+        self, maps: Sequence[jax.Array], *, train: bool = False, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Decodes.
 
         Args:

@@ -4,6 +4,8 @@ Source: Xiao et al. 2018, "Unified Perceptual Parsing for Scene Understanding" (
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from haksnet_jax.models.unetformer import ClassMap
 POOL_SCALES = (1, 2, 3, 6)
 
 
-def pooling_matrix(size, num_bins):
+def pooling_matrix(size: int, num_bins: int) -> np.ndarray:
     """[num_bins, size] float32 matrix of means: bin i spans floor(i * size / n) up to ceil((i + 1) * size / n)."""
     matrix = np.zeros((num_bins, size), np.float32)
     for i in range(num_bins):
@@ -28,11 +30,11 @@ def pooling_matrix(size, num_bins):
 class PooledPyramid(nnx.Module):
     """Means over grids of several sizes, each through a 1 x 1 convolution, beside the map itself."""
 
-    def __init__(self, channels_in, channels, *, dtype, rngs):
+    def __init__(self, channels_in: int, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.levels = nnx.List([ConvNorm(channels_in, channels, 1, dtype=dtype, rngs=rngs) for _ in POOL_SCALES])
         self.fuse = ConvNorm(channels_in + len(POOL_SCALES) * channels, channels, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, H, W, C']
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C']
         _, height, width, _ = x.shape
         parts = [x]
         for level, scale in zip(self.levels, POOL_SCALES, strict=True):
@@ -59,17 +61,29 @@ class UPerNet(nnx.Module):
     stride = 4  # of the logits
     auxiliary_stride = 16
 
-    def __init__(self, backbone_channels, num_classes, *, channels=512, dropout=0.1, auxiliary=True, dtype, rngs):
+    def __init__(
+        self,
+        backbone_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 512,
+        dropout: float = 0.1,
+        auxiliary: bool = True,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         *finer, coarsest = backbone_channels
-        settings = {"dtype": dtype, "rngs": rngs}
+        settings: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.laterals = nnx.List([ConvNorm(width, channels, 1, **settings) for width in finer])
         self.pooled = PooledPyramid(coarsest, channels, **settings)
         self.smooth = nnx.List([ConvNorm(channels, channels, 3, **settings) for _ in finer])
-        classes = {"dropout": dropout, "activation": jax.nn.relu, **settings}
+        classes: dict[str, Any] = {"dropout": dropout, "activation": jax.nn.relu, **settings}
         self.head = ClassMap(4 * channels, channels, num_classes, **classes)
         self.auxiliary_head = ClassMap(finer[-1], channels // 2, num_classes, **classes) if auxiliary else None
 
-    def __call__(self, maps, *, train=False, key=None):
+    def __call__(
+        self, maps: Sequence[jax.Array], *, train: bool = False, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Decodes. Args and Returns: as `UNetFormer`; the auxiliary logits have stride 16."""
         keys = (None, None) if key is None else jax.random.split(key)
         levels = [jax.nn.relu(lateral(x, train=train)) for lateral, x in zip(self.laterals, maps[:3], strict=True)]

@@ -4,7 +4,8 @@ Source: the public implementation `peace1111/HAKSNet` (a fork of MMRotate), whos
 including what its class names do not tell: the doubled input of the channel gate and the activation that is never used.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,18 +41,30 @@ def _pointwise(channels_in, channels_out, *, dtype, rngs):
 class PatchEmbedding(nnx.Module):
     """Strided convolution and batch normalisation in front of a stage."""
 
-    def __init__(self, channels_in, channels_out, *, size, stride, momentum, dtype, rngs):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        size: int,
+        stride: int,
+        momentum: float,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.conv = StridedConv(channels_in, channels_out, size=size, stride=stride, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(channels_out, momentum=momentum, dtype=jnp.float32)
 
-    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C'] float32
+    def __call__(
+        self, x: jax.Array, *, train: bool
+    ) -> jax.Array:  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C'] float32
         return self.norm(self.conv(x), train=train)
 
 
 class KernelSelection(nnx.Module):
     """A cascade of depthwise convolutions 3, 5, 7, 9, summed with weights for each position and each kernel."""
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.dw_conv3 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
         self.dw_conv5 = DepthwiseConv(channels, 5, dtype=dtype, rngs=rngs)
         self.dw_conv7 = DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
@@ -61,15 +74,15 @@ class KernelSelection(nnx.Module):
         self.kernel_attention_2 = _pointwise(4, 4, dtype=jnp.float32, rngs=rngs)
 
     @jax.named_scope("kernel_selection")
-    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         u, cascade, channel_means, global_means = x, [], [], []
         for convolve in (self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9):
             u, channel_mean, global_mean = mark_kept(convolve.with_means(u))
             cascade.append(u)
             channel_means.append(channel_mean)
             global_means.append(global_mean)
-        channel_means = jnp.stack(channel_means, axis=-1)  # [B, H, W, 4]
-        spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(channel_means)))  # [B, H, W, 4]
+        stacked_means = jnp.stack(channel_means, axis=-1)  # [B, H, W, 4]
+        spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(stacked_means)))  # [B, H, W, 4]
         hidden = jax.nn.relu(self.kernel_attention_1(jnp.concatenate(global_means, axis=-1)))  # of [B, 4 C]
         kernel = jax.nn.softmax(self.kernel_attention_2(hidden))  # [B, 4]
         weights = spatial.astype(jnp.float32) * kernel[:, None, None, :]
@@ -80,14 +93,14 @@ class KernelSelection(nnx.Module):
 class ChannelMixing(nnx.Module):
     """A squeeze-excite gate, then two depthwise convolutions with a GELU between."""
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.squeeze = _pointwise(channels, channels // 4, dtype=jnp.float32, rngs=rngs)
         self.excite = _pointwise(channels // 4, channels, dtype=jnp.float32, rngs=rngs)
         self.dw_conv_1 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
         self.dw_conv_2 = DepthwiseConv(channels, 3, dtype=dtype, rngs=rngs)
 
     @jax.named_scope("channel_mixing")
-    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         means = mark_kept(x.mean((1, 2), dtype=jnp.float32))  # [B, C]
         gate = jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(means))))
         # The input enters twice: the reference's gate returns x * g, and its caller multiplies by x again.
@@ -99,11 +112,11 @@ class ChannelMixing(nnx.Module):
 class Attention(nnx.Module):
     """Kernel selection and channel mixing side by side, with a shortcut of their own inside the block's."""
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.kernel_selection = KernelSelection(channels, dtype=dtype, rngs=rngs)
         self.channel_mixing = ChannelMixing(channels, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         return self.kernel_selection(x) + self.channel_mixing(x) + x
 
 
@@ -116,12 +129,12 @@ def _plain_convolution(x, kernel):
 class PartialConv(nnx.Module):
     """A 3 x 3 convolution of the first quarter of the channels; the others stay as they are."""
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.num_convolved = channels // 4
         self.kernel = nnx.Param(kaiming_fan_out(rngs.params(), (3, 3, self.num_convolved, self.num_convolved)))
         self.dtype = dtype
 
-    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         kernel, num_channels = self.kernel[...], x.shape[-1]
         if x.dtype != jnp.bfloat16 or platform() != "gpu":
             convolved, untouched = jnp.split(x.astype(self.dtype), [self.num_convolved], axis=-1)
@@ -139,7 +152,7 @@ class PartialConv(nnx.Module):
 class RedundancySuppression(nnx.Module):
     """The block's MLP: a 3 x 3 convolution on a quarter of the channels, then a gated expansion."""
 
-    def __init__(self, channels, hidden, *, dtype, rngs):
+    def __init__(self, channels: int, hidden: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.partial_conv = PartialConv(channels, dtype=dtype, rngs=rngs)
         # One kernel computes with these three (`gated_mlp`).
         self.expand = Weights.dense(channels, 2 * hidden, rngs=rngs)
@@ -147,7 +160,7 @@ class RedundancySuppression(nnx.Module):
         self.project = Weights.dense(hidden, channels, rngs=rngs)
 
     @jax.named_scope("mlp")
-    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, C]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         x = self.partial_conv(x)
         weights = GatedMLPWeights(
             self.expand.kernel[...],
@@ -167,7 +180,9 @@ class Block(nnx.Module):
     of all before it.
     """
 
-    def __init__(self, channels, mlp_ratio, *, momentum, dtype, rngs):
+    def __init__(
+        self, channels: int, mlp_ratio: float, *, momentum: float, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+    ) -> None:
         self.norm1 = BatchNorm(channels, momentum=momentum, dtype=dtype)
         self.attention = Attention(channels, dtype=dtype, rngs=rngs)
         self.layer_scale_1 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
@@ -175,7 +190,9 @@ class Block(nnx.Module):
         self.mlp = RedundancySuppression(channels, round(channels * mlp_ratio), dtype=dtype, rngs=rngs)
         self.layer_scale_2 = nnx.Param(jnp.full((channels,), 1e-2, jnp.float32))
 
-    def __call__(self, x, *, train, drop_rate=0.0, key=None):  # [B, H, W, C] -> [B, H, W, C], both float32
+    def __call__(
+        self, x: jax.Array, *, train: bool, drop_rate: float | jax.Array = 0.0, key: jax.Array | None = None
+    ) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C], both float32
         keys = (None, None) if key is None else jax.random.split(key)
         x = self._residual(x, self.attention(self.norm1(x, train=train)), self.layer_scale_1, drop_rate, keys[0])
         return self._residual(x, self.mlp(self.norm2(x, train=train)), self.layer_scale_2, drop_rate, keys[1])
@@ -201,8 +218,22 @@ class Stage(nnx.Module):
     instead of 118.
     """
 
-    def __init__(self, channels_in, channels, depth, mlp_ratio, *, size, stride, momentum, dtype, unroll, remat, rngs):
-        options = {"momentum": momentum, "dtype": dtype, "rngs": rngs}
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        depth: int,
+        mlp_ratio: float,
+        *,
+        size: int,
+        stride: int,
+        momentum: float,
+        dtype: jax.typing.DTypeLike,
+        unroll: bool | None,
+        remat: bool,
+        rngs: nnx.Rngs,
+    ) -> None:
+        options: dict[str, Any] = {"momentum": momentum, "dtype": dtype, "rngs": rngs}
         self.patch_embed = PatchEmbedding(channels_in, channels, size=size, stride=stride, **options)
         blocks = [nnx.split(Block(channels, mlp_ratio, **options)) for _ in range(depth)]
         stacked = jax.tree.map(_stack, *[state for _, state in blocks])
@@ -212,7 +243,7 @@ class Stage(nnx.Module):
         self.unroll = unroll
         self.remat = remat
 
-    def __call__(self, x, *, train, drop_rates, key=None):
+    def __call__(self, x: jax.Array, *, train: bool, drop_rates: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Runs the stage.
 
         Args:
@@ -256,7 +287,9 @@ class Stage(nnx.Module):
         return self.norm(x)
 
 
-def build(size, *, in_channels, dtype, rngs, **options):
+def build(
+    size: BackboneSize, *, in_channels: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs, **options: Any
+) -> "HAKSNet":
     """The backbone of a size, see `architecture.build_backbone`. Args: **options of HAKSNet."""
     return HAKSNet(size, in_channels=in_channels, dtype=dtype, rngs=rngs, **options)
 
@@ -280,16 +313,16 @@ class HAKSNet(nnx.Module):
 
     def __init__(
         self,
-        size,
+        size: BackboneSize,
         *,
-        in_channels=3,
-        drop_path_rate=0.1,
-        momentum=0.9,
-        dtype=jnp.float32,
-        unroll=None,
-        remat=False,
-        rngs,
-    ):
+        in_channels: int = 3,
+        drop_path_rate: float = 0.1,
+        momentum: float = 0.9,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        unroll: bool | None = None,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.channels = tuple(size.channels)
         self.strides = tuple(4 * 2**stage for stage in range(len(size.channels)))
         self.dtype = dtype
@@ -317,7 +350,14 @@ class HAKSNet(nnx.Module):
             channels_in = channels
         self.stages = nnx.List(stages)
 
-    def __call__(self, images, *, train=False, key=None, after_stage=None):
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        after_stage: Callable[[jax.Array, int], jax.Array] | None = None,
+    ) -> tuple[jax.Array, ...]:
         """Computes the four feature maps.
 
         Args:

@@ -4,7 +4,8 @@ Source: He et al., "Deep Residual Learning for Image Recognition"; torchvision's
 open (padding, where the stride is, initial values), with which the outputs agree.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +38,24 @@ class Frozen(nnx.BatchStat):
 class Conv(nnx.Module):
     """A convolution k x k without bias, padded by k // 2. Args: frozen, whether training leaves it as it is."""
 
-    def __init__(self, channels_in, channels_out, size, *, stride=1, frozen=False, dtype, rngs):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        size: int,
+        *,
+        stride: int = 1,
+        frozen: bool = False,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         kernel = kaiming_fan_out(rngs.params(), (size, size, channels_in, channels_out))
         self.kernel = Frozen(kernel) if frozen else nnx.Param(kernel)
         self.stride = stride
         self.padding = size // 2
         self.dtype = dtype
 
-    def __call__(self, x):  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']
         return jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
@@ -57,7 +68,9 @@ class Conv(nnx.Module):
 class Norm(BatchNorm):
     """Batch normalisation whose scale and bias may be frozen, with its statistics."""
 
-    def __init__(self, channels, *, frozen=False, momentum=0.9, dtype):
+    def __init__(
+        self, channels: int, *, frozen: bool = False, momentum: float = 0.9, dtype: jax.typing.DTypeLike
+    ) -> None:
         super().__init__(channels, momentum=momentum, dtype=dtype)
         if frozen:
             self.scale, self.bias = Frozen(self.scale[...]), Frozen(self.bias[...])
@@ -66,9 +79,19 @@ class Norm(BatchNorm):
 class Bottleneck(nnx.Module):
     """1 x 1 to the inner width, 3 x 3, 1 x 1 to four times that; added to the input, or to its projection."""
 
-    def __init__(self, channels_in, width, *, stride, frozen, momentum, dtype, rngs):
-        conv = {"frozen": frozen, "dtype": dtype, "rngs": rngs}
-        norm = {"frozen": frozen, "momentum": momentum, "dtype": jnp.float32}
+    def __init__(
+        self,
+        channels_in: int,
+        width: int,
+        *,
+        stride: int,
+        frozen: bool,
+        momentum: float,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        conv: dict[str, Any] = {"frozen": frozen, "dtype": dtype, "rngs": rngs}
+        norm: dict[str, Any] = {"frozen": frozen, "momentum": momentum, "dtype": jnp.float32}
         channels_out = _EXPANSION * width
         self.conv1, self.norm1 = Conv(channels_in, width, 1, **conv), Norm(width, **norm)
         self.conv2, self.norm2 = Conv(width, width, 3, stride=stride, **conv), Norm(width, **norm)
@@ -78,7 +101,7 @@ class Bottleneck(nnx.Module):
             self.projection = Conv(channels_in, channels_out, 1, stride=stride, **conv)
             self.projection_norm = Norm(channels_out, **norm)
 
-    def __call__(self, x, *, train):  # [B, H, W, C] -> [B, H', W', 4 width], both float32
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [B, H, W, C] -> [B, H', W', 4 width], both float32
         shortcut = self.projection_norm(self.projection(x), train=train) if self.is_projected else x
         x = jax.nn.relu(self.norm1(self.conv1(x), train=train))
         x = jax.nn.relu(self.norm2(self.conv2(x), train=train))
@@ -106,16 +129,16 @@ class ResNet(nnx.Module):
 
     def __init__(
         self,
-        size,
+        size: BackboneSize,
         *,
-        in_channels=3,
-        frozen_stages=0,
-        norm_eval=False,
-        momentum=0.9,
-        dtype=jnp.float32,
-        remat=False,
-        rngs,
-    ):
+        in_channels: int = 3,
+        frozen_stages: int = 0,
+        norm_eval: bool = False,
+        momentum: float = 0.9,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
         widths = [size.width * 2**stage for stage in range(len(size.depths))]
         self.channels = tuple(_EXPANSION * width for width in widths)
         self.strides = tuple(4 * 2**stage for stage in range(len(size.depths)))
@@ -127,7 +150,12 @@ class ResNet(nnx.Module):
         self.norm1 = Norm(size.width, frozen=frozen, momentum=momentum, dtype=jnp.float32)
         stages, channels_in = [], size.width
         for number, (width, depth) in enumerate(zip(widths, size.depths, strict=True)):
-            options = {"frozen": frozen_stages > number + 1, "momentum": momentum, "dtype": dtype, "rngs": rngs}
+            options: dict[str, Any] = {
+                "frozen": frozen_stages > number + 1,
+                "momentum": momentum,
+                "dtype": dtype,
+                "rngs": rngs,
+            }
             blocks = []
             for block in range(depth):
                 stride = 2 if number and not block else 1
@@ -136,7 +164,14 @@ class ResNet(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
 
-    def __call__(self, images, *, train=False, key=None, after_stage=None):
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        after_stage: Callable[[jax.Array, int], jax.Array] | None = None,
+    ) -> tuple[jax.Array, ...]:
         """Computes the feature maps.
 
         Args:
@@ -171,7 +206,15 @@ def _max_pool(x):  # [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def build(size, *, in_channels, dtype, rngs, drop_path_rate=0.0, **options):
+def build(
+    size: BackboneSize,
+    *,
+    in_channels: int,
+    dtype: jax.typing.DTypeLike,
+    rngs: nnx.Rngs,
+    drop_path_rate: float = 0.0,
+    **options: Any,
+) -> ResNet:
     """The backbone of a size, see `architecture.build_backbone`. Args: **options of ResNet."""
     if drop_path_rate:
         raise UserError(f"model.drop_path_rate: ResNet drops no paths, expected 0, got {drop_path_rate}")

@@ -16,6 +16,8 @@ import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import fsspec
 from etils import epath
@@ -25,12 +27,12 @@ from haksnet_jax.errors import UserError
 LOCK_FILE = ".in_use"  # in a folder that a process writes into
 
 
-def is_bucket(path):
+def is_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether a path is one of a bucket (`gs://...`), where nothing is renamed."""
     return "://" in os.fspath(path)
 
 
-def reachable(path):
+def reachable(path: str | os.PathLike[str]) -> epath.Path:
     """The path, if what it takes to reach it is installed. Returns: epath.Path.
 
     Raises:
@@ -47,7 +49,7 @@ def reachable(path):
     return epath.Path(path)
 
 
-def open_regular(path):
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a file on a disk to read its bytes; what only looks like one (a pipe, a device) may never answer or end.
 
     Args:
@@ -69,7 +71,7 @@ def open_regular(path):
     raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", os.fspath(path))
 
 
-def read_regular(path, max_bytes=math.inf):
+def read_regular(path: str | os.PathLike[str], max_bytes: float = math.inf) -> bytes:
     """The bytes of a file on a disk.
 
     Raises:
@@ -82,13 +84,13 @@ def read_regular(path, max_bytes=math.inf):
         return file.read()
 
 
-def absolute(path):
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """The path itself where it is one of a bucket, else made absolute. Returns: epath.Path."""
     path = epath.Path(path)
     return path if is_bucket(path) else epath.Path(os.path.abspath(path))
 
 
-def join(*parts):
+def join(*parts: str | os.PathLike[str]) -> str:
     """`os.path.join`, in which a bucket counts as absolute. Returns: str."""
     for place in range(len(parts) - 1, 0, -1):
         if is_bucket(parts[place]):
@@ -97,7 +99,7 @@ def join(*parts):
     return os.path.join(*parts)
 
 
-def output_folder(path, option="--output"):
+def output_folder(path: str | os.PathLike[str], option: str = "--output") -> pathlib.Path:
     """Makes a folder that a command writes to, and finds out whether it can, before any work is done.
 
     Args:
@@ -126,7 +128,7 @@ def output_folder(path, option="--output"):
     return folder
 
 
-def require_writable(path, option):
+def require_writable(path: str | os.PathLike[str], option: str) -> None:
     """Finds out whether a file can be written, before any work is done. Args: path; option, that named it.
 
     Raises:
@@ -144,7 +146,7 @@ def require_writable(path, option):
 
 
 @contextlib.contextmanager
-def whole(path, *, sync=True):
+def whole(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[pathlib.Path]:
     """Gives a path on a disk of this machine to write to; at the end the content is the file's, whole.
 
     Where the body raises, nothing is left, and a file that was there before stays.
@@ -156,16 +158,16 @@ def whole(path, *, sync=True):
     Yields:
       pathlib.Path, not there yet.
     """
-    path = epath.Path(path)
-    if is_bucket(path):
+    target_path = epath.Path(path)
+    if is_bucket(target_path):
         with tempfile.TemporaryDirectory() as folder:
-            temporary = pathlib.Path(folder) / path.name
+            temporary = pathlib.Path(folder) / target_path.name
             yield temporary
-            with open(temporary, "rb") as source, path.open("wb") as target:
+            with open(temporary, "rb") as source, target_path.open("wb") as target:
                 shutil.copyfileobj(source, target, 2**24)
         return
     # The suffix stays, since writers choose the format by it; the name is this process's alone.
-    temporary = pathlib.Path(path.parent, f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = pathlib.Path(target_path.parent, f".{target_path.stem}.{os.getpid()}{target_path.suffix}")
     try:
         yield temporary
         if sync:
@@ -183,7 +185,7 @@ def whole(path, *, sync=True):
 _LEFT_OVER = re.compile(r"\..+(\.\d+(\.[^.]*)?|\.tmp)")  # names that `whole` gives to what it writes
 
 
-def remove_left_overs(folder):
+def remove_left_overs(folder: str | os.PathLike[str]) -> None:
     """Removes what killed processes left of files that they wrote by `whole`. Args: folder that this process holds."""
     for path in pathlib.Path(folder).iterdir():
         if _LEFT_OVER.fullmatch(path.name) and path.is_file():
@@ -191,7 +193,7 @@ def remove_left_overs(folder):
 
 
 @contextlib.contextmanager
-def held(folder):
+def held(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Holds a folder for this process, so that a second one does not write into it at the same time.
 
     The system releases the lock when a process ends, however it ends: a killed one leaves nothing to clean up. Folders
@@ -236,7 +238,7 @@ def held(folder):
         file.close()
 
 
-def write_bytes(path, data, *, sync=True):
+def write_bytes(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
     """Writes a file whole or not at all. Args: path, on a disk or in a bucket; data, bytes; sync, see `whole`."""
     if is_bucket(path):
         epath.Path(path).write_bytes(data)
@@ -245,6 +247,6 @@ def write_bytes(path, data, *, sync=True):
         temporary.write_bytes(data)
 
 
-def write_text(path, text, *, sync=True):
+def write_text(path: str | os.PathLike[str], text: str, *, sync: bool = True) -> None:
     """Writes a text file in UTF-8 whole or not at all. Args: as `write_bytes`, with text."""
     write_bytes(path, text.encode(), sync=sync)

@@ -3,7 +3,9 @@
 import functools
 import json
 import math
+import os
 import re
+from typing import Any
 
 from etils import epath
 
@@ -13,7 +15,7 @@ from haksnet_jax.errors import UserError
 MAX_BYTES = 16 << 20
 
 
-def load(path, *, max_bytes=MAX_BYTES, error=UserError):
+def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES, error: type[ValueError] = UserError) -> Any:
     """Reads a JSON file.
 
     Args:
@@ -27,18 +29,18 @@ def load(path, *, max_bytes=MAX_BYTES, error=UserError):
     Raises:
       UserError (or `error`): it cannot be read, is too long, not JSON, nested too deeply, or names a key twice.
     """
-    path = epath.Path(path)
+    file = epath.Path(path)
     try:
-        size = path.stat().length
+        size = file.stat().length
         if size > max_bytes:
             raise error(f"{path} has {size:,} bytes, expected a JSON file of at most {max_bytes:,}")
-        data = path.read_bytes()
+        data = file.read_bytes()
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}") from reason
-    return parse(data, where=str(path), error=error)
+    return parse(data, where=str(file), error=error)
 
 
-def parse(data, *, where, error=UserError):
+def parse(data: bytes | str, *, where: str, error: type[ValueError] = UserError) -> Any:
     """Reads JSON.
 
     Args:
@@ -81,7 +83,7 @@ def parse(data, *, where, error=UserError):
         raise error(f"{where}: it holds a whole number of thousands of digits") from None
 
 
-def check(value, schema, *, where, error=UserError):
+def check(value: Any, schema: dict[str, Any], *, where: str, error: type[ValueError] = UserError) -> None:
     """Compares a value with a JSON schema (draft 2020-12; whole numbers are those without a decimal point).
 
     Subschemas carry a `description` of what is expected, which the message quotes. Keywords that bound a length
@@ -122,7 +124,7 @@ def _validator():
     return jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=checker)
 
 
-def quoted(value):
+def quoted(value: Any) -> str:
     """A value in a message: short ones as they are written, long ones by kind and size, no control characters."""
     if isinstance(value, dict):
         return f"an object of {len(value)} keys"
@@ -137,6 +139,6 @@ def quoted(value):
     return repr(value)
 
 
-def printable(text):
+def printable(text: str) -> str:
     """Text in which everything that a terminal might obey is escaped."""
     return re.sub(r"[^\n]", lambda m: m[0] if m[0].isprintable() else m[0].encode("unicode_escape").decode(), text)

@@ -4,9 +4,12 @@ NumPy's own reader takes a file's word for how much it holds: some hundred bytes
 """
 
 import math
+import os
 import pathlib
 import re
 import zipfile
+import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,7 +30,9 @@ class DamagedError(UserError):
     """A file of arrays that is damaged or beyond a limit; the message says why, without the file's name."""
 
 
-def read(path, names=None, *, max_bytes=MAX_BYTES):
+def read(
+    path: str | os.PathLike[str], names: Sequence[str] | None = None, *, max_bytes: int = MAX_BYTES
+) -> dict[str, np.ndarray]:
     """Reads arrays of a .npz file.
 
     Args:
@@ -54,7 +59,7 @@ def read(path, names=None, *, max_bytes=MAX_BYTES):
             if size > max_bytes:
                 raise ValueError(f"its arrays take {size:,} bytes, at most {max_bytes:,} are read")
             return {name: _array(archive, entries[name]) for name in wanted}
-    except (*_DAMAGE, zipfile.zlib.error) as error:
+    except (*_DAMAGE, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedError(reason[:100].encode("unicode_escape").decode()) from None
 

@@ -1,11 +1,13 @@
 """What a computation is made for, as the ambient mesh says: its platform, and the devices that share its batch."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
 
-def platform():
+def platform() -> str:
     """The kind of devices that a computation is for: "cpu", "gpu" or "tpu".
 
     The ambient mesh (`jax.set_mesh`) says it, also where its devices are not here; without one, that of this process.
@@ -14,7 +16,7 @@ def platform():
     return jax.default_backend() if device is None else device.platform
 
 
-def by_platform(*arguments, default, **forms):
+def by_platform(*arguments: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
     """`jax.lax.platform_dependent`, without tracing forms for platforms that a computation is not for.
 
     The ambient mesh (`jax.set_mesh`) says which platform that is, also where its devices are not here
@@ -42,7 +44,7 @@ def by_platform(*arguments, default, **forms):
     return jax.lax.platform_dependent(*arguments, default=default, **forms)
 
 
-def gradients_of(form):
+def gradients_of(form: Callable[..., Any]) -> Callable[..., Any]:
     """The gradients of a form as JAX derives them: a function of its arguments and the gradient of its result."""
     return lambda *arguments: jax.vjp(form, *arguments[:-1])[1](arguments[-1])
 
@@ -54,7 +56,9 @@ def _is_here(platform):
         return False
 
 
-def over_mesh(function, *arrays, split=None, summed=False):
+def over_mesh(
+    function: Callable[..., Any], *arrays: Any, split: int | None = None, summed: bool | tuple[bool, ...] = False
+) -> Any:
     """Runs `function` on every device of the ambient mesh with its share of the batch.
 
     What is under it asks nothing of the other devices: a loop over images, which ends when the last of them is done,

@@ -23,7 +23,7 @@ def test_a_wrong_shape_is_refused():
     with pytest.raises(REFUSED, match="polygons"):
         polygon_iou.polygon_area(np.zeros((3, 5, 2)))
     with pytest.raises(REFUSED, match="gt_valid"):  # the letters of one call agree
-        matching.match_proposals(jnp.zeros((4, 3)), jnp.ones(4, bool), jnp.ones(4, bool))
+        matching.match_proposals(jnp.zeros((4, 3)), jnp.ones(4, bool), jnp.ones(4, bool), positive_iou=0.5)
     with pytest.raises(REFUSED, match="valid"):  # and kinds of numbers
         nms.nms_rotated(jnp.zeros((4, 5)), jnp.zeros(4), jnp.ones(4), iou_threshold=0.5, max_outputs=2)
 
@@ -43,10 +43,11 @@ def test_a_wrong_shape_within_a_tuple_is_refused(wrong):
         jnp.zeros((2, 6), jnp.int32), jnp.ones((2, 6), bool), jnp.ones((2, 6), bool), jnp.ones(2, int), jnp.ones(2, int)
     )
     arguments = jnp.zeros((2, 6, 8)), jnp.zeros((2, 6, 5)), jnp.ones((2, 6, 5)), jnp.zeros((2, 6), jnp.int32), samples
-    losses = detection_loss.roi_losses(*arguments, _ground_truth())
+    settings = {"beta": 1.0, "stds": (0.1, 0.1, 0.2, 0.2, 0.1)}
+    losses = detection_loss.roi_losses(*arguments, _ground_truth(), **settings)
     assert all(np.isfinite(loss) for loss in losses)
     with pytest.raises(REFUSED, match="ground_truth"):
-        detection_loss.roi_losses(*arguments, _ground_truth(**wrong))
+        detection_loss.roi_losses(*arguments, _ground_truth(**wrong), **settings)
 
 
 @jaxtyping.jaxtyped(typechecker=shape_checks.checked)

@@ -11,12 +11,17 @@ with a sentence, instead of waiting for it in a sum over all devices.
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
+from etils import epath
 
 from haksnet_jax import files
 from haksnet_jax.distributed import meeting, watch
@@ -30,7 +35,7 @@ __all__ = ["HostsError", "Membership", "find_membership"]  # (beside what is def
 _watch = None  # of this process's run
 
 
-def join(membership, facts, *, timeout=300):
+def join(membership: Membership | None, facts: dict[str, Any], *, timeout: float = 300) -> None:
     """Waits for all hosts, compares what they are about to run, and connects them. To be called before any device.
 
     From then on the end of one host ends the others with a sentence and status 1, unless it took its leave before.
@@ -62,7 +67,7 @@ def join(membership, facts, *, timeout=300):
     )
 
 
-def facts_of(config, workdir):
+def facts_of(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, str]:
     """What all hosts of a run have to agree on before it starts. Args: config; workdir. Returns: {name: text}."""
 
     def flat(value, prefix):
@@ -81,7 +86,7 @@ def facts_of(config, workdir):
     }
 
 
-def leave(error=None):
+def leave(error: str | None = None) -> None:
     """Tells the other hosts that this process is about to end. Without it, its end is one that ends theirs.
 
     Args:
@@ -91,7 +96,7 @@ def leave(error=None):
         _watch.leave(error)
 
 
-def wait_for_news():
+def wait_for_news() -> None:
     """Waits as long as the loss of another host takes to be noticed, which ends this process with a sentence.
 
     For errors that may be no more than what such a loss looks like to JAX.
@@ -110,7 +115,7 @@ def _exchange(record):
     return [json.loads(row.tobytes()) for row in np.asarray(rows).reshape(jax.process_count(), length)]
 
 
-def require_same(facts):
+def require_same(facts: dict[str, Any]) -> None:
     """Compares facts over all hosts that JAX has connected.
 
     Args:
@@ -127,7 +132,7 @@ def require_same(facts):
         raise HostsError(error)
 
 
-def any_host(flag):
+def any_host(flag: bool) -> bool:
     """Whether the flag is set on any host. All take part. Args: flag, bool. Returns: bool, the same on all."""
     if jax.process_count() == 1:
         return bool(flag)
@@ -136,7 +141,7 @@ def any_host(flag):
     return bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
 
 
-def require_same_folder(folder, *, patience=10.0):
+def require_same_folder(folder: epath.Path, *, patience: float = 10.0) -> None:
     """Checks that all hosts see one folder: host 0 writes a file, all read it.
 
     Args:
@@ -176,7 +181,7 @@ def require_same_folder(folder, *, patience=10.0):
 
 
 @contextlib.contextmanager
-def held_by_first(folder):
+def held_by_first(folder: str | os.PathLike[str]) -> Iterator[None]:
     """`files.held` by host 0, for a run that all hosts make: where it is in use, all of them end with that sentence.
 
     Args:
@@ -208,10 +213,11 @@ def _reads(path, text):
         return False
 
 
-def sum_over_hosts(counts):
+def sum_over_hosts(counts: np.ndarray) -> np.ndarray:
     """The sum of every host's counts. All take part. Args: counts, integers of the same shape. Returns: int64."""
     counts = np.asarray(counts, np.int64)
     if jax.process_count() == 1:
         return counts
     # (as text: JAX would make 32 bits of them)
-    return sum(np.array(record["counts"], np.int64) for record in _exchange({"counts": counts.tolist()}))
+    every = [np.array(record["counts"], np.int64) for record in _exchange({"counts": counts.tolist()})]
+    return np.sum(every, axis=0)

@@ -12,18 +12,21 @@ import secrets
 import selectors
 import socket
 import time
+from typing import Any
 
 from absl import logging
 
 from haksnet_jax.distributed import messages
-from haksnet_jax.distributed.membership import HostsError
+from haksnet_jax.distributed.membership import HostsError, Membership
 
 _SECONDS_FOR_A_REPORT = 10.0  # a host sends its own at once
 _MAX_CONNECTIONS = 4096  # without a report yet; the oldest make room
 _MAX_BUFFERED_BYTES = 32 << 20  # of all unfinished reports
 
 
-def meet(membership, facts, *, timeout=300, progress_every=30):
+def meet(
+    membership: Membership, facts: dict[str, Any], *, timeout: float = 300, progress_every: float = 30
+) -> tuple[dict[str, socket.socket], tuple[str, int] | None]:
     """All hosts report to host 0, and get its answer.
 
     Args:
@@ -50,11 +53,11 @@ def meet(membership, facts, *, timeout=300, progress_every=30):
             f"host 0 cannot use the port of --coordinator={membership.coordinator}: {error.strerror or error}"
         ) from error
     with contextlib.closing(_Meeting(membership, report, listener)) as meeting:
-        error = meeting.wait(deadline, timeout, progress_every)
-        return meeting.answer(error), bound
+        refused = meeting.wait(deadline, timeout, progress_every)
+        return meeting.answer(refused), bound
 
 
-def differences(facts_by_host):
+def differences(facts_by_host: dict[str, dict[str, Any]]) -> str | None:
     """Compares what hosts say with what the first of them says.
 
     Args:

@@ -33,13 +33,20 @@ class Membership(NamedTuple):
     local_device_ids: tuple | None = None
     token: str = ""
 
-    def address(self):
+    def address(self) -> tuple[str, int]:
         """(address or name, port) of host 0."""
         address, port = self.coordinator.rsplit(":", 1)
         return address.strip("[]"), int(port)
 
 
-def find_membership(coordinator=None, num_hosts=None, host=None, *, token=None, timeout=300):
+def find_membership(
+    coordinator: str | None = None,
+    num_hosts: int | None = None,
+    host: int | None = None,
+    *,
+    token: str | None = None,
+    timeout: float = 300,
+) -> Membership | None:
     """Finds out which part of which run this process is, without touching a device.
 
     What is not given comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; then from the cluster,
@@ -77,6 +84,7 @@ def find_membership(coordinator=None, num_hosts=None, host=None, *, token=None, 
             f"{' and '.join(missing)}: not given, and no cluster was recognised that tells; a run of several hosts "
             "needs --coordinator=ADDRESS:PORT of host 0, --num_hosts=N and --host=0..N-1"
         )
+    assert coordinator is not None and host is not None and num_hosts is not None  # none is missing
     if not re.fullmatch(r".+:[0-9]{1,5}", coordinator) or int(coordinator.rsplit(":", 1)[1]) > 65535:
         raise HostsError(f"--coordinator: expected ADDRESS:PORT of host 0, got {coordinator!r}")
     if not 0 <= host < num_hosts:

@@ -8,6 +8,8 @@ import functools
 import math
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,18 +23,18 @@ from haksnet_jax.errors import UserError
 MIN_SPLIT_SIZE = 2**16  # elements
 
 
-def enable_compilation_cache():
+def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that the same program is compiled once a machine and not once a run.
 
     The folder is JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) where it is given, else `~/.cache/haksnet_jax/xla`.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # (JAX adds it at run time)
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "haksnet_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def detection_options(mesh=None):
+def detection_options(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any] | None:
     """Options of the compiler for programs without gradients, or None. Args: mesh; None: the ambient one.
 
     On a GPU, kernels that do not need each other run side by side: the hundreds of short kernels that one image takes
@@ -44,7 +46,7 @@ def detection_options(mesh=None):
     return {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 
 
-def training_options(mesh):
+def training_options(mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
     """Options of the compiler for the training step, or None. Args: mesh.
 
     Several GPUs of one host meet for each normalisation and have nothing else to do meanwhile: on a stream of their
@@ -60,7 +62,7 @@ def _platform(mesh):
     return target.platform() if mesh is None else mesh.devices.flat[0].platform
 
 
-def data_mesh(devices=None, *, fsdp=1):
+def data_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> jax.sharding.Mesh:
     """A mesh over all devices of all hosts (or those given) with the axes `data` and `fsdp`.
 
     Args:
@@ -78,17 +80,17 @@ def data_mesh(devices=None, *, fsdp=1):
     )
 
 
-def replicated(mesh):
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Sharding of what every device holds whole."""
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh, *, leading=0):
+def batch_sharding(mesh: jax.sharding.Mesh, *, leading: int = 0) -> NamedSharding:
     """Sharding of arrays whose batch axis is split over all devices. Args: mesh; leading, axes before the batch's."""
     return NamedSharding(mesh, P(*(None,) * leading, mesh.axis_names))
 
 
-def state_sharding(mesh, tree):
+def state_sharding(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     """Where the arrays of a state live: large ones in parts over the axis `fsdp`, the others whole on every device.
 
     An array of MIN_SPLIT_SIZE elements and more is split along its longest axis that `fsdp` divides. Parameters, their
@@ -113,7 +115,7 @@ def state_sharding(mesh, tree):
     return jax.tree.map(sharding, tree)
 
 
-def place(tree, shardings):
+def place(tree: Any, shardings: Any) -> Any:
     """Puts arrays that every host has whole onto the devices of all hosts.
 
     Args:
@@ -134,7 +136,7 @@ def place(tree, shardings):
     return jax.tree.map(put, tree, shardings)
 
 
-def gather(mesh, tree):
+def gather(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     """The same arrays, whole on every device. All hosts take part in it. Args: mesh; tree of global arrays."""
     if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
         return tree
@@ -147,7 +149,9 @@ def _gathering(mesh):
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
-def place_batch(mesh, batch, *, accumulate_steps=1):
+def place_batch(
+    mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray], *, accumulate_steps: int = 1
+) -> dict[str, jax.Array]:
     """Puts a batch on the devices, its images split over all of them.
 
     Args:
@@ -169,7 +173,7 @@ def place_batch(mesh, batch, *, accumulate_steps=1):
     return {name: put(value) for name, value in batch.items()}
 
 
-def hardware():
+def hardware() -> str:
     """One line that names the devices, for logs and result cards."""
     devices = jax.devices()
     kind = devices[0].device_kind
@@ -178,7 +182,8 @@ def hardware():
     return f"{len(devices)} x {kind}" + (f" on {jax.process_count()} hosts" if jax.process_count() > 1 else "")
 
 
-def peak_memory_gib():
+def peak_memory_gib() -> float | None:
     """Largest device memory of this process so far in GiB over its devices, or None where the backend does not say."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    return round(max(peaks) / 2**30, 2) if peaks and None not in peaks else None
+    known = [peak for peak in peaks if peak is not None]
+    return round(max(known) / 2**30, 2) if known and len(known) == len(peaks) else None

@@ -7,6 +7,8 @@ sender has the run's token, without sending it, and cannot be used again.
 import hashlib
 import hmac
 import json
+import socket
+from typing import Any
 
 from haksnet_jax import json_files
 
@@ -17,10 +19,10 @@ _MAX_FACTS = 20_000
 class LineReader:
     """Collects what a socket sends, without waiting, until a line is there."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.data = b""
 
-    def read(self, connection):
+    def read(self, connection: socket.socket) -> bytes | None:
         """Takes what has arrived.
 
         Returns:
@@ -44,13 +46,13 @@ def _signature(token, challenge, body):
     return hmac.new(b"haksnet_jax" + token.encode(), f"{challenge}\n{body}".encode(), hashlib.sha256).hexdigest()
 
 
-def signed(message, token, challenge):
+def signed(message: dict[str, Any], token: str, challenge: str) -> bytes:
     """A message as a line. Args: message, dict; token, of the run; challenge, text that the receiver chose."""
     body = json.dumps(message)
     return json.dumps({"body": body, "signature": _signature(token, challenge, body)}).encode() + b"\n"
 
 
-def verified(line, token, challenge):
+def verified(line: bytes, token: str, challenge: str) -> Any:
     """The message in a signed line, or None where it is not one or not signed with this token and challenge."""
     envelope = parsed(line)
     if not isinstance(envelope, dict) or envelope.keys() != {"body", "signature"}:
@@ -63,7 +65,7 @@ def verified(line, token, challenge):
     return parsed(body)
 
 
-def parsed(text):
+def parsed(text: bytes | str) -> Any:
     """The value of a line of JSON, or None where it is none."""
     try:
         return json_files.parse(text, where="message")
@@ -74,7 +76,7 @@ def parsed(text):
 # Kinds and sizes, before anything uses a message.
 
 
-def is_report(message):
+def is_report(message: Any) -> bool:
     """Whether a message is what a host tells host 0."""
     return (
         isinstance(message, dict)
@@ -87,7 +89,7 @@ def is_report(message):
     )
 
 
-def is_answer(message):
+def is_answer(message: Any) -> bool:
     """Whether a message is what host 0 answers."""
     return (
         isinstance(message, dict)
@@ -97,7 +99,7 @@ def is_answer(message):
     )
 
 
-def is_end(message):
+def is_end(message: Any) -> bool:
     """Whether a message says that a host ends."""
     return (
         isinstance(message, dict)
@@ -108,11 +110,11 @@ def is_end(message):
     )
 
 
-def is_text(value, length):
+def is_text(value: Any, length: int) -> bool:
     return isinstance(value, str) and len(value) <= length
 
 
-def shown(value, length=200):
+def shown(value: Any, length: int = 200) -> str:
     """A value of another host in a message: short, without control characters."""
     text = json_files.printable(value if isinstance(value, str) else repr(value))
     return text if len(text) <= length else f"{text[:length]}..."

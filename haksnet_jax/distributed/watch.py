@@ -27,7 +27,7 @@ class Watch:
       connections: {host in words: socket}, those of the meeting.
     """
 
-    def __init__(self, host, connections):
+    def __init__(self, host: int, connections: dict[str, socket.socket]) -> None:
         self._host = host
         self._connections = dict(connections)
         self._leaving = False
@@ -63,7 +63,7 @@ class Watch:
                 print(f"host {self._host}: error: this host ends because {reason}", file=sys.stderr, flush=True)
                 os._exit(1)  # the other threads wait for that host, and an orderly end would too
 
-    def leave(self, error):
+    def leave(self, error: str | None) -> None:
         """See `hosts.leave`."""
         self._leaving = True
         if error is None:

@@ -47,7 +47,7 @@ class Samples(NamedTuple):
       num_negative_candidates: [] int32 negatives there were to choose from.
     """
 
-    index: Int[Array, "*B R"]
+    index: Int[Array, "*B R"]  # type: ignore[assignment]  # (tuple.index is hidden; nobody calls it)
     positive: Bool[Array, "*B R"]
     valid: Bool[Array, "*B R"]
     num_positive_candidates: Int[Array, "*B"]

@@ -13,13 +13,13 @@ from haksnet_jax.errors import UserError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
-def is_image(name):
+def is_image(name: str | os.PathLike[str]) -> bool:
     """Whether a file of this name (or path) is taken for an image."""
     name = os.path.basename(os.fspath(name))
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def list_images(folder):
+def list_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     """The images of one folder.
 
     Args:
@@ -41,7 +41,7 @@ def list_images(folder):
     return [folder / name for name in names]
 
 
-def images_in(folder):
+def images_in(folder: str | os.PathLike[str]) -> dict[str, pathlib.Path]:
     """The images of one folder by their names, as partners in another folder (labels, masks, later dates) are found.
 
     Args:
@@ -53,7 +53,7 @@ def images_in(folder):
     Raises:
       UserError: as `list_images`, and for two images of one name.
     """
-    found = {}
+    found: dict[str, pathlib.Path] = {}
     for path in list_images(folder):
         if path.stem in found:
             raise UserError(f"{found[path.stem]} and {path} have the same name: rename one of them.")
@@ -61,7 +61,7 @@ def images_in(folder):
     return found
 
 
-def matching(pattern):
+def matching(pattern: str) -> list[pathlib.Path]:
     """Files that a pattern names; `*`, `?` and `[...]` stand for parts of a name, `**` for folders of any depth.
 
     Every folder is visited once, so that links which lead in a circle have an end, and a file that several ways lead
@@ -74,7 +74,7 @@ def matching(pattern):
       Sorted list of pathlib.Path of files, hidden ones left out unless the pattern spells the dot.
     """
     path = pathlib.Path(pattern)
-    found = {}
+    found: dict[str, pathlib.Path] = {}
     for file in _expand(pathlib.Path(path.anchor or "."), path.parts[1 if path.anchor else 0 :]):
         found.setdefault(os.path.realpath(file), file)
     return sorted(found.values())

@@ -4,15 +4,17 @@ import contextlib
 import os
 import re
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from haksnet_jax.images.headers import ImageError, read_header
+from haksnet_jax.images.headers import Header, ImageError, read_header
 
 EXTRA = "pip install rasterio"
 
 
-def import_rasterio(what):
+def import_rasterio(what: str) -> Any:
     """rasterio, imported when it is needed: it takes a third of a second, and most images need none.
 
     Raises:
@@ -30,7 +32,7 @@ def import_rasterio(what):
     return rasterio
 
 
-def open_image(path):
+def open_image(path: str | os.PathLike[str]) -> Any:
     """A dataset of rasterio, opened as the format that the content is of.
 
     GDAL's other drivers follow names and addresses in a file, whatever the file is called.
@@ -60,7 +62,7 @@ _MAX_WKT = 100_000  # letters
 _WKT = re.compile(r"\s*[A-Z][A-Za-z_]{2,30}\s*\[")
 
 
-def coordinate_system(text):
+def coordinate_system(text: str) -> Any:
     """The coordinate system that a file names.
 
     GDAL's own reading of a name opens what it takes for a file or an address, so only codes and WKT get through to it.
@@ -106,7 +108,7 @@ class Bands:
       nodata: value of pixels without data of each band, None where the file names none.
     """
 
-    def __init__(self, path, header, data=None):
+    def __init__(self, path: str | os.PathLike[str], header: Header, data: bytes | None = None) -> None:
         self._rasterio = import_rasterio("this TIFF")
         self._header = header
         with self._errors():
@@ -146,7 +148,9 @@ class Bands:
             cause = str(error.__cause__ or error).splitlines()[0][:200]
             raise ImageError("undecodable_image", f"GDAL cannot decode the file: {cause!r}") from error
 
-    def read(self, indexes, window):
+    def read(
+        self, indexes: Sequence[int], window: tuple[int, int, int, int] | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Samples of a window.
 
         Args:
@@ -175,12 +179,14 @@ class Bands:
             samples = (samples.astype(np.uint16) * 255 // self._steps).astype(np.uint8)
         return samples, empty
 
-    def close(self):
+    def close(self) -> None:
         """Closes the file."""
         self._dataset.close()
 
 
-def encode(samples, names, descriptions=(), nodata=None):
+def encode(
+    samples: np.ndarray, names: Sequence[str], descriptions: Sequence[str] = (), nodata: float | None = None
+) -> bytes:
     """The bytes of a TIFF file, for samples that neither PNG nor JPEG can hold.
 
     Args:

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,11 +36,13 @@ class ImageError(UserError):
       path: of the file, or None where the caller knows it; the message begins with it.
     """
 
-    def __init__(self, reason, sentence, path=None):
+    def __init__(self, reason: str, sentence: str, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__(f"{path}: {sentence}" if path is not None else sentence)
         self.reason, self.sentence, self.path = reason, sentence, path
 
-    def __reduce__(self):  # the default passes only the message, and worker processes send these back
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # the default passes only the message, and worker processes send these back
         return type(self), (self.reason, self.sentence, self.path)
 
 
@@ -72,7 +74,7 @@ class Header(NamedTuple):
     plain: bool = True
 
 
-def read_header(source):
+def read_header(source: str | os.PathLike[str] | bytes) -> Header:
     """Reads the header of an image file and checks that the file is whole, without decoding it.
 
     Args:
@@ -272,7 +274,17 @@ _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES, _PLANES = 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _SAMPLE_FORMAT = 322, 323, 324, 325, 338, 339
 _SUBFILE, _NODATA = 254, 42113
 _TABLES = (_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES)
-_NUMBERS = (_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP)
+_NUMBERS: tuple[int, ...] = (
+    _SUBFILE,
+    _WIDTH,
+    _HEIGHT,
+    _BITS,
+    _COMPRESSION,
+    _PHOTOMETRIC,
+    _ORIENTATION,
+    _SAMPLES,
+    _ROWS_PER_STRIP,
+)
 _NUMBERS += (_PLANES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _SAMPLE_FORMAT)
 
 

@@ -7,7 +7,10 @@ The order is: samples as stored -> the bands that are chosen -> turned as the fi
 where there is no data. Transparency changes no colour: an alpha band is left out unless it is chosen.
 """
 
+import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -15,7 +18,7 @@ import numpy as np
 from haksnet_jax import files
 from haksnet_jax.images import geotiff
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.images.settings import DEFAULT
+from haksnet_jax.images.settings import DEFAULT, ImageSettings
 
 _WHOLE_UP_TO = 2**26  # bytes of a TIFF's samples that are decoded at once; larger files are read window by window
 _PIECE = 2**24  # samples of an image that are looked at in one piece, where all of them are
@@ -25,7 +28,7 @@ _NAMES = {1: ("grey",), 2: ("grey", "alpha"), 3: ("red", "green", "blue"), 4: ("
 _TRANSPOSED, _FLIPPED_COLUMNS, _FLIPPED_ROWS = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 
-def read(path, settings=DEFAULT):
+def read(path: str | os.PathLike[str], settings: ImageSettings = DEFAULT) -> np.ndarray:
     """[H, W, C] uint8 pixels of a whole image file, C as `settings.num_channels`; RGB by default.
 
     Raises:
@@ -36,13 +39,13 @@ def read(path, settings=DEFAULT):
         return image.read(0, 0, image.width, image.height)
 
 
-def decode(data, name, settings=DEFAULT):
+def decode(data: bytes, name: str, settings: ImageSettings = DEFAULT) -> np.ndarray:
     """As `read`, of the bytes of a file, called `name` in messages."""
     image = ImageFile(name, settings, data=data)
     return image.read(0, 0, image.width, image.height)
 
 
-def turned(pixels, orientation):
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Pixels as stored, [H, W, ...], turned as a file says. Args: pixels; orientation, 1 to 8 as in `Header`."""
     if orientation == 1:
         return pixels
@@ -53,7 +56,7 @@ def turned(pixels, orientation):
     return np.ascontiguousarray(pixels[rows, columns])
 
 
-def picture(pixels):
+def picture(pixels: np.ndarray) -> np.ndarray:
     """[H, W, 3] to be drawn on, of pixels [H, W, C]: the first three bands, or the first one as grey."""
     return pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
 
@@ -84,7 +87,14 @@ class ImageFile:
       OSError: the file cannot be read.
     """
 
-    def __init__(self, path, settings=DEFAULT, *, data=None, whole_up_to=_WHOLE_UP_TO):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: ImageSettings = DEFAULT,
+        *,
+        data: bytes | None = None,
+        whole_up_to: int = _WHOLE_UP_TO,
+    ) -> None:
         self.path, self.settings = pathlib.Path(path), settings
         self._bands = self._samples = self._empty = None
         try:
@@ -133,7 +143,7 @@ class ImageFile:
         self._descriptions = ("",) * len(names)
 
     @property
-    def descriptions(self):
+    def descriptions(self) -> Sequence[str]:
         """Other names of the bands, as the file calls them; "" for a band without."""
         return self._descriptions if self._bands is None else self._bands.descriptions
 
@@ -181,7 +191,9 @@ class ImageFile:
     def _turned(self, pixels):
         return turned(pixels, self.header.orientation)
 
-    def samples(self, x1, y1, x2, y2, indexes=None):
+    def samples(
+        self, x1: int, y1: int, x2: int, y2: int, indexes: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Samples of a window inside the image, not scaled.
 
         Args:
@@ -230,7 +242,7 @@ class ImageFile:
             empty = same if empty is None else empty | same
         return empty if empty is not None and empty.any() else None
 
-    def read(self, x1, y1, x2, y2, indexes=None):
+    def read(self, x1: int, y1: int, x2: int, y2: int, indexes: Sequence[int] | None = None) -> np.ndarray:
         """[y2 - y1, x2 - x1, C] uint8 pixels of a window inside the image, RGB unless other bands are chosen.
 
         Args:
@@ -246,7 +258,7 @@ class ImageFile:
             limits = self._limits = (0.0, float(2 ** self.bits() - 1))
         return _blackened(_scaled(samples, *limits), empty)
 
-    def bits(self):
+    def bits(self) -> int:
         """Bits that the largest value of the chosen bands needs, 8 to 16; pixels without data are not counted."""
         largest, indexes = 255, sorted(set(self.chosen))
         step = max(1, _PIECE // (self.width * len(indexes)))
@@ -260,7 +272,7 @@ class ImageFile:
             largest = max(largest, int(samples.max(initial=0, where=counted)))
         return largest.bit_length()
 
-    def thumbnail(self, longest_side):
+    def thumbnail(self, longest_side: int) -> tuple[np.ndarray, float]:
         """(image [h, w, 3], factor): the whole image as a picture, no side longer than `longest_side` pixels.
 
         Where the chosen bands are not three, those that are colours without a choice are shown.
@@ -279,15 +291,15 @@ class ImageFile:
                 parts.append(cv2.resize(band, (columns, bottom - top), interpolation=cv2.INTER_AREA))
         return np.concatenate(parts), factor
 
-    def close(self):
+    def close(self) -> None:
         """Closes the file."""
         if self._bands is not None:
             self._bands.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +15,13 @@ from haksnet_jax.images.headers import ImageError, read_header
 from haksnet_jax.images.reader import ImageFile
 
 
-def for_images(paths, given=image_settings.DEFAULT, *, max_measured=256, num_threads=None):
+def for_images(
+    paths: Sequence[str | os.PathLike[str]],
+    given: image_settings.ImageSettings = image_settings.DEFAULT,
+    *,
+    max_measured: int | None = 256,
+    num_threads: int | None = None,
+) -> image_settings.ImageSettings:
     """The settings by which several images are read alike.
 
     What is given comes first; then what is kept beside the images of a folder (`image_settings.json`). Where that
@@ -33,22 +40,22 @@ def for_images(paths, given=image_settings.DEFAULT, *, max_measured=256, num_thr
     Raises:
       UserError: the settings of a folder are damaged, or folders have different ones.
     """
-    kept = {}
+    kept: dict[image_settings.ImageSettings, pathlib.Path] = {}
     for folder in dict.fromkeys(pathlib.Path(path).parent for path in paths):
         kept.setdefault(image_settings.merged(given, image_settings.read_folder(folder)[0]), folder)
     # Folders that were cut one after the other may have been measured with different bits: the most serve for all.
     highest = max((one.limits for one in kept if one.limits and one.limits[0] == 0), default=None)
-    settings = {
+    all_settings = {
         one._replace(limits=highest) if one.limits is None or one.limits[0] == 0 else one: folder
         for one, folder in kept.items()
     }
-    if len(settings) > 1:
-        (first, one), (second, other) = list(settings.items())[:2]
+    if len(all_settings) > 1:
+        (first, one), (second, other) = list(all_settings.items())[:2]
         raise UserError(
             f"{one} and {other} are to be read differently ({image_settings.told(first)}; "
             f"{image_settings.told(second)}): state bands, limits and nodata, or read them one after the other"
         )
-    settings = next(iter(settings), given)
+    settings = next(iter(all_settings), given)
     if settings.limits is not None:
         return settings
     with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
@@ -56,12 +63,12 @@ def for_images(paths, given=image_settings.DEFAULT, *, max_measured=256, num_thr
         if not deep:
             return settings
         if max_measured is not None and len(deep) > max_measured:
-            deep = [deep[index] for index in np.linspace(0, len(deep) - 1, max_measured, dtype=int)]
+            deep = [deep[index] for index in np.linspace(0, len(deep) - 1, max_measured).astype(int)]
         bits = max(pool.map(lambda path: _bits(path, settings), deep))
     return settings._replace(limits=(0.0, float(2**bits - 1)))
 
 
-def remarks(paths):
+def remarks(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Sentences about what is not read of some images, for the log of a command. Args: paths."""
     several = []
     for path in paths:
@@ -90,7 +97,13 @@ def _bits(path, settings):
         return 8
 
 
-def band_statistics(paths, settings, *, max_images=200, num_threads=None):
+def band_statistics(
+    paths: Sequence[str | os.PathLike[str]],
+    settings: image_settings.ImageSettings,
+    *,
+    max_images: int = 200,
+    num_threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Means and deviations of each band, in values of 0 to 255 as the network gets them.
 
     Args:
@@ -105,7 +118,7 @@ def band_statistics(paths, settings, *, max_images=200, num_threads=None):
     Raises:
       ImageError: none of the images can be read.
     """
-    places = np.unique(np.linspace(0, len(paths) - 1, min(max_images, len(paths)), dtype=int))
+    places = np.unique(np.linspace(0, len(paths) - 1, min(max_images, len(paths))).astype(int))
     chosen = [paths[place] for place in places]
     with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
         parts = [part for part in pool.map(lambda path: _sums(path, settings), chosen) if part is not None]
@@ -116,7 +129,9 @@ def band_statistics(paths, settings, *, max_images=200, num_threads=None):
     return mean, np.sqrt(np.maximum(total[2] / total[0] - mean**2, 0))
 
 
-def keep(folder, given=image_settings.DEFAULT):
+def keep(
+    folder: str | os.PathLike[str], given: image_settings.ImageSettings = image_settings.DEFAULT
+) -> tuple[image_settings.ImageSettings, np.ndarray, np.ndarray]:
     """Measures the images of a folder and keeps what reading them takes beside them, for training to find.
 
     Args:

@@ -4,11 +4,13 @@ The choice is made once for a data set and travels with it: in `image_settings.j
 model's `model.json`. So a tile is as bright as its scene, and prediction sees what training saw.
 """
 
+import argparse
 import json
 import math
 import numbers
+import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from haksnet_jax import files, json_files
 from haksnet_jax.errors import UserError
@@ -37,7 +39,7 @@ class ImageSettings(NamedTuple):
     nodata: float | None = None
 
     @property
-    def num_channels(self):
+    def num_channels(self) -> int:
         """Channels of what is read."""
         return 3 if self.bands is None else len(self.bands)
 
@@ -45,7 +47,7 @@ class ImageSettings(NamedTuple):
 DEFAULT = ImageSettings()
 
 
-def checked(settings, where=""):
+def checked(settings: ImageSettings, where: str = "") -> ImageSettings:
     """The settings, if they can be used.
 
     Args:
@@ -61,18 +63,19 @@ def checked(settings, where=""):
         if not 1 <= len(bands) <= MAX_CHOSEN:
             raise UserError(f"{where}bands: expected 1 to {MAX_CHOSEN} bands, got {len(bands)}")
         for band in bands:
-            number = isinstance(band, numbers.Integral) and not isinstance(band, bool)
-            if not (number and band >= 1) and not (isinstance(band, str) and band):
+            is_name = isinstance(band, str) and band != ""
+            is_number = isinstance(band, numbers.Integral) and not isinstance(band, bool) and band >= 1
+            if not is_name and not is_number:
                 raise UserError(f"{where}bands: expected numbers from 1 or names such as red, got {str(band)[:40]!r}")
         bands = tuple(band if isinstance(band, str) else int(band) for band in bands)
     if limits is not None:
-        limits = tuple(limits) if isinstance(limits, (list, tuple)) else (limits,)
-        if len(limits) != 2 or not all(_is_number(value) for value in limits) or not limits[0] < limits[1]:
+        both = tuple(limits) if isinstance(limits, (list, tuple)) else (limits,)
+        if len(both) != 2 or not all(_is_number(value) for value in both) or not both[0] < both[1]:
             raise UserError(
                 f"{where}limits: expected two numbers, the value that becomes 0 and the larger one that becomes 255, "
-                f"got {str(limits)[:80]}"
+                f"got {str(both)[:80]}"
             )
-        limits = (float(limits[0]), float(limits[1]))
+        limits = (float(both[0]), float(both[1]))
     if nodata is not None:
         if isinstance(nodata, bool) or not isinstance(nodata, numbers.Real):
             raise UserError(f"{where}nodata: expected a number, got {str(nodata)[:40]!r}")
@@ -84,22 +87,26 @@ def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def parse_bands(text):
+def parse_bands(text: str) -> tuple[int | str, ...]:
     """Bands as a command's option gives them: "4,3,2" or "nir,red,green" to (4, 3, 2) or ("nir", "red", "green")."""
     words = [word.strip() for word in text.replace(" ", ",").split(",") if word.strip()]
-    return checked(ImageSettings(bands=tuple(int(word) if word.isdigit() else word for word in words))).bands
+    bands = checked(ImageSettings(bands=tuple(int(word) if word.isdigit() else word for word in words))).bands
+    assert bands is not None
+    return bands
 
 
-def parse_limits(text):
+def parse_limits(text: str) -> tuple[float, float]:
     """Limits as a command's option gives them: "0,2047" to (0.0, 2047.0)."""
     try:
         values = tuple(float(word) for word in text.replace(" ", ",").split(",") if word)
     except ValueError:
         raise UserError(f"limits: expected two numbers such as 0,2047, got {text[:80]!r}") from None
-    return checked(ImageSettings(limits=values)).limits
+    limits = checked(ImageSettings(limits=values)).limits  # type: ignore[arg-type]  # (any number of values)
+    assert limits is not None
+    return limits
 
 
-def add_options(parser):
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds --bands, --limits and --nodata to an argparse parser."""
     parser.add_argument(
         "--bands",
@@ -116,38 +123,38 @@ def add_options(parser):
     parser.add_argument("--nodata", type=float, help="value of pixels without data; default: what each image says")
 
 
-def of_options(arguments):
+def of_options(arguments: argparse.Namespace) -> ImageSettings:
     """ImageSettings of the options that `add_options` added. Raises: UserError."""
     bands = None if arguments.bands is None else parse_bands(arguments.bands)
     limits = None if arguments.limits is None else parse_limits(arguments.limits)
     return checked(ImageSettings(bands, limits, arguments.nodata))
 
 
-def merged(given, kept):
+def merged(given: ImageSettings, kept: ImageSettings) -> ImageSettings:
     """Each setting as it is given, and where it is None as it is kept with the data or the model."""
-    return ImageSettings(*(old if new is None else new for new, old in zip(given, kept, strict=True)))
+    return given._replace(**{name: value for name, value in kept._asdict().items() if getattr(given, name) is None})
 
 
-def to_json(settings):
+def to_json(settings: ImageSettings) -> dict[str, Any]:
     """Dict of plain values for JSON files; of settings that say something alone."""
     values = {name: value for name, value in settings._asdict().items() if value is not None}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def told(settings):
+def told(settings: ImageSettings) -> str:
     """Text: `bands (4, 3, 2), limits (0.0, 2047.0)`, or that nothing is stated."""
     values = {name: value for name, value in settings._asdict().items() if value is not None}
     return ", ".join(f"{name} {value}" for name, value in values.items()) or "bands as declared and 8 bits"
 
 
-def from_json(values, where):
+def from_json(values: dict[str, Any], where: str) -> ImageSettings:
     """ImageSettings of a dict as `to_json` makes it. Args: where, the file, for messages. Raises: UserError."""
     if not isinstance(values, dict) or not values.keys() <= set(ImageSettings._fields):
         raise UserError(f"{where}: expected an object with {', '.join(ImageSettings._fields)}, got {str(values)[:80]}")
     return checked(ImageSettings(**values), f"{where}: ")
 
 
-def read_folder(folder):
+def read_folder(folder: str | os.PathLike[str]) -> tuple[ImageSettings, dict[str, Any]]:
     """What is kept beside the images of a folder.
 
     Args:
@@ -172,10 +179,10 @@ def read_folder(folder):
         if not isinstance(numbers_of, list) or not all(_is_number(one) and one >= least for one in numbers_of):
             raise UserError(f"{path}: {name}: expected a number for each band, got {str(numbers_of)[:80]!r}")
     own = {name: values.pop(name) for name in ImageSettings._fields if name in values}
-    return from_json(own, path), values
+    return from_json(own, str(path)), values
 
 
-def write_folder(folder, settings, more=None):
+def write_folder(folder: str | os.PathLike[str], settings: ImageSettings, more: dict[str, Any] | None = None) -> None:
     """Keeps settings beside the images of a folder. Args: more, a dict that is kept with them (see `read_folder`)."""
     text = json.dumps({**to_json(settings), **(more or {})}, indent=1)
     files.write_text(pathlib.Path(folder) / FILE, text + "\n")

@@ -43,7 +43,7 @@ class Found(NamedTuple):
       error: None, or why the image cannot be read.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # (tuple.index is hidden; nobody calls it)
     image: Any
     detections: dict | None
     num_views: int

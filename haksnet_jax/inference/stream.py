@@ -50,7 +50,7 @@ class Seen(NamedTuple):
       error: None, or why the image cannot be read.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # (tuple.index is hidden; nobody calls it)
     image: Any
     parts: list
     num_skipped: int
@@ -58,12 +58,12 @@ class Seen(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    index: int
+    index: int  # type: ignore[assignment]  # (tuple.index is hidden; nobody calls it)
     image: Any
 
 
 class _Ended(NamedTuple):
-    index: int
+    index: int  # type: ignore[assignment]  # (tuple.index is hidden; nobody calls it)
     num_views: int
     num_skipped: int
     error: Exception | None

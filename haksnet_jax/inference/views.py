@@ -72,7 +72,7 @@ class View(NamedTuple):
       grid: (side, x of windows, y of windows, image width, image height), or None for a whole image.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # (tuple.index is hidden; nobody calls it)
     offset: tuple[int, int]
     factors: tuple[float, float]
     mirrored_width: int | None

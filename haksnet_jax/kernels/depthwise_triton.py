@@ -335,11 +335,10 @@ def weight_gradient(
       ([k, k, C] float32, or [k, k, C, C'] with `pairs`; [C] float32 gradient with respect to the bias).
     """
     num_images, height, width, num_channels = x.shape
+    kernel_shape: tuple[int, ...] = (k, k, num_channels)
     if pairs:
         kernel_shape = (k, k, num_channels, gradient.shape[3])
         num_channels *= gradient.shape[3]
-    else:
-        kernel_shape = (k, k, num_channels)
     tile = tile or weight_gradient_tile((*x.shape[:3], num_channels), k)
     column_blocks = pl.cdiv(width, tile.columns)
     strips = pl.cdiv(height, tile.rows * tile.chunks)

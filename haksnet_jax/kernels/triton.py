@@ -5,7 +5,7 @@ import jax
 try:
     from jax.experimental.pallas import triton as plgpu
 except ImportError:  # deprecated since jax 0.11: without it the XLA forms serve
-    plgpu = None
+    plgpu = None  # type: ignore[assignment]
 
 
 def usable() -> bool:

@@ -4,7 +4,7 @@ import collections
 import functools
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from haksnet_jax.errors import UserError
@@ -223,7 +223,7 @@ class Finder:
       class_names: the classes, in the order of their labels.
     """
 
-    def __init__(self, class_names, class_aliases):
+    def __init__(self, class_names: Sequence[str], class_aliases: Mapping[str, str]) -> None:
         """Args: class_names; class_aliases, dict from another spelling to one of class_names."""
         self.class_names = tuple(class_names)
         exact = {name: label for label, name in enumerate(class_names)}
@@ -260,8 +260,8 @@ class Finder:
                     fits.append((_rank(words[count:]), -count, label))
             if fits:
                 _, minus_count, label = min(fits)
-                name, rest = words[:-minus_count], words[-minus_count:]
-                return Found(label, rest[0] if rest else None, " ".join(name) if kind == 2 else None)
+                spelled, rest = words[:-minus_count], words[-minus_count:]
+                return Found(label, rest[0] if rest else None, " ".join(spelled) if kind == 2 else None)
         return None
 
     def find_name(self, name: str) -> tuple[int, bool] | None:

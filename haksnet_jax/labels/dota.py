@@ -223,7 +223,7 @@ def written_class_names(path: Path) -> tuple[str, ...]:
       OSError: the file cannot be read.
     """
     names: dict[str, None] = {}
-    seen = set()  # columns behind the coordinates, which nearly all lines share with others
+    seen: set[str] = set()  # columns behind the coordinates, which nearly all lines share with others
     for line in read_lines(path)[0]:
         words = line.split(None, 8)
         if len(words) < 9 or words[8] in seen:

@@ -12,7 +12,7 @@ _MAX_BYTES = 2**28  # of a list of names
 class EncodingError(ValueError):
     """Text whose encoding cannot be told; `line` is the first that is no UTF-8, from 1."""
 
-    def __init__(self, line, byte):
+    def __init__(self, line: int, byte: int) -> None:
         super().__init__(f"expected text in UTF-8, found the byte 0x{byte:02x}: save the file as UTF-8")
         self.line = line
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels.problems import Problem, Reason
@@ -10,7 +11,7 @@ CLASS_LIST = "classes.txt"  # labelImg writes it among the labels, the tile spli
 UNFINISHED = ".split_unfinished"  # in an output folder of the tile splitter, until all of its tiles are there
 
 
-def files_of(folder, extensions):
+def files_of(folder: str | os.PathLike[str], extensions: Sequence[str]) -> list[pathlib.Path]:
     """Label files of a folder, sorted by name.
 
     Hidden files are left aside (macOS leaves `._NAME` beside each file, and what is being written begins with a
@@ -30,7 +31,9 @@ def files_of(folder, extensions):
     )
 
 
-def label_files(folder, extensions=(".txt",)):
+def label_files(
+    folder: str | os.PathLike[str], extensions: Sequence[str] = (".txt",)
+) -> tuple[dict[str, pathlib.Path], list[Problem]]:
     """Label files of a folder by the names of their images.
 
     Args:
@@ -40,7 +43,8 @@ def label_files(folder, extensions=(".txt",)):
     Returns:
       (dict from name without ending to pathlib.Path, list of Problem: files whose name is there twice).
     """
-    found, problems = {}, []
+    found: dict[str, pathlib.Path] = {}
+    problems = []
     for path in files_of(folder, extensions):
         if path.stem in found:
             detail = f"left out: {found[path.stem].name} has the same name"
@@ -50,7 +54,7 @@ def label_files(folder, extensions=(".txt",)):
     return found, problems
 
 
-def class_list_near(path):
+def class_list_near(path: str | os.PathLike[str]) -> pathlib.Path | None:
     """The list of classes that belongs to labels: `classes.txt` among them, beside them or one folder above.
 
     Args:
@@ -67,7 +71,12 @@ def class_list_near(path):
     return None
 
 
-def pair(images, labels, labels_path, images_dir):
+def pair(
+    images: Mapping[str, str | os.PathLike[str]],
+    labels: Mapping[str, str | os.PathLike[str]],
+    labels_path: str | os.PathLike[str],
+    images_dir: str | os.PathLike[str],
+) -> list[Problem]:
     """Problems with images without labels and labels without image.
 
     Args:
@@ -89,7 +98,7 @@ def pair(images, labels, labels_path, images_dir):
     return problems
 
 
-def require_finished(images_dir):
+def require_finished(images_dir: str | os.PathLike[str]) -> None:
     """Refuses the tiles of a splitter that runs or was stopped: what is there is a part of the data.
 
     Args:

@@ -1,10 +1,12 @@
 """Masks: files whose pixels are classes, as numbers or as colours. Read here alone, so that all see the same labels."""
 
 import contextlib
+import os
 import pathlib
 import re
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -39,7 +41,9 @@ class Legend(NamedTuple):
     colours: dict | None = None
 
 
-def number_legend(num_classes, values=None, ignored=(IGNORED,)):
+def number_legend(
+    num_classes: int, values: Sequence[int | Sequence[int]] | None = None, ignored: Sequence[int] = (IGNORED,)
+) -> Legend:
     """The legend of masks that hold numbers.
 
     Args:
@@ -67,7 +71,7 @@ _PALETTE_LINE = re.compile(
 )
 
 
-def read_palette(path):
+def read_palette(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], Legend]:
     """Reads a palette.txt: a line for each colour, `8429F6 land` or `132 41 246 land`.
 
     Several lines may name the same class; the name `ignored` is none. Empty lines and those that begin with `# ` are
@@ -92,7 +96,7 @@ def read_palette(path):
     return parse_palette(lines, path)
 
 
-def parse_palette(lines, where):
+def parse_palette(lines: Sequence[str], where: str | os.PathLike[str]) -> tuple[tuple[str, ...], Legend]:
     """`read_palette` of lines. Args: lines; where, their place, for messages. Returns and Raises: as there."""
     names, colours = [], {}
     for number, line in enumerate(lines, 1):
@@ -122,7 +126,7 @@ def parse_palette(lines, where):
     return tuple(names), Legend(len(names), {IGNORED: IGNORED}, colours)
 
 
-def hexadecimal(colour):
+def hexadecimal(colour: Sequence[int]) -> str:
     """(132, 41, 246) as "8429F6"."""
     return bytes(colour).hex().upper()
 
@@ -139,7 +143,7 @@ class Mask(NamedTuple):
     unknown: dict
 
 
-def read_mask(path, legend):
+def read_mask(path: str | os.PathLike[str], legend: Legend) -> Mask:
     """Reads a mask.
 
     Args:
@@ -166,7 +170,7 @@ def read_mask(path, legend):
     return Mask(labels, unknown)
 
 
-def read_mask_size(path):
+def read_mask_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(rows, columns) of a mask, turned as its file says, by its header. Raises: as `read_mask`."""
     header = _header(path)
     return header.height, header.width
@@ -268,7 +272,7 @@ def _labels_of_colours(pixels, colours):
     return labels, unknown
 
 
-def describe_unknown(unknown):
+def describe_unknown(unknown: Any) -> str:
     """Text: the most frequent unknown values or colours of a mask. Args: unknown, see `Mask`, not empty."""
     ranked = sorted(unknown.items(), key=lambda item: -item[1])
     names = [hexadecimal(value) if isinstance(value, tuple) else str(value) for value, _ in ranked[:_SHOWN]]

@@ -1,7 +1,8 @@
 """What can be odd about a data set: one list of reasons, each of which knows whether something is lost by it."""
 
 import enum
-from typing import NamedTuple
+import os
+from typing import NamedTuple, Self
 
 from haksnet_jax.errors import UserError
 
@@ -17,7 +18,7 @@ class Reason(enum.StrEnum):
     loses: bool
     meaning: str
 
-    def __new__(cls, key, loses, meaning):
+    def __new__(cls, key: str, loses: bool, meaning: str) -> Self:
         """A member: its key as text, with what it says of losses and a line for the documentation."""
         member = str.__new__(cls, key)
         member._value_ = key
@@ -119,17 +120,17 @@ class Problem(NamedTuple):
     subject: str = ""
 
     @property
-    def loses(self):
+    def loses(self) -> bool:
         """Whether a line, an object, an image or a file is left out by it."""
         reason = _BY_KEY.get(self.reason)
         return reason is None or reason.loses
 
-    def __str__(self):
+    def __str__(self) -> str:
         where = f"{self.path}:{self.line}" if self.line else self.path
         return printable(f"{where}: {self.detail} [{self.reason}]")
 
 
-def of_image(path, error):
+def of_image(path: str | os.PathLike[str], error: Exception) -> Problem:
     """The problem of an image that cannot be used. Args: path; error, an images' ImageError or an OSError."""
     reason = getattr(error, "reason", Reason.UNREADABLE_IMAGE)
     detail = getattr(error, "sentence", None) or getattr(error, "strerror", None) or str(error)

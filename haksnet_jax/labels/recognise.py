@@ -1,13 +1,14 @@
 """What a label file is that is not in DOTA's text format: recognised by its first lines and named."""
 
 import re
+from collections.abc import Sequence
 
 HEADER = re.compile(r"^\s*(imagesource|gsd|acquisition[ _-]?dates?)\s*:", re.IGNORECASE)  # the last is DOTA-v2.0's
 YOLO_OBB = "a class index and 8 coordinates between 0 and 1"
 _MARGIN = 0.5  # normalised corners may reach a little beyond the image
 
 
-def numbers(words):
+def numbers(words: Sequence[str]) -> list[float] | None:
     """The words as floats, or None where one is no number."""
     try:
         return [float(word) for word in words]
@@ -15,7 +16,7 @@ def numbers(words):
         return None
 
 
-def is_yolo_obb_line(words):
+def is_yolo_obb_line(words: Sequence[str]) -> bool:
     """Whether a line is `index x1 y1 ... x4 y4 [score]` with normalised coordinates. Args: its words."""
     values = numbers(words) if len(words) in (9, 10) else None
     return values is not None and words[0].isdecimal() and _normalised(values[1:])
@@ -25,7 +26,7 @@ def _normalised(values):
     return all(-_MARGIN <= value <= 1 + _MARGIN for value in values)
 
 
-def other_text_format(lines):
+def other_text_format(lines: Sequence[str]) -> str | None:
     """What text is when it is not in DOTA's format.
 
     Args:

@@ -19,7 +19,7 @@ from haksnet_jax.models.backbones import Backbone
 from haksnet_jax.models.dense_layers import Conv, ConvNorm, channel_dropout, enlarge, enlarge_class_maps
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import DepthwiseConv
-from haksnet_jax.models.segmenter import build_decoder, normalize
+from haksnet_jax.models.segmenter import Decoder, build_decoder, normalize
 
 HEADS = ("difference", "exchange")
 
@@ -71,7 +71,7 @@ def warp(x: jax.Array, flow: jax.Array) -> jax.Array:
     rows = jnp.arange(height, dtype=jnp.float32)[:, None] + flow[..., 1]
     left, top = jnp.floor(columns), jnp.floor(rows)
     images = jnp.arange(batch)[:, None, None]
-    total = 0.0
+    total: float | jax.Array = 0.0
     for dy in (0, 1):
         for dx in (0, 1):
             column, row = left + dx, top + dy
@@ -166,7 +166,12 @@ class ChangeDetector(nnx.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, head: nnx.Module, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+        self,
+        backbone: Backbone,
+        head: ChangerHead | Decoder,
+        *,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
     ) -> None:
         self.backbone = backbone
         self.head = head
@@ -188,12 +193,11 @@ class ChangeDetector(nnx.Module):
         """
         keys = (None, None) if key is None else jax.random.split(key)
         both = normalize(interleave(before, after), self.pixel_mean, self.pixel_std)
-        exchanging = isinstance(self.head, ChangerHead)
         with jax.named_scope("backbone"):
-            after_stage = {"after_stage": exchange_between_dates} if exchanging else {}
-            maps = self.backbone(both, train=train, key=keys[0], **after_stage)
+            exchange = {"after_stage": exchange_between_dates} if isinstance(self.head, ChangerHead) else {}
+            maps = self.backbone(both, train=train, key=keys[0], **exchange)
         with jax.named_scope("head"):
-            if exchanging:
+            if isinstance(self.head, ChangerHead):
                 return self.head(maps, train=train, key=keys[1]), None
             differences = [jnp.abs(first - second) for first, second in map(dates, maps)]
             return self.head(differences, train=train, key=keys[1])
@@ -229,7 +233,9 @@ def build(
     settings: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
     if architecture["head"] == "exchange":
         width = architecture["head_channels"]
-        head = ChangerHead(backbone.channels, architecture["num_classes"], channels=width, **settings)
+        head: ChangerHead | Decoder = ChangerHead(
+            backbone.channels, architecture["num_classes"], channels=width, **settings
+        )
     else:
         head = build_decoder(backbone, architecture, **settings)
     return ChangeDetector(backbone, head, pixel_mean=pixel_mean, pixel_std=pixel_std)

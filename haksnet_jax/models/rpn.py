@@ -70,11 +70,12 @@ class OrientedRPN(nnx.Module):
         """
         batch = features[0].shape[0]
         canvas, corners = _pack(features)
-        factors = self._factors(canvas)
+        canvas, kernel = self._factors(canvas)
         if rounded:
-            factors = [factor.astype(self.dtype) for factor in factors]
+            canvas, kernel = canvas.astype(self.dtype), kernel.astype(self.dtype)
         hidden = jax.lax.conv_general_dilated(
-            *factors,
+            canvas,
+            kernel,
             window_strides=(1, 1),
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

@@ -84,7 +84,7 @@ def strip_means(x: jax.Array) -> jax.Array:
     Returns:
       [B, H, W, C] in the type of x.
     """
-    total = 0.0
+    total: float | jax.Array = 0.0
     for axis in (1, 2):
         size = x.shape[axis]
         mirrored = jax.lax.slice_in_dim(x, size - 2, size - 1, axis=axis)

@@ -236,8 +236,8 @@ class MaskScenes:
       objects_per_scene: smallest and largest number of objects.
     """
 
-    class_names = SCENE_MASK_CLASSES
-    image_names = ("image",)
+    class_names: tuple[str, ...] = SCENE_MASK_CLASSES
+    image_names: tuple[str, ...] = ("image",)
 
     def __init__(self, num_scenes, size=192, seed=0, objects_per_scene=(3, 14)):
         if num_scenes < 1 or size < 64:

@@ -61,8 +61,8 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     DESCRIPTION = ""
-    HOMEPAGE = None
-    CITATION = None
+    HOMEPAGE: str | None = None
+    CITATION: str | None = None
     CLASSES: tuple[str, ...] = ()
 
     def __init__(self, *, lossy=False, images=image_settings.DEFAULT, **kwargs):

@@ -1,14 +1,28 @@
 """What the result card says of a run (`results.card` writes it)."""
 
 import datetime
+from typing import Any
 
 import jax
+import ml_collections
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.results.card import code_version
+from haksnet_jax.training.evaluation import Evaluation
+from haksnet_jax.training.log import RunLog
+from haksnet_jax.training.optimizer import RunLength
+from haksnet_jax.training.state import TrainState
 
 
-def result_card(task, config, state, length, log, evaluation, about):
+def result_card(
+    task: Any,
+    config: ml_collections.ConfigDict,
+    state: TrainState,
+    length: RunLength,
+    log: RunLog,
+    evaluation: Evaluation,
+    about: dict[str, Any],
+) -> dict[str, Any]:
     """The result card of a run.
 
     Args:

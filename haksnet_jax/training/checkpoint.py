@@ -7,11 +7,14 @@ their files.
 import concurrent.futures
 import contextlib
 import json
+import os
 import time
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 
 from haksnet_jax import files
 from haksnet_jax.distributed import hosts
@@ -53,10 +56,10 @@ class RunCheckpoints:
       max_to_keep: newest checkpoints that stay.
     """
 
-    def __init__(self, workdir, *, max_to_keep=3):
+    def __init__(self, workdir: str | os.PathLike[str], *, max_to_keep: int = 3) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(files.absolute(workdir) / "checkpoints", options=options)
-        self._being_saved = None  # step
+        self._being_saved: int | None = None  # step
         self._sums = concurrent.futures.ThreadPoolExecutor(1)  # reading gigabytes back must not hold up the steps
 
     @contextlib.contextmanager
@@ -71,7 +74,7 @@ class RunCheckpoints:
                 "again"
             ) from error
 
-    def save(self, step, state, data_position):
+    def save(self, step: int, state: Any, data_position: dict[str, Any]) -> None:
         """Starts writing, after what is still being written is.
 
         Args:
@@ -94,7 +97,7 @@ class RunCheckpoints:
                 raise RuntimeError(f"there is a later one, step {self._manager.latest_step()}")
         self._being_saved = step
 
-    def check(self):
+    def check(self) -> None:
         """Looks, without waiting, how the save in the background does.
 
         Raises:
@@ -118,11 +121,11 @@ class RunCheckpoints:
         if jax.process_index() == 0:
             self._sums.submit(_write_sums, self._manager.directory / str(step))
 
-    def steps(self):
+    def steps(self) -> list[int]:
         """The steps that there is a checkpoint of, whole or not, in order."""
         return sorted(self._manager.all_steps())
 
-    def restore_newest(self, abstract_state):
+    def restore_newest(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole onto the devices.
 
         One that is not (cut off, changed, a file missing) is named in a warning, set aside as `STEP.unusable` so that
@@ -187,7 +190,7 @@ class RunCheckpoints:
             time.sleep(0.5)
             self._manager.reload()
 
-    def close(self):
+    def close(self) -> None:
         """Waits until everything is written. Raises: CheckpointError, it could not be."""
         try:
             self._finish()
@@ -198,7 +201,7 @@ class RunCheckpoints:
             logging.flush()
 
 
-def move_folder(folder, target):
+def move_folder(folder: epath.Path, target: epath.Path) -> None:
     """Gives a folder another name; in a bucket, where nothing is renamed, its files are copied, and then removed."""
     if not files.is_bucket(folder):
         folder.rename(target)
@@ -212,7 +215,7 @@ def move_folder(folder, target):
     folder.rmtree()
 
 
-def free_name(folder, name):
+def free_name(folder: epath.Path, name: str) -> epath.Path:
     """A path in the folder that nothing is at: `name`, `name.1`, ... The same step may be damaged more than once."""
     path, number = folder / name, 0
     while path.exists():

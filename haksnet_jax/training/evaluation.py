@@ -1,9 +1,17 @@
 """The evaluations of a run: the task's evaluator, its figures in the log, and the best weights so far in `best/`."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
+import ml_collections
+from etils import epath
+from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.training import resume
+from haksnet_jax.training.log import RunLog
+from haksnet_jax.training.state import TrainState
 from haksnet_jax.weights import model_folder
 
 
@@ -26,17 +34,28 @@ class Evaluation:
       pictures: what the last evaluation drew.
     """
 
-    def __init__(self, task, config, workdir, graph, source, mesh, log, *, first_step):
+    def __init__(
+        self,
+        task: Any,
+        config: ml_collections.ConfigDict,
+        workdir: epath.Path,
+        graph: nnx.GraphDef,
+        source: Any,
+        mesh: jax.sharding.Mesh,
+        log: RunLog,
+        *,
+        first_step: int,
+    ) -> None:
         self._task, self._config, self._workdir, self._mesh, self._log = task, config, workdir, mesh, log
         self._evaluator = task.make_evaluator(config, graph, source, mesh)
-        self.result = None
+        self.result: Any = None
         self.best = resume.best_so_far(task, workdir, first_step)
 
     @property
-    def pictures(self):
+    def pictures(self) -> Sequence[Any]:
         return self._evaluator.pictures
 
-    def __call__(self, state, done):
+    def __call__(self, state: TrainState, done: int) -> None:
         """Evaluates after a step. Args: state, TrainState; done, steps taken. All hosts take part."""
         variables = devices.gather(self._mesh, _variables(state))
         self.result = self._evaluator(variables, pictures=self._workdir / "pictures")
@@ -51,7 +70,7 @@ class Evaluation:
             info = self._task.model_info(self._config) | {"step": done, **figures}
             model_folder.save_model(self._workdir / "best", arrays, info)
 
-    def once_more(self, state):
+    def once_more(self, state: TrainState) -> None:
         """Evaluates a run that had no step left, for its result card: nothing is logged or kept. Args: state."""
         self.result = self._evaluator(_variables(state), pictures=self._workdir / "pictures")
 

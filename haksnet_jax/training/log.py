@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from absl import logging
 from etils import epath
@@ -90,19 +91,27 @@ class RunLog:
       first_step_seconds: time until the first step of this start was done, or None before.
     """
 
-    def __init__(self, task, workdir, first_step, num_steps, global_batch, config):
+    def __init__(
+        self,
+        task: Any,
+        workdir: epath.Path,
+        first_step: int,
+        num_steps: int,
+        global_batch: int,
+        config: ml_collections.ConfigDict,
+    ) -> None:
         self._task = task
         self._workdir = workdir
         self._num_steps = num_steps
         self._global_batch = global_batch
-        self._pending = []
-        self._since = None
+        self._pending: list[tuple[Any, ...]] = []
+        self._since: float | None = None
         self._skipped_in_a_row = 0
-        self.counts = {}
-        self.first_step_seconds = None
+        self.counts: dict[str, int] = {}
+        self.first_step_seconds: float | None = None
         self._started = time.monotonic()
         self._is_writer = jax.process_index() == 0
-        self._records = []
+        self._records: list[dict[str, Any]] = []
         path = workdir / METRICS_FILE
         if first_step and path.exists():
             self._records = [record for record in read_metrics(path) if record["step"] <= first_step]
@@ -183,7 +192,8 @@ class RunLog:
 
     def draw_curves(self) -> None:
         """Writes `curves.png`: losses (the task's first prefix) and scores (its others) over the steps."""
-        losses, scores = {}, {}
+        losses: dict[str, Any] = {}
+        scores: dict[str, Any] = {}
         for record in self._records:
             for name, value in record.items():
                 for number, prefix in enumerate(self._task.CURVES):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def is_kernel(params):
+def is_kernel(params: Any) -> Any:
     """Which parameters are kernels of convolutions and products, and not biases, norms or layer scales.
 
     By their names, since blocks are stacked: a bias of all blocks of a stage has two axes, as a kernel may have.

@@ -194,7 +194,8 @@ def compare(
     Returns:
       Changes.
     """
-    refused, allowed = [], []
+    refused: list[str] = []
+    allowed: list[str] = []
     names = [settings.get("task", None) or "detection" for settings in (stored, config)]
     if names[0] != names[1]:
         return Changes([f"task was {names[0]}, is {names[1]}"], [])

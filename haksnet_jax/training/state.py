@@ -58,7 +58,8 @@ def create_state(
     Returns:
       (graph definition of the model, TrainState laid out as `devices.state_sharding` says).
     """
-    graph, params, stats = nnx.split(build_model(nnx.Rngs(jax.random.key(seed))), nnx.Param, nnx.BatchStat)
+    model = build_model(nnx.Rngs(jax.random.key(seed)))
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     # Placed at once: a first step on state that is not yet on the mesh would compile a second time.
     params, stats = devices.place((nnx.as_pure(params), nnx.as_pure(stats)), devices.replicated(mesh))
     create = functools.partial(_create, tx=tx, seed=seed, ema=ema)
@@ -80,7 +81,7 @@ def abstract_state(
       (graph definition of the model, TrainState of jax.ShapeDtypeStruct with shardings).
     """
     model = nnx.eval_shape(lambda: build_model(nnx.Rngs(jax.random.key(seed))))
-    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     create = functools.partial(_create, tx=tx, seed=seed, ema=ema)
     shapes = jax.eval_shape(create, nnx.as_pure(params), nnx.as_pure(stats))
     return graph, jax.tree.map(

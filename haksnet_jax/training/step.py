@@ -1,6 +1,6 @@
 """One step of training: gradients of a task's loss, an update, an average of the weights; all or nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -75,7 +75,13 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0, compiler_options=devices.training_options(mesh))
 
 
-def abstract_batch(arrays, mesh, num_images, *, accumulate_steps=1):
+def abstract_batch(
+    arrays: Mapping[str, tuple[tuple[int, ...], Any]],
+    mesh: jax.sharding.Mesh,
+    num_images: int,
+    *,
+    accumulate_steps: int = 1,
+) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch of a step by shapes alone, laid out as `distributed.mesh.place_batch` does.
 
     Args:

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+from typing import Any, Self
 
 import jax
 
@@ -29,11 +30,11 @@ class StopRequest:
       signal: number of the first signal, or None.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal = None
-        self._former = {}
+        self._former: dict[int, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
         self._read, self._write = socket.socketpair()
@@ -62,7 +63,7 @@ class StopRequest:
                     os._exit(128 + number)
                 _tell(f"{name}: stopping after this step, which is then saved; once more ends at once")
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         if not self._former:
             return
         signal.set_wakeup_fd(self._former_pipe)

@@ -7,6 +7,7 @@ Outlines are taken first. `iscrowd` (a group in one outline) and `difficult` mak
 
 import collections
 import math
+import os
 from typing import Any
 
 import msgspec
@@ -51,7 +52,9 @@ class _WithId(msgspec.Struct):
     id: _Key
 
 
-def read_file(path):
+def read_file(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, list[Item | FormatError]], tuple[str, ...], list[FormatError]]:
     """Objects of all images.
 
     Args:
@@ -71,8 +74,8 @@ def read_file(path):
         raise FormatError(error.reason, f"the file is no COCO annotation file: {error}") from None
     names, strays = _names(content.categories)
     stems, left_out = _stems(content.images)
-    images = {stem: [] for stem in stems.values()}
-    lost = collections.Counter()
+    images: dict[str, list[Item | FormatError]] = {stem: [] for stem in stems.values()}
+    lost: collections.Counter[Any] = collections.Counter()
     for index, raw in enumerate(content.annotations):
         where = f"$.annotations[{index}]"
         try:
@@ -92,9 +95,9 @@ def read_file(path):
             continue
         name = names.get(annotation.category_id, f"category {annotation.category_id}")
         images[stem].append(_described(annotation, name, where))
-    for key, error in left_out.items():
+    for key, reason in left_out.items():
         more = f"; left out with it: {counted(lost[key], 'annotation')}" if lost[key] else ""
-        strays.append(FormatError(error.reason, f"{error}{more}"))
+        strays.append(FormatError(reason.reason, f"{reason}{more}"))
     ordered = sorted(names, key=lambda key: (isinstance(key, str), key))
     return images, tuple(dict.fromkeys(names[key] for key in ordered)), strays
 

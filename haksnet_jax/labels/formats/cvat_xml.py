@@ -1,6 +1,7 @@
 """CVAT's XML ("CVAT for images 1.1"): one file for many images, boxes with a rotation in degrees, and polygons."""
 
 import math
+import os
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from haksnet_jax.wording import counted
 _OTHERS = ("polyline", "points", "cuboid", "mask", "ellipse", "skeleton")
 
 
-def read_file(path):
+def read_file(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, list[Item | FormatError]], tuple[str, ...] | None, list[FormatError]]:
     """Objects of all images.
 
     Args:
@@ -30,7 +33,8 @@ def read_file(path):
     root = read_tree(path)
     if root.tag != "annotations":
         raise FormatError(Reason.OTHER_FORMAT, f"expected CVAT's <annotations>, found <{root.tag[:40]}>", root.line)
-    images, known, problems, names = {}, ImageNames(), [], []
+    images: dict[str, list[Item | FormatError]] = {}
+    known, problems, names = ImageNames(), [], []
     for image in root.all("image"):
         shapes = [node for node in image.children if node.tag in ("box", "polygon", *_OTHERS)]
         try:

@@ -5,6 +5,7 @@ member `crs` names, else, as RFC 7946 says, longitude and latitude in degrees; o
 cannot be that.
 """
 
+import os
 from typing import Any
 
 import msgspec
@@ -36,7 +37,7 @@ class _Content(msgspec.Struct):
     crs: dict[str, Any] | None = None
 
 
-def read_file(path, image):
+def read_file(path: str | os.PathLike[str], image: str | os.PathLike[str] | None) -> list[Item | FormatError]:
     """Objects of one image.
 
     Args:

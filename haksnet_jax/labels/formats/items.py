@@ -1,10 +1,13 @@
 """Objects as annotation files describe them, before their classes are known by number."""
 
+import os
 import pathlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from haksnet_jax.geometry.polygons import boxes_to_polygons
 from haksnet_jax.labels import classes, objects
@@ -36,10 +39,10 @@ class Item(NamedTuple):
 class ImageNames:
     """The images of one file, by their names without folder and ending: each of these must mean one image."""
 
-    def __init__(self):
-        self._names = {}
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
 
-    def stem(self, name, stem=None):
+    def stem(self, name: str, stem: str | None = None) -> str:
         """The name without folder and ending.
 
         Args:
@@ -58,7 +61,7 @@ class ImageNames:
         return stem
 
 
-def bounded(numbers, where, line=0, *, most=objects.MAX_COORDINATE):
+def bounded(numbers: ArrayLike, where: str, line: int = 0, *, most: float = objects.MAX_COORDINATE) -> np.ndarray:
     """float64 array of numbers, none beyond `most`, so that computing with them does not overflow.
 
     Args:
@@ -78,7 +81,7 @@ def bounded(numbers, where, line=0, *, most=objects.MAX_COORDINATE):
     return array
 
 
-def rotated(cx, cy, w, h, radians, where, line=0):
+def rotated(cx: float, cy: float, w: float, h: float, radians: float, where: str, line: int = 0) -> np.ndarray:
     """[4, 2] corners of a box whose angle grows clockwise on the screen.
 
     Args:
@@ -96,12 +99,12 @@ def rotated(cx, cy, w, h, radians, where, line=0):
     return boxes_to_polygons([[cx, cy, w, h, radians]])[0]
 
 
-def upright(x1, y1, x2, y2):
+def upright(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
     """[4, 2] corners of an axis-parallel box."""
     return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64)
 
 
-def quadrilateral(points, where, line=0):
+def quadrilateral(points: ArrayLike, where: str, line: int = 0) -> np.ndarray:
     """[4, 2] the points themselves where they are four, else the corners of the smallest rectangle around them.
 
     Args:
@@ -128,7 +131,9 @@ def quadrilateral(points, where, line=0):
     return cv2.boxPoints(cv2.minAreaRect(points.astype(np.float32))).astype(np.float64)
 
 
-def collect(path, items, finder):
+def collect(
+    path: str | os.PathLike[str], items: Iterable[Item | FormatError], finder: classes.Finder
+) -> tuple[objects.Objects, list[Problem]]:
     """Turns the objects of one image into Objects, and what cannot be turned into Problems.
 
     Args:

@@ -4,6 +4,7 @@ A rectangle's rotation is in degrees, clockwise on the screen, about its first c
 """
 
 import math
+import os
 import pathlib
 import re
 import urllib.parse
@@ -49,7 +50,7 @@ class _Task(msgspec.Struct):
 _OBJECT_TYPES = ("rectanglelabels", "polygonlabels", "rectangle", "polygon")
 
 
-def read_file(path):
+def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, list[Item | FormatError]], list[FormatError]]:
     """Objects of all images.
 
     Args:
@@ -63,7 +64,8 @@ def read_file(path):
       FormatError: the file is no such JSON.
       OSError: the file cannot be read.
     """
-    images, known, problems = {}, ImageNames(), []
+    images: dict[str, list[Item | FormatError]] = {}
+    known, problems = ImageNames(), []
     for index, raw in enumerate(decode_json(read_bytes(path), list[msgspec.Raw])):
         where = f"$[{index}]"
         try:

@@ -1,5 +1,7 @@
 """labelme's JSON, a file an image, and X-AnyLabeling's, which adds turned rectangles and `difficult`."""
 
+import os
+
 import msgspec
 import numpy as np
 
@@ -20,7 +22,7 @@ class _Content(msgspec.Struct):
     shapes: list[msgspec.Raw]
 
 
-def read_file(path):
+def read_file(path: str | os.PathLike[str]) -> list[Item | FormatError]:
     """Objects of one image.
 
     Args:

@@ -5,8 +5,11 @@ the file. No part of a file is executed, and no other file or address that it na
 """
 
 import errno
+import os
 import re
 import xml.sax
+from collections.abc import Mapping
+from typing import Any
 
 import defusedxml.sax
 import msgspec
@@ -28,17 +31,17 @@ class FormatError(ValueError):
       line: where it stands, from 1; 0 where that is not known.
     """
 
-    def __init__(self, reason, message, line=0):
+    def __init__(self, reason: Reason, message: str, line: int = 0) -> None:
         super().__init__(message)
         self.reason = reason
         self.line = line
 
-    def problem(self, path):
+    def problem(self, path: str | os.PathLike[str]) -> Problem:
         """The Problem of it. Args: path, the file."""
         return Problem(str(path), self.line, self.reason, str(self))
 
 
-def read_bytes(path):
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The bytes of an annotation file.
 
     Raises:
@@ -53,7 +56,7 @@ def read_bytes(path):
         raise FormatError(Reason.TOO_LARGE, error.strerror) from None
 
 
-def decode_json(data, form, where="$"):
+def decode_json(data: bytes | msgspec.Raw, form: Any, where: str = "$") -> Any:
     """JSON as a value of a given form.
 
     Args:
@@ -85,16 +88,17 @@ class Node:
 
     __slots__ = ("attributes", "children", "line", "tag", "text")
 
-    def __init__(self, tag, attributes, line):
-        self.tag, self.attributes, self.line, self.text, self.children = tag, attributes, line, "", []
+    def __init__(self, tag: str, attributes: Mapping[str, str], line: int) -> None:
+        self.tag, self.attributes, self.line, self.text = tag, attributes, line, ""
+        self.children: list[Node] = []
 
-    def all(self, path):
+    def all(self, path: str) -> list["Node"]:
         """Every element at `path` below this one: "objects/object"."""
         tag, _, rest = path.partition("/")
         found = [child for child in self.children if child.tag == tag]
         return [node for child in found for node in child.all(rest)] if rest else found
 
-    def one(self, path):
+    def one(self, path: str) -> "Node":
         """The first element at `path`.
 
         Raises:
@@ -105,7 +109,7 @@ class Node:
             raise FormatError(Reason.MISSING_TAG, f"<{self.tag}> has no <{path.replace('/', '><')}>", self.line)
         return found[0]
 
-    def number(self, path):
+    def number(self, path: str) -> float:
         """The number written in the element at `path`.
 
         Raises:
@@ -114,18 +118,18 @@ class Node:
         node = self.one(path)
         return finite(node.text, f"<{node.tag}>", node.line)
 
-    def attribute(self, name):
+    def attribute(self, name: str) -> str:
         """An attribute's text. Raises: FormatError, there is none."""
         if name not in self.attributes:
             raise FormatError(Reason.MISSING_TAG, f"<{self.tag}> has no attribute {name}", self.line)
         return self.attributes[name]
 
-    def attribute_number(self, name):
+    def attribute_number(self, name: str) -> float:
         """The number in an attribute. Raises: FormatError, there is none."""
         return finite(self.attribute(name), f"{name} of <{self.tag}>", self.line)
 
 
-def finite(text, where, line=0):
+def finite(text: str, where: str, line: int = 0) -> float:
     """The number that a text is. Args: where and line, for the error. Raises: FormatError, no finite number."""
     try:
         value = float(text)
@@ -195,7 +199,7 @@ def _as_utf8(data):
     return text.encode("utf-8", errors="replace")
 
 
-def read_tree(path):
+def read_tree(path: str | os.PathLike[str]) -> Node:
     """Reads an XML file.
 
     Returns:

@@ -4,16 +4,24 @@ roLabelImg writes `<robndbox>` with cx, cy, w, h and an angle in radians that gr
 writes corners there (`x_left_top`, ...), SSDD has `<rotated_bndbox>` with x1 to y4, and `<bndbox>` is axis-parallel.
 """
 
+import os
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from haksnet_jax.labels.formats.items import Item, rotated, upright
-from haksnet_jax.labels.formats.structured import FormatError, finite, read_tree
+from haksnet_jax.labels.formats.structured import FormatError, Node, finite, read_tree
 from haksnet_jax.labels.problems import Reason
 
 _CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")
 
 
-def read_file(path, objects_at="object", describe=None):
+def read_file(
+    path: str | os.PathLike[str],
+    objects_at: str = "object",
+    describe: Callable[[Node], tuple[str, Any, str | None]] | None = None,
+) -> list[Item | FormatError]:
     """Objects of one file.
 
     Args:
@@ -28,7 +36,7 @@ def read_file(path, objects_at="object", describe=None):
       FormatError: the file is no such XML.
       OSError: the file cannot be read.
     """
-    items = []
+    items: list[Item | FormatError] = []
     for number, node in enumerate(read_tree(path).all(objects_at), start=1):
         try:
             name, points, difficulty = (describe or describe_object)(node)
@@ -39,13 +47,13 @@ def read_file(path, objects_at="object", describe=None):
     return items
 
 
-def difficulty(node):
+def difficulty(node: Node) -> str | None:
     """The text of <difficult>, or None."""
     found = node.all("difficult")
     return found[0].text if found else None
 
 
-def describe_object(node):
+def describe_object(node: Node) -> tuple[str, Any, str | None]:
     """Class, corners and difficulty of an `<object>` of any of these kinds."""
     for tag in ("robndbox", "rotated_bndbox"):
         for box in node.all(tag):
@@ -65,8 +73,8 @@ def _turned(box):
     return rotated(*(box.number(tag) for tag in ("cx", "cy", "w", "h", "angle")), f"<{box.tag}>", box.line)
 
 
-def points_of_text(text, line):
-    """[P, 2] of "x,y;x,y;...". Raises: FormatError."""
+def points_of_text(text: str, line: int) -> list[list[float]]:
+    """The points [P, 2] of "x,y;x,y;...". Raises: FormatError."""
     points = []
     for pair in text.split(";"):
         parts = pair.split(",")

@@ -4,7 +4,9 @@ The classes stand in `data.yaml` (or another .yaml) above the labels, as `names:
 or in `classes.txt`. Longer lines are outlines (YOLO's segmentation): the smallest rectangle around them is taken.
 """
 
+import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import yaml
@@ -19,7 +21,9 @@ _MAX_YAML = 2**18  # bytes; a list of a thousand classes has 2**15
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_file(path, size, class_names):
+def read_file(
+    path: str | os.PathLike[str], size: tuple[int, int], class_names: Sequence[str] | None
+) -> list[Item | FormatError]:
     """Objects of one file.
 
     Args:
@@ -65,7 +69,7 @@ def _read_line(words, line, size, class_names):
     return Item(name, np.reshape(corners, (-1, 2)) * size, None, line, where)
 
 
-def class_names_near(folder):
+def class_names_near(folder: str | os.PathLike[str]) -> tuple[str, ...] | None:
     """The classes that a .yaml file beside or above a folder of labels lists, by their indices.
 
     Args:

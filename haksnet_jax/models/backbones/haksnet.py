@@ -144,9 +144,9 @@ class PartialConv(nnx.Module):
         # bfloat16, and without the copies of parts, which take a GPU longer than the products with zeros.
         beyond = (0, num_channels - self.num_convolved)
         kernel = jnp.pad(kernel, ((0, 0), (0, 0), beyond, beyond))
-        untouched = np.zeros((3, 3, num_channels, num_channels), np.float32)
-        untouched[1, 1] = np.diag(np.arange(num_channels) >= self.num_convolved)
-        return _plain_convolution(x, kernel + untouched)
+        identity = np.zeros((3, 3, num_channels, num_channels), np.float32)
+        identity[1, 1] = np.diag(np.arange(num_channels) >= self.num_convolved)
+        return _plain_convolution(x, kernel + identity)
 
 
 class RedundancySuppression(nnx.Module):
@@ -256,7 +256,7 @@ class Stage(nnx.Module):
           [B, H', W', C'] normalised map: the stage's output and the next stage's input.
         """
         x = self.patch_embed(x, train=train)
-        graph, params, stats = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
+        graph, params, stats = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
         keys = None if key is None else jax.random.split(key, self.depth)
 
         def body(x, scanned):

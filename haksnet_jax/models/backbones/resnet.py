@@ -73,7 +73,8 @@ class Norm(BatchNorm):
     ) -> None:
         super().__init__(channels, momentum=momentum, dtype=dtype)
         if frozen:
-            self.scale, self.bias = Frozen(self.scale[...]), Frozen(self.bias[...])
+            self.scale = Frozen(self.scale[...])  # type: ignore[assignment]  # (no Param: nothing trains it)
+            self.bias = Frozen(self.bias[...])  # type: ignore[assignment]
 
 
 class Bottleneck(nnx.Module):

@@ -197,8 +197,12 @@ def drop_path_rows(fixture):
     kept_share = float(np.max(np.abs(fixture["y"]) / np.maximum(np.abs(fixture["x"]), 1e-30)))
     rate = 1 - 1 / kept_share
     drawn = jax.random.bernoulli
+
+    def recorded(key, keep, shape):
+        return jnp.asarray(mask).reshape(shape)
+
     try:
-        jax.random.bernoulli = lambda key, keep, shape: jnp.asarray(mask).reshape(shape)
+        jax.random.bernoulli = recorded
         scaled = layers.drop_path(x, rate, None)
     finally:
         jax.random.bernoulli = drawn

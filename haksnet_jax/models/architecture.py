@@ -139,7 +139,7 @@ def build(
     rngs: nnx.Rngs,
     backbone_options: dict[str, Any] | None = None,
     **options: Any,
-) -> nnx.Module:
+) -> Any:
     """The model of a description.
 
     Args:

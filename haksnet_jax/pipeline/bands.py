@@ -1,20 +1,30 @@
 """What a configuration and the training images say of bands, limits, nodata, means and deviations, in one place."""
 
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import scaling
 from haksnet_jax.images import settings as image_settings
-from haksnet_jax.images.settings import PIXEL_MEAN
+from haksnet_jax.images.settings import PIXEL_MEAN, ImageSettings
 
 
-def settings_of(config):
+def settings_of(config: ml_collections.ConfigDict) -> ImageSettings:
     """ImageSettings of `config.data` (keys bands, limits, nodata; empty or absent: not given). Raises: UserError."""
     data = config.data
     bands, limits = (tuple(data.get(name) or ()) or None for name in ("bands", "limits"))
     return image_settings.checked(image_settings.ImageSettings(bands, limits, data.get("nodata")), "data.")
 
 
-def completed(config, folders=(), records=None):
+def completed(
+    config: ml_collections.ConfigDict,
+    folders: Sequence[str | os.PathLike[str]] = (),
+    records: str | os.PathLike[str] | None = None,
+) -> ml_collections.ConfigDict:
     """The configuration with what the training images say: channels, limits of deep values, means and deviations.
 
     Args:
@@ -29,7 +39,8 @@ def completed(config, folders=(), records=None):
     Raises:
       UserError: settings that cannot be used, or that are not those of the records.
     """
-    given, kept, paths = settings_of(config), {}, []
+    given, paths = settings_of(config), []
+    kept: dict[str, Any] = {}
     if records is not None:
         settings, kept = image_settings.read_folder(records)
         if image_settings.merged(given, settings) != settings:
@@ -74,6 +85,6 @@ def _statistics(config, kept, paths, settings):
     return tuple(mean.round(3).tolist()), tuple(value if value > 0 else 1.0 for value in std.round(3).tolist())
 
 
-def model_info(config):
+def model_info(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What model.json says of how images are read, as the member `images`. Args: config, completed."""
     return {"images": image_settings.to_json(settings_of(config))}

@@ -5,6 +5,8 @@ import os
 import queue
 import signal
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -40,7 +42,7 @@ def _start_worker(worker_index, worker_count):
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def iterate(rows, batch_size, num_workers, num_threads, prefetch):
+def iterate(rows: Sequence[Any], batch_size: int, num_workers: int, num_threads: int, prefetch: int) -> Any:
     """An iterator over stacked rows, in order. Args: as of `loader.stream_batches`; rows, random access."""
     import grain  # here: grain imports JAX, which a process that only reads images has no use for
 
@@ -156,25 +158,34 @@ class Batches:
       num_batches: how many there are in all, or None for an endless stream.
     """
 
-    def __init__(self, open_at, examples_per_batch, first_example, num_batches, *, stall_seconds=None, what="a batch"):
+    def __init__(
+        self,
+        open_at: Callable[[int, int | None], Any],
+        examples_per_batch: int,
+        first_example: int,
+        num_batches: int | None,
+        *,
+        stall_seconds: float | None = None,
+        what: str = "a batch",
+    ) -> None:
         self._open_at = open_at  # function of (first example, batches left) that gives an iterator
         self._examples_per_batch = examples_per_batch
         self._position = first_example
-        self._iterator = None
+        self._iterator: Any = None
         self._given = 0
         self._stall_seconds = stall_seconds
         self._what = what
         self.num_batches = num_batches
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
-    def __len__(self):
+    def __len__(self) -> int:
         if self.num_batches is None:
             raise TypeError("the stream of training batches has no end; give num_epochs for one that has")
         return self.num_batches
 
-    def __next__(self):
+    def __next__(self) -> dict[str, np.ndarray]:
         if self.num_batches is not None and self._given >= self.num_batches:
             self.close()
             raise StopIteration
@@ -188,16 +199,16 @@ class Batches:
         self._given += 1
         return batch
 
-    def get_state(self):
+    def get_state(self) -> dict[str, int]:
         """{"next_example", "batches_given"}: plain numbers, the same in every process; `next_example` counts all."""
         return {"next_example": self._position, "batches_given": self._given}
 
-    def set_state(self, state):
+    def set_state(self, state: dict[str, int]) -> None:
         """Goes on where `get_state` was called, whatever the number of workers or processes was there."""
         self.close()
         self._position, self._given = int(state["next_example"]), int(state["batches_given"])
 
-    def close(self):
+    def close(self) -> None:
         """Ends worker processes; the next batch starts them again."""
         if self._iterator is not None and hasattr(self._iterator, "close"):
             self._iterator.close()

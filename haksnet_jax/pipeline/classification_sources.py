@@ -9,6 +9,8 @@ example is a dict:
 
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +20,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import headers, reader, scaling
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.files import EXTENSIONS, is_image
-from haksnet_jax.images.settings import DEFAULT
+from haksnet_jax.images.settings import DEFAULT, ImageSettings
 from haksnet_jax.labels import encodings
 from haksnet_jax.pipeline import prepared, scene_objects, scenes
 from haksnet_jax.pipeline.scene_source import SCENE_CLASSES
@@ -38,12 +40,19 @@ class StoredImage:
       settings: ImageSettings, by which it is decoded.
     """
 
-    def __init__(self, data=None, *, pixels=None, name, settings=DEFAULT):
+    def __init__(
+        self,
+        data: bytes | None = None,
+        *,
+        pixels: np.ndarray | None = None,
+        name: str,
+        settings: ImageSettings = DEFAULT,
+    ) -> None:
         self._data, self._pixels, self._name, self._settings = data, pixels, name, settings
-        self._header = None
+        self._header: Any = None
 
     @property
-    def size(self):
+    def size(self) -> tuple[int, int]:
         """(rows, columns) of the whole image; of a JPEG, from its header alone.
 
         Raises:
@@ -53,7 +62,7 @@ class StoredImage:
             return self._header.height, self._header.width
         return self.pixels().shape[:2]
 
-    def pixels(self, reduction=1):
+    def pixels(self, reduction: int = 1) -> np.ndarray:
         """[H / reduction, W / reduction, C] uint8, rounded up; whole where the format knows no partial decoding.
 
         Args:
@@ -64,10 +73,12 @@ class StoredImage:
           ImageError: the image cannot be used.
         """
         if self._pixels is None and reduction > 1 and self._is_colour_jpeg():
+            assert self._data is not None
             decoded = cv2.imdecode(np.frombuffer(self._data, np.uint8), _REDUCED[reduction])
             if decoded is not None:
                 return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
         if self._pixels is None:
+            assert self._data is not None
             self._pixels = reader.decode(self._data, self._name, self._settings)
         return self._pixels
 
@@ -86,7 +97,7 @@ def _is_jpeg(name):
     return name.lower().endswith((".jpg", ".jpeg"))
 
 
-def class_folders(folder):
+def class_folders(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """Names of the folders in a folder, sorted: the classes of a set with one folder each.
 
     Raises:
@@ -123,17 +134,17 @@ class ClassFolderSource:
 
     def __init__(
         self,
-        folder,
-        class_names,
+        folder: str | os.PathLike[str],
+        class_names: Sequence[str],
         *,
-        image_list=None,
-        share=(0.0, 1.0),
-        seed=0,
-        cache_mib=0,
-        settings=DEFAULT,
-        prefix="",
-        may_lack_classes=False,
-    ):
+        image_list: str | os.PathLike[str] | None = None,
+        share: tuple[float, float] = (0.0, 1.0),
+        seed: int = 0,
+        cache_mib: float = 0,
+        settings: ImageSettings = DEFAULT,
+        prefix: str = "",
+        may_lack_classes: bool = False,
+    ) -> None:
         """Lists the files; images are read when asked for.
 
         Args:
@@ -186,7 +197,7 @@ class ClassFolderSource:
         paths = [self._folder / name for name in looked_at]
         self.image_settings = scaling.for_images(paths, settings, max_measured=_MAX_MEASURED)
         self._cache_bytes = cache_mib * 2**20
-        self._cache = {}
+        self._cache: dict[int, StoredImage] = {}
 
     def _images_of(self, name, wanted, share, rng):
         """Names of a class's images that are taken. Args: name of the class; wanted, {CLASS/IMAGE: ...} or None."""
@@ -213,13 +224,13 @@ class ClassFolderSource:
             wanted[stem if ending.lower() in EXTENSIONS else line] = True
         return wanted
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__) | {"_cache": {}}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # raises IndexError beyond the end
         example = {"label": int(self.labels[index]), "image_id": self.image_ids[index]}
         if index in self._cache:
@@ -232,7 +243,7 @@ class ClassFolderSource:
             self._cache[index] = image
         return example | {"image": image}
 
-    def summary(self):
+    def summary(self) -> str:
         """Text: how many images, and of which class the most and the fewest."""
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         fewest, most = int(counts.argmin()), int(counts.argmax())
@@ -245,7 +256,7 @@ class ClassFolderSource:
         )
 
 
-def image_settings_of(model_info):
+def image_settings_of(model_info: dict[str, Any]) -> ImageSettings:
     """ImageSettings that a model keeps. Args: model_info, dict of its model.json. Raises: UserError, damaged."""
     return image_settings.from_json(model_info.get("images", {}), "model.json, images")
 
@@ -259,7 +270,14 @@ class TfdsClassificationSource:
       class_names: the classes, in the order of the labels.
     """
 
-    def __init__(self, directory, split, class_names=None, *, data_dir=None):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        split: str,
+        class_names: Sequence[str] | None = None,
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Opens the data set.
 
         Args:
@@ -291,22 +309,22 @@ class TfdsClassificationSource:
         if not len(self._records):
             raise UserError(f"{self._name} holds no image")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._records)
 
     @property
-    def image_ids(self):
+    def image_ids(self) -> Sequence[str]:
         """Names of the examples: split and number, since reading those of a million records would take minutes."""
         return [f"{self._split}/{index:07d}" for index in range(len(self))]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         record = self._records[index]
         image_id = f"{self._split}/{index:07d}"
         image = StoredImage(bytes(record["image"]), name=f"{self._name}, record {index}")
         return {"image": image, "label": int(record["label"]), "image_id": image_id}
 
-    def summary(self):
+    def summary(self) -> str:
         """Text: how many images."""
         return f"{counted(len(self), 'image')} of {len(self.class_names)} classes in {self._name}"
 
@@ -314,7 +332,9 @@ class TfdsClassificationSource:
 class SceneClassSource:
     """Generated aerial scenes with objects of one class each, which is their label."""
 
-    def __init__(self, num_scenes, size=64, seed=0, class_names=SCENE_CLASSES):
+    def __init__(
+        self, num_scenes: int, size: int = 64, seed: int = 0, class_names: Sequence[str] = SCENE_CLASSES
+    ) -> None:
         """Sets the scenes up; each is drawn when asked for, and kept.
 
         Args:
@@ -336,25 +356,25 @@ class SceneClassSource:
             raise UserError(f"expected num_scenes >= 1 and a size of at least 64 pixels, got {num_scenes} and {size}")
         self.class_names = tuple(class_names)
         self.num_scenes, self.size, self.seed = num_scenes, size, seed
-        self._drawn = {}
+        self._drawn: dict[int, Any] = {}
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__) | {"_drawn": {}}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.num_scenes
 
     @property
-    def image_ids(self):
+    def image_ids(self) -> Sequence[str]:
         """Identifiers of the scenes."""
         return [f"scene_{self.seed}_{index:06d}" for index in range(self.num_scenes)]
 
     @property
-    def labels(self):
+    def labels(self) -> np.ndarray:
         """[len] int32."""
         return np.arange(self.num_scenes, dtype=np.int32) % len(self.class_names)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         label = index % len(self.class_names)
         image_id = f"scene_{self.seed}_{index:06d}"
@@ -370,6 +390,6 @@ class SceneClassSource:
             image, boxes, _ = scenes.draw_scene(rng, (self.size, self.size), [look], (2, 4))
         return image
 
-    def summary(self):
+    def summary(self) -> str:
         """Text: how many scenes of which size."""
         return f"{counted(self.num_scenes, 'generated scene')} of {self.size} x {self.size} pixels, seed {self.seed}"

@@ -1,11 +1,12 @@
 """Crops, flips, turns and colours of an image that is classified as a whole (numpy and OpenCV)."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from haksnet_jax.pipeline.classification_sources import StoredImage
 from haksnet_jax.pipeline.rand_augment import brightness, color, contrast, rand_augment
 
 CROP_ATTEMPTS = 10
@@ -13,7 +14,9 @@ _ENLARGING = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 _SHRINKING = (cv2.INTER_AREA, cv2.INTER_LINEAR)  # a cubic filter of a shrunk image would skip pixels and sharpen them
 
 
-def random_crop_box(height, width, rng, *, scale, ratio):
+def random_crop_box(
+    height: int, width: int, rng: np.random.Generator, *, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
     """A random part of an image: of random area and aspect ratio, at a random place.
 
     Area is drawn evenly, the logarithm of the aspect ratio evenly, ten times until a box fits; else the largest box in
@@ -40,7 +43,7 @@ def random_crop_box(height, width, rng, *, scale, ratio):
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def largest_reduction(rows, columns, size):
+def largest_reduction(rows: int, columns: int, size: tuple[int, int]) -> int:
     """How coarsely a JPEG may be decoded: 1, 2, 4 or 8, such that a part stays at least as large as it will be.
 
     Args:
@@ -50,7 +53,9 @@ def largest_reduction(rows, columns, size):
     return next(r for r in (8, 4, 2, 1) if r == 1 or (rows >= size[0] * r and columns >= size[1] * r))
 
 
-def crop_and_resize(image, box, size, interpolation=0):
+def crop_and_resize(
+    image: StoredImage, box: tuple[int, int, int, int], size: tuple[int, int], interpolation: int = 0
+) -> np.ndarray:
     """Cuts a part out of a stored image and resizes it.
 
     Args:
@@ -78,7 +83,7 @@ def crop_and_resize(image, box, size, interpolation=0):
     return resized if resized.ndim == 3 else resized[..., None]  # OpenCV drops an axis of one band
 
 
-def centre_crop(image, size, share):
+def centre_crop(image: StoredImage, size: tuple[int, int], share: float) -> np.ndarray:
     """The middle of an image, for evaluation.
 
     Args:
@@ -96,7 +101,7 @@ def centre_crop(image, size, share):
     return crop_and_resize(image, ((height - rows) // 2, (width - columns) // 2, rows, columns), size)
 
 
-def colour_jitter(image, rng, strength):
+def colour_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Brightness, contrast and saturation by random factors, in random order.
 
     Args:
@@ -132,10 +137,10 @@ class TrainingRow:
       augment: Augment.
     """
 
-    def __init__(self, *, size, augment):
-        self.size, self.augment = tuple(size), augment
+    def __init__(self, *, size: tuple[int, int], augment: Any) -> None:
+        self.size, self.augment = (size[0], size[1]), augment
 
-    def __call__(self, example, rng):
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray | np.generic]:
         augment = self.augment
         height, width = example["image"].size
         box = (0, 0, height, width)
@@ -164,12 +169,12 @@ class EvaluationRow:
       num_bands: C.
     """
 
-    def __init__(self, *, size, share, num_bands=3):
-        self.size, self.share, self.num_bands = tuple(size), share, num_bands
+    def __init__(self, *, size: tuple[int, int], share: float, num_bands: int = 3) -> None:
+        self.size, self.share, self.num_bands = (size[0], size[1]), share, num_bands
 
-    def __call__(self, example):
+    def __call__(self, example: dict[str, Any]) -> dict[str, np.ndarray | np.generic]:
         return {"image": centre_crop(example["image"], self.size, self.share), "label": np.int32(example["label"])}
 
-    def filler(self):
+    def filler(self) -> dict[str, np.ndarray | np.generic]:
         """A row that only fills up a batch."""
         return {"image": np.zeros((*self.size, self.num_bands), np.uint8), "label": np.int32(0)}

@@ -11,6 +11,8 @@ An example of change has `before` and `after` in the place of `image`; a source'
 
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
-from haksnet_jax.images.settings import DEFAULT
+from haksnet_jax.images.settings import DEFAULT, ImageSettings
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.problems import Problem, Reason
 from haksnet_jax.pipeline import scene_objects, scenes
@@ -33,7 +35,7 @@ SCENE_COLOURS = (  # as one would paint them: the two that lie below all else no
 _CHECKED_MASKS = 16  # masks that are read when a source is opened, spread over it
 
 
-def read_image(path, settings=DEFAULT):
+def read_image(path: str | os.PathLike[str], settings: ImageSettings = DEFAULT) -> np.ndarray:
     """[H, W, C] uint8 of an image file. Args: path; settings, ImageSettings. Raises: UserError, it cannot be read."""
     try:
         return reader.read(path, settings)
@@ -201,7 +203,16 @@ class MaskFolder(_Folders):
 
     _what = "image"
 
-    def __init__(self, images_dir, masks_dir, class_names, legend, *, cache_gib=0.0, image_settings=DEFAULT):
+    def __init__(
+        self,
+        images_dir: str | os.PathLike[str],
+        masks_dir: str | os.PathLike[str],
+        class_names: Sequence[str],
+        legend: masks.Legend,
+        *,
+        cache_gib: float = 0.0,
+        image_settings: ImageSettings = DEFAULT,
+    ) -> None:
         super().__init__({"image": images_dir}, masks_dir, class_names, legend, cache_gib, image_settings)
 
 
@@ -220,7 +231,15 @@ class PairFolder(_Folders):
 
     _what = "pair"
 
-    def __init__(self, before_dir, after_dir, masks_dir, *, cache_gib=0.0, image_settings=DEFAULT):
+    def __init__(
+        self,
+        before_dir: str | os.PathLike[str],
+        after_dir: str | os.PathLike[str],
+        masks_dir: str | os.PathLike[str],
+        *,
+        cache_gib: float = 0.0,
+        image_settings: ImageSettings = DEFAULT,
+    ) -> None:
         legend = masks.number_legend(2, ((0,), (1, 255)), ignored=())
         folders = {"before": before_dir, "after": after_dir}
         super().__init__(folders, masks_dir, CHANGE_CLASSES, legend, cache_gib, image_settings)
@@ -239,21 +258,24 @@ class MaskScenes:
     class_names: tuple[str, ...] = SCENE_MASK_CLASSES
     image_names: tuple[str, ...] = ("image",)
 
-    def __init__(self, num_scenes, size=192, seed=0, objects_per_scene=(3, 14)):
+    def __init__(
+        self, num_scenes: int, size: int = 192, seed: int = 0, objects_per_scene: tuple[int, int] = (3, 14)
+    ) -> None:
         if num_scenes < 1 or size < 64:
             raise UserError(f"data: expected num_scenes >= 1 and size >= 64, got {num_scenes} and {size}")
-        self.num_scenes, self.size, self.seed, self.objects_per_scene = num_scenes, size, seed, tuple(objects_per_scene)
-        self.problems = []
+        self.num_scenes, self.size, self.seed = num_scenes, size, seed
+        self.objects_per_scene = objects_per_scene[0], objects_per_scene[1]
+        self.problems: list[Problem] = []
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.num_scenes
 
     @property
-    def image_ids(self):
+    def image_ids(self) -> Sequence[str]:
         """Identifiers of the scenes."""
         return [f"scene_{self.seed}_{index:06d}" for index in range(self.num_scenes)]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         looks = [scene_objects.LOOKS[name] for name in SCENE_CLASSES]
         rng = np.random.default_rng([self.seed, index])
@@ -265,7 +287,7 @@ class MaskScenes:
             "image_id": f"scene_{self.seed}_{index:06d}",
         }
 
-    def summary(self):
+    def summary(self) -> str:
         """Text: how many scenes of which size."""
         return f"{counted(self.num_scenes, 'generated scene')} of {self.size} x {self.size} pixels, seed {self.seed}"
 
@@ -276,7 +298,7 @@ class PairScenes(MaskScenes):
     class_names = CHANGE_CLASSES
     image_names = ("before", "after")
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         looks = [scene_objects.LOOKS[name] for name in SCENE_CLASSES]
         rng = np.random.default_rng([self.seed, index])

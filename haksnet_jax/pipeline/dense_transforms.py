@@ -4,7 +4,7 @@ Both dates of a pair and their mask share every change of place; light is drawn 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,12 +16,14 @@ _CROP_TRIALS = 10
 IMAGES = ("image", "before", "after")  # what an example's images are called
 
 
-def padding(channels):
+def padding(channels: int) -> tuple[float, ...]:
     """Values of pixels outside an image, by channel: the mean colour, or its mean where the bands are others."""
     return PADDING if channels == 3 else (round(sum(PADDING) / 3),) * channels
 
 
-def warp(image, matrix, size, *, nearest=False, outside=None):
+def warp(
+    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], *, nearest: bool = False, outside: Any | None = None
+) -> np.ndarray:
     """Looks an image up at moved positions.
 
     Args:
@@ -36,7 +38,7 @@ def warp(image, matrix, size, *, nearest=False, outside=None):
     """
     flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
     if image.ndim == 2:
-        return cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderValue=outside)
+        return cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderValue=0 if outside is None else outside)
     channels = image.shape[-1]
     outside = padding(channels) if outside is None else outside
     parts = [
@@ -48,7 +50,14 @@ def warp(image, matrix, size, *, nearest=False, outside=None):
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
-def crop_matrix(rng, image_size, crop, *, scale_range=(1.0, 1.0), max_degrees=0.0):
+def crop_matrix(
+    rng: np.random.Generator,
+    image_size: tuple[int, int],
+    crop: tuple[int, int],
+    *,
+    scale_range: tuple[float, float] = (1.0, 1.0),
+    max_degrees: float = 0.0,
+) -> np.ndarray:
     """Draws where a crop lies in an image.
 
     Args:
@@ -78,7 +87,9 @@ def crop_matrix(rng, image_size, crop, *, scale_range=(1.0, 1.0), max_degrees=0.
     return np.concatenate([turn, origin[:, None]], axis=1)
 
 
-def random_light(image, rng, *, brightness, contrast, saturation, tint):
+def random_light(
+    image: np.ndarray, rng: np.random.Generator, *, brightness: float, contrast: float, saturation: float, tint: float
+) -> np.ndarray:
     """Another light, another season, another camera: changes the values of all pixels alike.
 
     Args:
@@ -126,7 +137,7 @@ class Augment(NamedTuple):
     mosaic: float = 0.0  # probability of a crop made of four images
     exchange: float = 0.0  # of pairs: probability that the dates change places
 
-    def light(self):
+    def light(self) -> dict[str, float] | None:
         """{name: strength} of `random_light`, or None where it would change nothing."""
         strengths = {name: getattr(self, name) for name in ("brightness", "contrast", "saturation", "tint")}
         return strengths if any(strengths.values()) else None
@@ -143,12 +154,12 @@ class Augmentation:
       augment: Augment.
     """
 
-    def __init__(self, source, *, crop, augment):
+    def __init__(self, source: Any, *, crop: tuple[int, int], augment: Augment) -> None:
         self.source = source
         self.crop = tuple(crop)
         self.augment, self.light = augment, augment.light()
 
-    def __call__(self, example, rng):
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         row = self._mosaic(example, rng) if rng.random() < self.augment.mosaic else self._cropped(example, rng)
         row = self._turned(row, rng)
         if self.light is not None:

@@ -16,7 +16,8 @@ Evaluation adds
   original_size  [B, 2] int32 rows and columns of the original
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -53,15 +54,22 @@ class TrainingRow:
       UserError: an argument out of range.
     """
 
-    def __init__(self, *, image_size, max_boxes, class_names, augment, resize="fit"):
-        image_size = tuple(image_size)
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        max_boxes: int,
+        class_names: Sequence[str],
+        augment: Any,
+        resize: str = "fit",
+    ) -> None:
         _check(image_size, max_boxes, resize)
         _check_augment(augment, resize)
-        self.image_size, self.max_boxes, self.resize = image_size, max_boxes, resize
+        self.image_size, self.max_boxes, self.resize = (image_size[0], image_size[1]), max_boxes, resize
         self.augment = augment
         self.quarter_turn_labels = _labels_of(augment.quarter_turn_classes, class_names)
 
-    def __call__(self, example, rng):
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         augment = self.augment
         boxes, valid = polygons_to_boxes(example["polygons"])
         boxes, labels = boxes[valid], example["labels"][valid]
@@ -114,25 +122,25 @@ class EvaluationRow:
       UserError: an argument out of range.
     """
 
-    def __init__(self, *, image_size, channels=3, max_boxes=None):
-        self.image_size = tuple(image_size)
+    def __init__(self, *, image_size: tuple[int, int], channels: int = 3, max_boxes: int | None = None) -> None:
+        self.image_size = image_size[0], image_size[1]
         _check(self.image_size, max_boxes, "fit")
         self.channels = channels
         self.max_boxes = max_boxes
 
-    def filler(self):
+    def filler(self) -> dict[str, np.ndarray]:
         """A row that only fills up a batch, or stands for an image that cannot be read."""
         # The shape of an image, so that nothing downstream divides by zero; image_index says what it is.
         shape = (*self.image_size, self.channels)
         row = {
-            "image": np.broadcast_to(np.uint8(transforms.padding_values(self.channels)), shape),
+            "image": np.broadcast_to(np.array(transforms.padding_values(self.channels), np.uint8), shape),
             "image_size": np.array(self.image_size, np.int32),
             "scale": np.ones(2, np.float32),
             "original_size": np.array(self.image_size, np.int32),
         }
         return row | self._boxes(np.zeros((0, 5), np.float32), np.zeros(0, np.int32), 0)
 
-    def __call__(self, example):
+    def __call__(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
         boxes, valid = polygons_to_boxes(example["polygons"])
         original_size = np.array(example["image"].shape[:2], np.int32)
         image, boxes, scale = _fit(example["image"], boxes[valid], self.image_size, "fit", example["image_id"])

@@ -4,6 +4,8 @@ import collections
 import concurrent.futures
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from haksnet_jax.geometry.polygons import outside_fraction, polygons_to_boxes
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.images.settings import DEFAULT
+from haksnet_jax.images.settings import DEFAULT, ImageSettings
 from haksnet_jax.labels import folders
 from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.labels.objects import select
@@ -40,18 +42,18 @@ class FolderSource:
 
     def __init__(
         self,
-        images_dir,
-        labels_dir,
-        class_names,
+        images_dir: str | os.PathLike[str],
+        labels_dir: str | os.PathLike[str],
+        class_names: Sequence[str],
         *,
-        filter_empty=False,
-        min_side=0.0,
-        class_aliases=None,
-        image_ids=None,
-        image_settings=DEFAULT,
-        format="dota",
-        allow_unknown_classes=False,
-    ):
+        filter_empty: bool = False,
+        min_side: float = 0.0,
+        class_aliases: Mapping[str, str] | None = None,
+        image_ids: Sequence[str] | None = None,
+        image_settings: ImageSettings = DEFAULT,
+        format: str = "dota",
+        allow_unknown_classes: bool = False,
+    ) -> None:
         """Scans the folders.
 
         Args:
@@ -74,7 +76,7 @@ class FolderSource:
         """
         self.class_names = tuple(class_names)
         self.has_labels = labels_dir is not None
-        self.problems = []
+        self.problems: list[Problem] = []
         images_dir = pathlib.Path(images_dir)
         folders.require_finished(images_dir)
         paths = self._find_images(images_dir, image_ids)
@@ -166,10 +168,10 @@ class FolderSource:
             self.problems.append(Problem(str(path), line, Reason.TOO_SMALL, detail))
         return select(objects, large_enough)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.image_ids)
 
-    def labels(self, index):
+    def labels(self, index: int) -> dict[str, np.ndarray]:
         """The example's polygons, labels and difficulty, as a dict, without its image being read."""
         index = range(len(self))[index]
         part = slice(self._offsets[index], self._offsets[index + 1])
@@ -179,7 +181,7 @@ class FolderSource:
             "difficulty": self._difficulty[part].copy(),
         }
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         labels = self.labels(index)
         path = self._paths[index]
         try:
@@ -189,11 +191,11 @@ class FolderSource:
         return {"image": image, **labels, "image_id": self.image_ids[index]}
 
     @property
-    def num_channels(self):
+    def num_channels(self) -> int:
         """C of the images."""
         return self.image_settings.num_channels
 
-    def check_images(self, *, decode=False, num_threads=8, bad_images="keep"):
+    def check_images(self, *, decode: bool = False, num_threads: int = 8, bad_images: str = "keep") -> list[Problem]:
         """Looks at every image file before training, for damage and for boxes outside the image.
 
         Args:
@@ -270,7 +272,7 @@ class FolderSource:
                 problems.append(Problem(path, 0, reason, detail))
         return problems
 
-    def summary(self):
+    def summary(self) -> str:
         """Text: how many images and objects, and how many problems of each kind with their first places."""
         lines = [f"{counted(len(self), 'image')}, {counted(int(self.num_objects.sum()), 'object')}"]
         if self.has_labels:

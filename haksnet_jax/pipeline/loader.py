@@ -11,6 +11,8 @@ What a row is made of is its own subject: `detection_rows`, `dense_transforms`, 
 
 import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -22,7 +24,7 @@ from haksnet_jax.pipeline.batches import Batches, iterate
 _MAX_REPLACEMENTS = 20  # examples that are tried in the place of one that cannot be read
 
 
-def steps_per_epoch(num_examples, global_batch):
+def steps_per_epoch(num_examples: int, global_batch: int) -> int:
     """Steps that see every example at least once: num_examples / global_batch rounded up.
 
     The stream runs on across the end of an epoch, so no example is skipped; an "epoch" of steps may see a few examples
@@ -142,22 +144,22 @@ def _check_stream(source, batch_size, num_workers, process_index, process_count,
 
 
 def stream_batches(
-    source,
-    make,
+    source: Any,
+    make: Callable[[Any, np.random.Generator], dict[str, Any]],
     *,
-    batch_size,
-    seed,
-    num_epochs=None,
-    first_example=0,
-    num_workers=0,
-    num_threads=4,
-    prefetch=2,
-    process_index=0,
-    process_count=1,
-    accumulate_steps=1,
-    stall_seconds=None,
-    replace_bad=False,
-):
+    batch_size: int,
+    seed: int,
+    num_epochs: int | None = None,
+    first_example: int = 0,
+    num_workers: int = 0,
+    num_threads: int = 4,
+    prefetch: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+    accumulate_steps: int = 1,
+    stall_seconds: float | None = None,
+    replace_bad: bool = False,
+) -> Batches:
     """Batches of the endless stream in random order, whatever an example is.
 
     Args:
@@ -220,18 +222,18 @@ def stream_batches(
 
 
 def ordered_batches(
-    source,
-    make,
-    filler,
+    source: Any,
+    make: Callable[[Any], dict[str, Any]],
+    filler: Callable[[], dict[str, Any]],
     *,
-    batch_size,
-    num_workers=0,
-    num_threads=4,
-    prefetch=2,
-    process_index=0,
-    process_count=1,
-    stall_seconds=None,
-):
+    batch_size: int,
+    num_workers: int = 0,
+    num_threads: int = 4,
+    prefetch: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+    stall_seconds: float | None = None,
+) -> Batches:
     """Batches in the source's order, every example exactly once over all processes, whatever an example is.
 
     Every process gets the same number of batches; rows beyond the end are `filler()` with image_index -1.

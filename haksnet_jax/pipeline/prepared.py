@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import re
+from typing import Any
 
 from haksnet_jax import json_files
 from haksnet_jax.errors import UserError
@@ -121,7 +122,7 @@ _INFO_SCHEMA = {
 }
 
 
-def open_builder(directory, data_dir=None):
+def open_builder(directory: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Any:
     """Opens a prepared data set.
 
     Args:
@@ -166,7 +167,7 @@ class Records:
       UserError: a file of records is damaged; so do the calls.
     """
 
-    def __init__(self, builder, split):
+    def __init__(self, builder: Any, split: str) -> None:
         import tensorflow_datasets as tfds
 
         self._name = f"{builder.data_dir} [{split}]"
@@ -174,22 +175,22 @@ class Records:
             self._source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
             self._length = len(self._source)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         with _naming(f"{self._name}: record {index}"):
             return self._source[int(index)]
 
 
-def check(folder):
+def check(folder: pathlib.Path) -> None:
     """Compares the description of a prepared data set with what our builders write. Raises: UserError."""
     info = folder / "dataset_info.json"
-    json_files.check(json_files.load(info), _INFO_SCHEMA, where=info)
+    json_files.check(json_files.load(info), _INFO_SCHEMA, where=str(info))
     features = folder / "features.json"
     if not features.exists():
         raise UserError(f"{features} is missing: it describes the records; build the data set again")
-    json_files.check(json_files.load(features), _SCHEMA, where=features)
+    json_files.check(json_files.load(features), _SCHEMA, where=str(features))
 
 
 def _find(directory, data_dir):

@@ -9,6 +9,7 @@ import math
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 FILL = (124, 116, 104)  # RGB of what comes in from outside: the mean colour of ImageNet in whole numbers
 MAX_MAGNITUDE = 10.0
@@ -16,12 +17,12 @@ _INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 _SMOOTHING = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
-def grey(image):
+def grey(image: np.ndarray) -> np.ndarray:
     """Luminance. Args: image [H, W, 3] uint8 RGB. Returns: [H, W] uint8."""
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
-def auto_contrast(image):
+def auto_contrast(image: np.ndarray) -> np.ndarray:
     """Stretches each channel to 0..255; a channel of one value stays. Args: image [H, W, 3] uint8."""
     table = np.empty((256, 3), np.uint8)
     values = np.arange(256)
@@ -32,7 +33,7 @@ def auto_contrast(image):
     return cv2.LUT(image, table[None])
 
 
-def equalize(image):
+def equalize(image: np.ndarray) -> np.ndarray:
     """Makes the histogram of each channel even. Args: image [H, W, 3] uint8."""
     table = np.empty((256, 3), np.uint8)
     for channel in range(3):
@@ -47,45 +48,45 @@ def equalize(image):
     return cv2.LUT(image, table[None])
 
 
-def invert(image):
+def invert(image: np.ndarray) -> np.ndarray:
     """255 minus each value."""
     return cv2.bitwise_not(image)
 
 
-def posterize(image, bits):
+def posterize(image: np.ndarray, bits: int) -> np.ndarray:
     """Keeps the upper bits of each value. Args: image; bits, 0 to 8."""
     return image & np.uint8(256 - 2 ** (8 - bits))
 
 
-def solarize(image, threshold):
+def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
     """Inverts the values from a threshold on. Args: image; threshold, 0 to 256."""
     values = np.arange(256)
     return cv2.LUT(image, np.where(values < threshold, values, 255 - values).astype(np.uint8))
 
 
-def solarize_add(image, amount, threshold=128):
+def solarize_add(image: np.ndarray, amount: float, threshold: float = 128) -> np.ndarray:
     """Adds to the values below a threshold. Args: image; amount; threshold."""
     values = np.arange(256)
     return cv2.LUT(image, np.where(values < threshold, np.minimum(values + amount, 255), values).astype(np.uint8))
 
 
-def color(image, factor):
+def color(image: np.ndarray, factor: float) -> np.ndarray:
     """Between grey (0) and the image (1), or beyond. Args: image; factor."""
     return cv2.addWeighted(image, factor, cv2.cvtColor(grey(image), cv2.COLOR_GRAY2RGB), 1.0 - factor, 0.0)
 
 
-def contrast(image, factor):
+def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Between the mean luminance (0) and the image (1), or beyond. Args: image; factor."""
     mean = int(grey(image).mean() + 0.5)
     return cv2.LUT(image, np.clip(mean + factor * (np.arange(256) - mean), 0, 255).astype(np.uint8))
 
 
-def brightness(image, factor):
+def brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """Between black (0) and the image (1), or beyond. Args: image; factor."""
     return cv2.LUT(image, np.clip(factor * np.arange(256), 0, 255).astype(np.uint8))
 
 
-def sharpness(image, factor):
+def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     """Between the smoothed image (0) and the image (1), or beyond; the outermost pixels stay. Args: image; factor."""
     smooth = cv2.filter2D(image, -1, _SMOOTHING)
     result = cv2.addWeighted(image, factor, smooth, 1.0 - factor, 0.0)
@@ -94,7 +95,7 @@ def sharpness(image, factor):
     return result
 
 
-def affine(image, matrix, interpolation=cv2.INTER_LINEAR):
+def affine(image: np.ndarray, matrix: ArrayLike, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
     """Moves an image on a canvas of the same size.
 
     Args:
@@ -105,11 +106,11 @@ def affine(image, matrix, interpolation=cv2.INTER_LINEAR):
     Returns:
       [H, W, 3] uint8, FILL where the place is outside.
     """
-    matrix = np.asarray(matrix, np.float64).copy()
-    matrix[:, 2] += matrix[:, :2].sum(axis=1) * 0.5 - 0.5  # OpenCV measures from the centre of the first pixel
+    moved = np.array(matrix, np.float64)
+    moved[:, 2] += moved[:, :2].sum(axis=1) * 0.5 - 0.5  # OpenCV measures from the centre of the first pixel
     return cv2.warpAffine(
         image,
-        matrix,
+        moved,
         (image.shape[1], image.shape[0]),
         flags=interpolation | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT,
@@ -117,7 +118,7 @@ def affine(image, matrix, interpolation=cv2.INTER_LINEAR):
     )
 
 
-def rotate(image, degrees, interpolation=cv2.INTER_LINEAR):
+def rotate(image: np.ndarray, degrees: float, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
     """Turns an image about its middle, counter-clockwise on the screen. Args: image; degrees; interpolation."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = image.shape[1] / 2, image.shape[0] / 2
@@ -138,7 +139,9 @@ _PLAIN = {"auto_contrast": auto_contrast, "equalize": equalize, "invert": invert
 OPERATIONS = (*_PLAIN, "posterize", "solarize", "solarize_add", *_ENHANCING, *_GEOMETRIC)
 
 
-def apply(image, name, magnitude, *, negative=False, interpolation=cv2.INTER_LINEAR):
+def apply(
+    image: np.ndarray, name: str, magnitude: float, *, negative: bool = False, interpolation: int = cv2.INTER_LINEAR
+) -> np.ndarray:
     """One operation.
 
     Args:
@@ -166,7 +169,15 @@ def apply(image, name, magnitude, *, negative=False, interpolation=cv2.INTER_LIN
     return _GEOMETRIC[name](image, sign * share * _LARGEST[name], interpolation)
 
 
-def rand_augment(image, rng, *, magnitude=9.0, deviation=0.5, num_operations=2, probability=0.5):
+def rand_augment(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    magnitude: float = 9.0,
+    deviation: float = 0.5,
+    num_operations: int = 2,
+    probability: float = 0.5,
+) -> np.ndarray:
     """Random operations one after another.
 
     Args:

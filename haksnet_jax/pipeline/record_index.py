@@ -3,7 +3,9 @@
 `haksnet build` writes it beside the records. A data set without one is read through instead.
 """
 
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +35,7 @@ class RecordIndex(NamedTuple):
     difficulty: np.ndarray
 
 
-def write(folder, splits):
+def write(folder: str | os.PathLike[str], splits: Mapping[str, RecordIndex]) -> None:
     """Writes the index of a data set, or none where it would be larger than is read: then the records are read through.
 
     Args:
@@ -47,7 +49,7 @@ def write(folder, splits):
         np.savez_compressed(file, **arrays)
 
 
-def read(folder, split, num_records):
+def read(folder: str | os.PathLike[str], split: str, num_records: int) -> RecordIndex | None:
     """The index of a split, or None where the data set has none.
 
     Args:

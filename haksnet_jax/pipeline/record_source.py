@@ -1,5 +1,9 @@
 """Labelled images of records: a data set prepared with TensorFlow Datasets, read without TensorFlow."""
 
+import os
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from haksnet_jax import json_files
@@ -24,7 +28,16 @@ class TfdsSource:
       image_settings: ImageSettings by which the images of the records were read; pixels here have 8 bits.
     """
 
-    def __init__(self, directory, split, class_names=None, *, data_dir=None, filter_empty=False, min_side=0.0):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        split: str,
+        class_names: Sequence[str] | None = None,
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        filter_empty: bool = False,
+        min_side: float = 0.0,
+    ) -> None:
         """Opens the data set.
 
         Args:
@@ -63,17 +76,20 @@ class TfdsSource:
         self._records = prepared.Records(builder, split)
         self._min_side = min_side
         self.image_settings, _ = read_folder(builder.data_dir)
-        self._image_ids = self._num_objects = self._all_labels = None
+        self._image_ids: Any = None
+        self._num_objects: Any = None
+        self._all_labels: Any = None
         self._take_index(record_index.read(builder.data_dir, split, len(self._records)))
         self._indices = None
         if filter_empty:
-            self._indices = np.flatnonzero(self.num_objects > 0)
-            self._image_ids = [self._image_ids[index] for index in self._indices]
-            self._num_objects = self._num_objects[self._indices]
+            counts, names = self.num_objects, self.image_ids
+            self._indices = np.flatnonzero(counts > 0)
+            self._image_ids = [names[int(index)] for index in self._indices]
+            self._num_objects = counts[self._indices]
         if not len(self):
             raise UserError(f"{self._name} holds no image{' with objects' if filter_empty else ''}")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._records) if self._indices is None else len(self._indices)
 
     def _take_index(self, index):
@@ -105,14 +121,14 @@ class TfdsSource:
         self._num_objects = np.array(counts, np.int32)
 
     @property
-    def image_ids(self):
+    def image_ids(self) -> Sequence[str]:
         """Identifiers of the images. Without an index the first call reads through the data set."""
         if self._image_ids is None:
             self._scan()
         return self._image_ids
 
     @property
-    def num_objects(self):
+    def num_objects(self) -> np.ndarray:
         """[len] int32 objects of each image. Without an index the first call reads through the data set."""
         if self._num_objects is None:
             self._scan()
@@ -149,7 +165,7 @@ class TfdsSource:
         index = range(len(self))[index]
         return self._records[int(index if self._indices is None else self._indices[index])]
 
-    def labels(self, index):
+    def labels(self, index: int) -> dict[str, np.ndarray]:
         """The example's polygons, labels and difficulty, as a dict, without its image being decoded."""
         if self._all_labels is None:
             return self._labels_of(self._record(index))
@@ -158,7 +174,7 @@ class TfdsSource:
         part = slice(self._offsets[record], self._offsets[record + 1])
         return {name: array[part].copy() for name, array in self._all_labels.items()}
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._record(index)
         image_id = self._image_id(record)
         name = f"{self._name}, record {index}, image {image_id}"
@@ -166,7 +182,7 @@ class TfdsSource:
         return {"image": image, **self._labels_of(record), "image_id": image_id}
 
     @property
-    def num_channels(self):
+    def num_channels(self) -> int:
         """C of the images."""
         return self.image_settings.num_channels
 
@@ -181,6 +197,6 @@ class TfdsSource:
             raise ImageError("damaged_record", sentence, name)
         return np.ascontiguousarray(np.moveaxis(stacked.reshape(channels, -1, stacked.shape[1]), 0, -1))
 
-    def summary(self):
+    def summary(self) -> str:
         """Text: how many images."""
         return f"{counted(len(self), 'image')} of {self._name}"

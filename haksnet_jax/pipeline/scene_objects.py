@@ -5,17 +5,24 @@ four sides of its box.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Pen:
     """Draws in an object's own frame: x along its length and y across it, both from -1 to 1."""
 
-    def __init__(self, image, box, sun=(0.7, 0.7), shadow_length=None):
+    def __init__(
+        self,
+        image: np.ndarray,
+        box: Sequence[float],
+        sun: tuple[float, float] = (0.7, 0.7),
+        shadow_length: float | None = None,
+    ) -> None:
         cx, cy, length, width, angle = box
         self.image = image
         self.shadow_length = shadow_length
@@ -28,23 +35,32 @@ class Pen:
             self.centre = self.centre + np.asarray(sun) * shadow_length
         self.light = (-(cos * sun[0] + sin * sun[1]), -(-sin * sun[0] + cos * sun[1]))  # towards the sun
 
-    def shape(self, points, colour):
+    def shape(self, points: Any, colour: ArrayLike) -> None:
         points = np.asarray(points, np.float64) @ self.matrix + self.centre
-        colour = 255 if self.shadow_length else tuple(int(value) for value in colour)
-        cv2.fillPoly(self.image, [np.rint(points * 256).astype(np.int32)], colour, cv2.LINE_AA, 8)
+        value = (255,) if self.shadow_length else tuple(int(channel) for channel in np.asarray(colour))
+        cv2.fillPoly(self.image, [np.rint(points * 256).astype(np.int32)], value, cv2.LINE_AA, 8)
 
-    def rectangle(self, x1, y1, x2, y2, colour):
+    def rectangle(self, x1: float, y1: float, x2: float, y2: float, colour: ArrayLike) -> None:
         self.shape([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], colour)
 
-    def ellipse(self, x, y, rx, ry, colour, start=0.0, end=2 * math.pi):
+    def ellipse(
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        colour: ArrayLike,
+        start: float = 0.0,
+        end: float = 2 * math.pi,
+    ) -> None:
         angles = np.linspace(start, end, 25)
         self.shape(np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], axis=-1), colour)
 
-    def disc(self, x, y, radius, colour):
+    def disc(self, x: float, y: float, radius: float, colour: ArrayLike) -> None:
         """A circle on the ground; its radius is a share of the object's half width."""
         self.ellipse(x, y, radius / self.aspect, radius, colour)
 
-    def frame(self, x1, y1, x2, y2, pixels, colour):
+    def frame(self, x1: float, y1: float, x2: float, y2: float, pixels: float, colour: ArrayLike) -> None:
         """A rectangle of lines, each `pixels` wide."""
         dy = pixels / self.half_width
         dx = dy / self.aspect
@@ -53,20 +69,20 @@ class Pen:
         self.rectangle(x1, y1, x1 + dx, y2, colour)
         self.rectangle(x2 - dx, y1, x2, y2, colour)
 
-    def line_across(self, x, pixels, colour, extent=1.0):
+    def line_across(self, x: float, pixels: float, colour: ArrayLike, extent: float = 1.0) -> None:
         dx = pixels / self.half_width / self.aspect / 2
         self.rectangle(x - dx, -extent, x + dx, extent, colour)
 
 
-def vary(rng, colour, amount=14):
+def vary(rng: np.random.Generator, colour: ArrayLike, amount: float = 14) -> np.ndarray:
     return np.clip(np.asarray(colour, np.float64) + rng.normal(0, amount) + rng.normal(0, amount / 3, 3), 0, 255)
 
 
-def pick(rng, colours, amount=10):
-    return vary(rng, colours[rng.integers(len(colours))], amount)
+def pick(rng: np.random.Generator, colours: Sequence[ArrayLike], amount: float = 10) -> np.ndarray:
+    return vary(rng, colours[int(rng.integers(len(colours)))], amount)
 
 
-def shade(colour, factor):
+def shade(colour: ArrayLike, factor: float) -> np.ndarray:
     return np.clip(np.asarray(colour) * factor, 0, 255)
 
 

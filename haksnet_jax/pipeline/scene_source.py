@@ -1,5 +1,8 @@
 """Generated aerial scenes with their boxes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from haksnet_jax.errors import UserError
@@ -15,7 +18,15 @@ class SceneSource:
 
     num_channels = 3
 
-    def __init__(self, num_scenes, size=256, seed=0, class_names=SCENE_CLASSES, *, objects_per_scene=(3, 12)):
+    def __init__(
+        self,
+        num_scenes: int,
+        size: int | tuple[int, int] = 256,
+        seed: int = 0,
+        class_names: Sequence[str] = SCENE_CLASSES,
+        *,
+        objects_per_scene: tuple[int, int] = (3, 12),
+    ) -> None:
         """Sets the scenes up; each is drawn when asked for (about 10 ms at 256 pixels).
 
         Args:
@@ -46,15 +57,15 @@ class SceneSource:
         self.num_scenes, self.size, self.seed = num_scenes, (height, width), seed
         self.objects_per_scene = (low, high)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.num_scenes
 
     @property
-    def image_ids(self):
+    def image_ids(self) -> Sequence[str]:
         """Identifiers of the scenes."""
         return [f"scene_{self.seed}_{index:06d}" for index in range(self.num_scenes)]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # raises IndexError beyond the end
         looks = [scene_objects.LOOKS[name] for name in self.class_names]
         rng = np.random.default_rng([self.seed, index])
@@ -67,12 +78,12 @@ class SceneSource:
             "image_id": f"scene_{self.seed}_{index:06d}",
         }
 
-    def labels(self, index):
+    def labels(self, index: int) -> dict[str, np.ndarray]:
         """The example's polygons, labels and difficulty, as a dict. The scene is drawn for it."""
         example = self[index]
         return {name: example[name] for name in ("polygons", "labels", "difficulty")}
 
-    def summary(self):
+    def summary(self) -> str:
         """Text: how many scenes of which size."""
         return (
             f"{counted(self.num_scenes, 'generated scene')} of {self.size[0]} x {self.size[1]} pixels, seed {self.seed}"

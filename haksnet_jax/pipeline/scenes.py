@@ -5,7 +5,8 @@ with their shadows. Every object touches the four sides of its box. The sun stan
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -251,7 +252,9 @@ def _silhouette(ground, looks, index):
     return drawn >= 128
 
 
-def draw_scene(rng, size, looks, objects_per_scene):
+def draw_scene(
+    rng: np.random.Generator, size: tuple[int, int], looks: Sequence[Any], objects_per_scene: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws one scene.
 
     Args:
@@ -268,7 +271,9 @@ def draw_scene(rng, size, looks, objects_per_scene):
     return image, np.array(ground.boxes, np.float64).reshape(-1, 5), np.array(ground.labels, np.int32)
 
 
-def draw_scene_with_mask(rng, size, looks, objects_per_scene):
+def draw_scene_with_mask(
+    rng: np.random.Generator, size: tuple[int, int], looks: Sequence[Any], objects_per_scene: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws one scene and says what each pixel shows.
 
     Args:
@@ -284,7 +289,9 @@ def draw_scene_with_mask(rng, size, looks, objects_per_scene):
     return _draw_date(rng, ground, looks, [True] * len(ground.boxes)), mask
 
 
-def draw_pair(rng, size, looks, objects_per_scene):
+def draw_pair(
+    rng: np.random.Generator, size: tuple[int, int], looks: Sequence[Any], objects_per_scene: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws one place at two dates: other light and another camera, some objects gone and some new.
 
     Args:

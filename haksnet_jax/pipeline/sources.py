@@ -10,7 +10,10 @@ example is a dict:
 """
 
 import inspect
+import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 
@@ -22,7 +25,7 @@ from haksnet_jax.pipeline.record_source import TfdsSource
 from haksnet_jax.pipeline.scene_source import SceneSource
 
 
-def open_source(kind, class_names, *, filter_empty=False, **settings):
+def open_source(kind: str, class_names: Sequence[str], *, filter_empty: bool = False, **settings: Any) -> Any:
     """Opens the source that a configuration names.
 
     Args:
@@ -55,7 +58,9 @@ def open_source(kind, class_names, *, filter_empty=False, **settings):
     return kinds[kind](class_names=class_names, **settings)
 
 
-def write_dota_folder(source, folder, *, extension="png"):
+def write_dota_folder(
+    source: Any, folder: str | os.PathLike[str], *, extension: str = "png"
+) -> tuple[pathlib.Path, pathlib.Path]:
     """Writes a source's examples as `images/<image_id>.<extension>` and `labelTxt/<image_id>.txt`.
 
     Args:

@@ -5,6 +5,7 @@ Coordinates are the reference's: pixel indices for flips (x becomes W - 1 - x), 
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ FLIPS = ("horizontal", "vertical", "diagonal")
 PADDING = (124, 116, 104)
 
 
-def padding_values(channels):
+def padding_values(channels: int) -> tuple[int, ...]:
     """[C] values of padding: PADDING for three channels; for other numbers its mean, as their colours are not known."""
     return PADDING if channels == 3 else (round(sum(PADDING) / 3),) * channels
 
@@ -26,7 +27,7 @@ def _with_channels(image):
     return image if image.ndim == 3 else image[..., None]
 
 
-def fitted_size(height, width, canvas):
+def fitted_size(height: int, width: int, canvas: tuple[float, float]) -> tuple[int, int]:
     """(rows, columns) of an image resized to fit a canvas with its ratio kept, rounded half up.
 
     Args:
@@ -38,7 +39,9 @@ def fitted_size(height, width, canvas):
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
-def resize_keep_ratio(image, boxes, canvas):
+def resize_keep_ratio(
+    image: np.ndarray, boxes: np.ndarray, canvas: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Resizes an image to fit a canvas, bilinearly, and its boxes with it.
 
     Args:
@@ -61,7 +64,14 @@ def resize_keep_ratio(image, boxes, canvas):
     return image, boxes * factors, scale
 
 
-def random_resize(image, boxes, rng, *, canvas, scale_range):
+def random_resize(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    canvas: tuple[int, int],
+    scale_range: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray]:
     """Resizes an image to fit a canvas, times a random factor, and cuts a random part out where it is then too large.
 
     Args:
@@ -83,7 +93,7 @@ def random_resize(image, boxes, rng, *, canvas, scale_range):
     return image[top : top + rows, left : left + columns], boxes
 
 
-def random_gain(image, rng, gain_range):
+def random_gain(image: np.ndarray, rng: np.random.Generator, gain_range: tuple[float, float]) -> np.ndarray:
     """Multiplies all pixels by a random factor: another exposure, or another calibration of a radar.
 
     Args:
@@ -98,7 +108,7 @@ def random_gain(image, rng, gain_range):
     return _with_channels(cv2.LUT(image, np.minimum(np.arange(256) * gain + 0.5, 255).astype(np.uint8)))
 
 
-def flip(image, boxes, direction):
+def flip(image: np.ndarray, boxes: np.ndarray, direction: str) -> tuple[np.ndarray, np.ndarray]:
     """Mirrors an image and its boxes.
 
     Args:
@@ -123,7 +133,7 @@ def flip(image, boxes, direction):
     return _with_channels(cv2.flip(image, codes[direction])), to_le90(boxes)
 
 
-def rotate(image, boxes, degrees):
+def rotate(image: np.ndarray, boxes: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
     """Turns an image and its boxes about the middle, on a canvas of the same size.
 
     Args:
@@ -181,7 +191,7 @@ def _warp(image, matrix):
     return np.concatenate(parts, axis=-1)[..., :channels]
 
 
-def usable(boxes, image_size, *, min_side, drop_outside=True):
+def usable(boxes: np.ndarray, image_size: tuple[int, int], *, min_side: float, drop_outside: bool = True) -> np.ndarray:
     """Which boxes stay in training.
 
     Args:
@@ -200,7 +210,7 @@ def usable(boxes, image_size, *, min_side, drop_outside=True):
     return keep
 
 
-def pad(image, canvas):
+def pad(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
     """Puts an image into the upper left of a canvas.
 
     Args:
@@ -222,17 +232,17 @@ def pad(image, canvas):
 
 
 def random_flip_and_rotation(
-    image,
-    boxes,
-    labels,
-    rng,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    rng: np.random.Generator,
     *,
-    flip_probabilities,
-    rotation_probability,
-    max_degrees=180.0,
-    quarter_turn_labels=(),
-    turn=rotate,
-):
+    flip_probabilities: Sequence[float],
+    rotation_probability: float,
+    max_degrees: float = 180.0,
+    quarter_turn_labels: Sequence[int] = (),
+    turn: Callable[..., tuple[np.ndarray, np.ndarray]] = rotate,
+) -> tuple[np.ndarray, np.ndarray]:
     """Mirrors and turns at random.
 
     Args:

@@ -30,6 +30,7 @@ A new task is one file here and one line in TASKS.
 """
 
 import importlib
+from typing import Any
 
 from haksnet_jax.errors import UserError
 
@@ -41,7 +42,7 @@ TASKS = {
 }
 
 
-def of(config):
+def of(config: Any) -> Any:
     """The task's module. Args: config, or anything with `get`. Raises: UserError, no such task."""
     name = config.get("task", None) or "detection"
     if name not in TASKS:

@@ -1,17 +1,24 @@
 """Classification of whole images, and with it the pre-training of the backbone that every other task takes."""
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from flax import nnx
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.inference.classification import ClassificationEvaluator
 from haksnet_jax.models import architecture, classification_loss
+from haksnet_jax.models.classifier import Classifier
 from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline import classification_sources as sources
+from haksnet_jax.pipeline.batches import Batches
 from haksnet_jax.pipeline.classification_transforms import Augment, EvaluationRow, TrainingRow
 from haksnet_jax.tasks import settings, streams
 
@@ -21,7 +28,7 @@ CLASSIFIER = ("head.",)
 KINDS = ("folder", "tfds", "scenes")
 
 
-def prepared(config):
+def prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration with its classes, checked.
 
     Where `data.class_names` is empty, they are the names of the folders of training images, or the data set's own.
@@ -74,7 +81,7 @@ def _path(data, path):
     return files.join(data.root, path) if data.root else path
 
 
-def open_source(config, split):
+def open_source(config: ml_collections.ConfigDict, split: str) -> Any:
     """The examples of a split. Args: config; split, "train" or "val". Returns: see `classification_sources`."""
     return _open(config, split)
 
@@ -98,7 +105,7 @@ def _open(config, split):
     return sources.SceneClassSource(class_names=class_names or sources.SCENE_CLASSES, **arguments)
 
 
-def batch_arrays(config):
+def batch_arrays(config: ml_collections.ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
     """The arrays of one example."""
     return {
         "image": ((*config.data.image_size, config.model.in_channels), np.uint8),
@@ -106,13 +113,13 @@ def batch_arrays(config):
     }
 
 
-def train_batches(config, source, **where):
+def train_batches(config: ml_collections.ConfigDict, source: Any, **where: Any) -> Batches:
     """Augmented batches in random order without end. Args: as of `streams.train_batches`."""
     row = TrainingRow(size=config.data.image_size, augment=settings.read(config, "augment", Augment))
     return streams.train_batches(config, source, row, **where)
 
 
-def build_model(config, *, rngs):
+def build_model(config: ml_collections.ConfigDict, *, rngs: nnx.Rngs) -> Classifier:
     """The classifier of a configuration. Args: config; rngs. Returns: Classifier."""
     return architecture.build(
         model_info(config),
@@ -122,7 +129,7 @@ def build_model(config, *, rngs):
     )
 
 
-def model_info(config):
+def model_info(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What `model.json` says of the run's model."""
     model = config.model
     return {
@@ -138,7 +145,7 @@ def model_info(config):
     }
 
 
-def loss(config):
+def loss(config: ml_collections.ConfigDict) -> Callable[..., Any]:
     """The function of (model, batch, key) that gives the loss and its parts, see `classification_loss`."""
     mixing = settings.read(config, "mixing", classification_loss.Mixing)
 
@@ -148,7 +155,9 @@ def loss(config):
     return loss_of
 
 
-def make_evaluator(config, graph, source, mesh):
+def make_evaluator(
+    config: ml_collections.ConfigDict, graph: nnx.GraphDef, source: Any, mesh: jax.sharding.Mesh
+) -> ClassificationEvaluator:
     """Top-1, top-5 and confusion on a split. Returns: ClassificationEvaluator."""
     evaluation = config.evaluation
     return ClassificationEvaluator(
@@ -167,12 +176,12 @@ def make_evaluator(config, graph, source, mesh):
     )
 
 
-def kept_at_random(config):
+def kept_at_random(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """Prefixes of the names of parameters that a pre-trained backbone does not fill."""
     del config
     return ("head.",)
 
 
-def log_line(means):
+def log_line(means: Mapping[str, float]) -> str:
     """The loss. Args: means, {name: float}."""
     return f"loss {means['loss']:.4f}  top-1 {100 * means['top1']:.1f} % (of mixed images)"

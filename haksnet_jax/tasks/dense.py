@@ -2,10 +2,14 @@
 
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from flax import nnx
 
 from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
@@ -15,6 +19,7 @@ from haksnet_jax.inference.dense_evaluator import DenseEvaluator
 from haksnet_jax.models import architecture, dense_loss
 from haksnet_jax.models.segmenter import DECODERS
 from haksnet_jax.pipeline import bands
+from haksnet_jax.pipeline.batches import Batches
 from haksnet_jax.pipeline.dense_transforms import Augment, Augmentation
 from haksnet_jax.tasks import settings, streams
 
@@ -26,7 +31,7 @@ KINDS = ("folder", "scenes")
 _MIN_SIDE = 64  # of what the network gets: the coarsest map needs two rows for its reflections
 
 
-def with_bands(config, names):
+def with_bands(config: ml_collections.ConfigDict, names: Sequence[str]) -> ml_collections.ConfigDict:
     """The configuration with what its training images say of bands, see `bands.completed`; they need not be there.
 
     Args:
@@ -36,13 +41,13 @@ def with_bands(config, names):
     Raises:
       UserError: settings that cannot be used, or bands whose mean and deviation are known nowhere.
     """
-    folders = ()
+    folders: tuple[str, ...] = ()
     if config.data.kind == "folder":
         folders = tuple(folder_of(config, "train", name) for name in names)
     return bands.completed(config, folders if all(map(os.path.isdir, folders)) else ())
 
 
-def checked(config):
+def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Raises UserError for values of a configuration that no dense task can use; gives the configuration back."""
     sides = (("data.image_size", side) for side in config.data.image_size)
     for name, side in (*sides, ("evaluation.tile", config.evaluation.tile)):
@@ -71,7 +76,7 @@ def checked(config):
     return config
 
 
-def folder_of(config, split, name):
+def folder_of(config: ml_collections.ConfigDict, split: str, name: str) -> str:
     """The path of one of a split's folders. Raises: UserError, the configuration does not name it."""
     path = config.data[split].get(name, "")
     if not path:
@@ -79,7 +84,7 @@ def folder_of(config, split, name):
     return files.join(config.data.root, path) if config.data.root else path
 
 
-def find_beside(config, name):
+def find_beside(config: ml_collections.ConfigDict, name: str) -> pathlib.Path | None:
     """A file beside the folders of images, which says what all of them share, or None.
 
     It is looked for in `data.root`, then in the folder above that of the training images, and in the one above that.
@@ -92,28 +97,28 @@ def find_beside(config, name):
     return next((place / name for place in places if (place / name).is_file()), None)
 
 
-def train_batches(config, source, **where):
+def train_batches(config: ml_collections.ConfigDict, source: Any, **where: Any) -> Batches:
     """Augmented crops in random order without end. Args: as of `streams.train_batches`."""
     row = Augmentation(source, crop=config.data.image_size, augment=settings.read(config, "augment", Augment))
     return streams.train_batches(config, source, row, **where)
 
 
-def image_shape(config):
+def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     """(rows, columns, channels) of a crop."""
     return (*config.data.image_size, config.model.in_channels)
 
 
-def loss_settings(config):
+def loss_settings(config: ml_collections.ConfigDict) -> dense_loss.LossSettings:
     """dense_loss.LossSettings of a configuration."""
     return settings.read(config, "loss", dense_loss.LossSettings)
 
 
-def loss_of(outputs, labels, strides, given):
+def loss_of(outputs: Any, labels: jax.Array, strides: Sequence[int], given: dense_loss.LossSettings) -> Any:
     """`dense_loss.dense_loss` of labels as they come in a batch, uint8."""
     return dense_loss.dense_loss(outputs, labels.astype(np.int32), strides=strides, settings=given)
 
 
-def inference_settings(config):
+def inference_settings(config: ml_collections.ConfigDict) -> Any:
     """dense.Settings of a configuration's evaluation."""
     evaluation = config.evaluation
     return dense.Settings(
@@ -121,14 +126,18 @@ def inference_settings(config):
     )
 
 
-def make_evaluator(config, graph, source, colours=None):
+def make_evaluator(
+    config: ml_collections.ConfigDict, graph: nnx.GraphDef, source: Any, colours: Sequence[Sequence[int]] | None = None
+) -> DenseEvaluator:
     """DenseEvaluator of a configuration, on this host's devices."""
     mesh = devices.data_mesh(jax.local_devices())
     batch_size = config.evaluation.batch_size_per_device * mesh.devices.size
     return evaluator_of(config, dense.Session(graph, mesh, batch_size=batch_size), source, colours)
 
 
-def evaluator_of(config, session, source, colours=None):
+def evaluator_of(
+    config: ml_collections.ConfigDict, session: Any, source: Any, colours: Sequence[Sequence[int]] | None = None
+) -> DenseEvaluator:
     """DenseEvaluator of a configuration with a session."""
     return DenseEvaluator(
         session,
@@ -140,7 +149,7 @@ def evaluator_of(config, session, source, colours=None):
     )
 
 
-def build_model(config, info, *, rngs):
+def build_model(config: ml_collections.ConfigDict, info: dict[str, Any], *, rngs: nnx.Rngs) -> Any:
     """The model of a configuration. Args: config; info, what model.json says; rngs. Returns: nnx.Module."""
     return architecture.build(
         info,
@@ -151,7 +160,13 @@ def build_model(config, info, *, rngs):
     )
 
 
-def model_info(config, task, class_names, colours=None, **heads):
+def model_info(
+    config: ml_collections.ConfigDict,
+    task: str,
+    class_names: Sequence[str],
+    colours: Sequence[Sequence[int]] | None = None,
+    **heads: Any,
+) -> dict[str, Any]:
     """What `model.json` says of a dense model. Args: heads, members of the architecture beside the decoder."""
     decoder = {"decoder": config.model.decoder, "decoder_channels": config.model.decoder_channels}
     info = {
@@ -170,7 +185,7 @@ def model_info(config, task, class_names, colours=None, **heads):
     return info | ({"colours": [list(colour) for colour in colours]} if colours else {})
 
 
-def log_line(means):
+def log_line(means: Mapping[str, float]) -> str:
     """The losses and the share of pixels that are right. Args: means, {name: float}."""
     parts = [f"{name.removeprefix('loss_')} {means[name]:.3f}" for name in means if name.startswith("loss_")]
     return f"loss {means['loss']:.4f} ({', '.join(parts)})  pixels right {100 * means['accuracy']:.1f} %"

@@ -1,10 +1,15 @@
 """Oriented object detection: Oriented R-CNN, boxes of objects, average precision by polygon overlap."""
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from etils import epath
+from flax import nnx
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
@@ -14,10 +19,11 @@ from haksnet_jax.labels.classes import read_class_names
 from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.models import architecture, detection_loss
 from haksnet_jax.models.detection_loss import AnchorSampling, LossSettings, RoISampling
-from haksnet_jax.models.oriented_rcnn import BoxSettings
+from haksnet_jax.models.oriented_rcnn import BoxSettings, OrientedRCNN
 from haksnet_jax.models.roi_head import DetectionSettings
 from haksnet_jax.models.rpn import ProposalSettings
 from haksnet_jax.pipeline import bands, sources
+from haksnet_jax.pipeline.batches import Batches
 from haksnet_jax.pipeline.detection_rows import Augment, TrainingRow
 from haksnet_jax.structures import GroundTruth
 from haksnet_jax.tasks import settings, streams
@@ -42,7 +48,7 @@ SETTINGS = (
 )
 
 
-def prepared(config):
+def prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration itself, or a copy with the classes of a classes.txt where it names none, checked.
 
     The file is looked for in `data.root`, then beside the training images, where the tile splitter puts it.
@@ -107,7 +113,7 @@ def _names_in_labels(config):
     return LabelSet(labels, format).class_names
 
 
-def open_source(config, split):
+def open_source(config: ml_collections.ConfigDict, split: str) -> Any:
     """The examples of a split. Args: config; split, "train" or "val". Returns: a source, see `pipeline.sources`."""
     data = config.data
     arguments = _places(config, split)
@@ -127,7 +133,7 @@ def open_source(config, split):
     return source
 
 
-def batch_arrays(config):
+def batch_arrays(config: ml_collections.ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
     """The arrays of one example, see `pipeline.detection_rows`."""
     max_boxes = config.data.max_boxes
     turned_later = settings.read(config, "augment", Augment).rotate_on == "device"
@@ -141,7 +147,7 @@ def batch_arrays(config):
     }
 
 
-def train_batches(config, source, **where):
+def train_batches(config: ml_collections.ConfigDict, source: Any, **where: Any) -> Batches:
     """Augmented batches in random order without end. Args: as of `streams.train_batches`."""
     row = TrainingRow(
         image_size=config.data.image_size,
@@ -153,7 +159,7 @@ def train_batches(config, source, **where):
     return streams.train_batches(config, source, row, replace_bad=replace_bad, **where)
 
 
-def build_model(config, *, rngs):
+def build_model(config: ml_collections.ConfigDict, *, rngs: nnx.Rngs) -> OrientedRCNN:
     """The detector of a configuration. Args: config; rngs. Returns: OrientedRCNN."""
     model = config.model
     return architecture.build(
@@ -164,7 +170,7 @@ def build_model(config, *, rngs):
     )
 
 
-def model_info(config):
+def model_info(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What `model.json` says of the run's model."""
     model, detections = config.model, settings.read(config, "detection", DetectionSettings)
     boxes = settings.read(config, "boxes", BoxSettings)
@@ -189,7 +195,7 @@ def model_info(config):
     }
 
 
-def loss(config):
+def loss(config: ml_collections.ConfigDict) -> Callable[..., Any]:
     """The function of (model, batch, key) that gives the loss and its parts, see `detection_loss`."""
     anchor_sampling, proposal_settings = settings.read(config, "rpn", AnchorSampling, ProposalSettings)
     given = {
@@ -209,7 +215,9 @@ def loss(config):
     return loss_of
 
 
-def make_evaluator(config, graph, source, mesh):
+def make_evaluator(
+    config: ml_collections.ConfigDict, graph: nnx.GraphDef, source: Any, mesh: jax.sharding.Mesh
+) -> evaluator.Evaluator:
     """Average precision on a split. Args: config; graph, of the model; source; mesh. Returns: evaluator.Evaluator."""
     return evaluator.Evaluator(
         graph,
@@ -226,13 +234,13 @@ def make_evaluator(config, graph, source, mesh):
     )
 
 
-def kept_at_random(config):
+def kept_at_random(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """Prefixes of the names of parameters that a pre-trained backbone does not fill."""
     del config
     return ("fpn.", "rpn.", "roi_head.")
 
 
-def log_line(means):
+def log_line(means: Mapping[str, float]) -> str:
     """The losses. Args: means, {name: float}."""
     rpn = f"rpn {means['loss_rpn_cls']:.3f} + {means['loss_rpn_box']:.3f}"
     roi = f"roi {means['loss_roi_cls']:.3f} + {means['loss_roi_box']:.3f}"

@@ -1,10 +1,18 @@
 """Semantic segmentation: a backbone and a decoder, the class of every pixel, mean IoU of whole images."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
 import numpy as np
+from flax import nnx
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.inference.dense_evaluator import DenseEvaluator
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.classes import read_class_names
+from haksnet_jax.models.segmenter import Segmenter
 from haksnet_jax.pipeline import bands
 from haksnet_jax.pipeline.dense_sources import SCENE_COLOURS, SCENE_MASK_CLASSES, MaskFolder, MaskScenes
 from haksnet_jax.tasks import dense
@@ -18,7 +26,7 @@ train_batches = dense.train_batches
 log_line = dense.log_line
 
 
-def prepared(config):
+def prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration itself, or a copy with the classes of palette.txt or classes.txt where it names none, checked.
 
     The files are looked for in `data.root`, then in the folder above that of the training images, and above that.
@@ -81,20 +89,20 @@ def _legend(config):
     return legend
 
 
-def colours(config):
+def colours(config: ml_collections.ConfigDict) -> Any:
     """The colour of each class as the palette has it, or None."""
     if config.data.kind == "scenes":
         return list(SCENE_COLOURS)
     palette = _palette(config)
     if palette is None:
         return None
-    by_label = {}
+    by_label: dict[int, tuple[int, ...]] = {}
     for colour, label in palette[1].colours.items():
         by_label.setdefault(label, colour)
     return [by_label[label] for label in range(len(palette[0]))]
 
 
-def open_source(config, split):
+def open_source(config: ml_collections.ConfigDict, split: str) -> MaskFolder | MaskScenes:
     """The examples of a split. Args: config; split, "train" or "val". Returns: MaskFolder or MaskScenes."""
     if config.data.kind == "scenes":
         return MaskScenes(**config.data[split])
@@ -108,7 +116,7 @@ def open_source(config, split):
     )
 
 
-def batch_arrays(config):
+def batch_arrays(config: ml_collections.ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
     """The arrays of one example: a crop and its labels (255: none)."""
     return {
         "image": (dense.image_shape(config), np.uint8),
@@ -116,17 +124,17 @@ def batch_arrays(config):
     }
 
 
-def build_model(config, *, rngs):
+def build_model(config: ml_collections.ConfigDict, *, rngs: nnx.Rngs) -> Segmenter:
     """The segmenter of a configuration. Args: config; rngs. Returns: Segmenter."""
     return dense.build_model(config, model_info(config), rngs=rngs)
 
 
-def model_info(config):
+def model_info(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What `model.json` says of the run's model."""
     return dense.model_info(config, "segmentation", config.data.class_names, colours(config))
 
 
-def loss(config):
+def loss(config: ml_collections.ConfigDict) -> Callable[..., Any]:
     """The function of (model, batch, key) that gives the loss and its parts, see `dense_loss`."""
     given = dense.loss_settings(config)
 
@@ -137,13 +145,15 @@ def loss(config):
     return loss_of
 
 
-def make_evaluator(config, graph, source, mesh):
+def make_evaluator(
+    config: ml_collections.ConfigDict, graph: nnx.GraphDef, source: Any, mesh: jax.sharding.Mesh
+) -> DenseEvaluator:
     """The confusion matrix of a split's whole images. Args: config; graph, of the model; source; mesh."""
     del mesh  # every host looks at its own part of the images, on its own devices
     return dense.make_evaluator(config, graph, source, colours(config))
 
 
-def kept_at_random(config):
+def kept_at_random(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """Prefixes of the names of parameters that a pre-trained backbone does not fill."""
     del config
     return ("decoder.",)

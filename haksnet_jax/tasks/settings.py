@@ -4,10 +4,14 @@ Settings are NamedTuples beside that code. Their fields are the section's keys; 
 it lacks has the field's default.
 """
 
+from typing import Any
+
+import ml_collections
+
 from haksnet_jax.errors import UserError
 
 
-def read(config, section, *kinds):
+def read(config: ml_collections.ConfigDict, section: str, *kinds: Any) -> Any:
     """The settings in a section of a configuration.
 
     Args:

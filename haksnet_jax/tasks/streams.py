@@ -1,9 +1,26 @@
 """The endless stream of training batches of a configuration, whatever a row of it is."""
 
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import numpy as np
+
 from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline.batches import Batches
 
 
-def train_batches(config, source, row, *, batch_size, first_example, process_index, process_count, replace_bad=False):
+def train_batches(
+    config: ml_collections.ConfigDict,
+    source: Any,
+    row: Callable[[Any, np.random.Generator], dict[str, Any]],
+    *,
+    batch_size: int,
+    first_example: int,
+    process_index: int,
+    process_count: int,
+    replace_bad: bool = False,
+) -> Batches:
     """Batches in random order without end.
 
     Args:

@@ -9,7 +9,11 @@ A list of boxes has a fixed size; which rows count is said by `valid`. Zeros nev
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+AnyArray = jax.Array | np.ndarray  # functions of JAX arrays take both
 
 
 class GroundTruth(NamedTuple):
@@ -22,10 +26,10 @@ class GroundTruth(NamedTuple):
       image_size: [B, 2] int32 rows and columns of the image's content, without its padding at right and bottom.
     """
 
-    boxes: Float[Array, "B M 5"]
-    labels: Int[Array, "B M"]
-    valid: Bool[Array, "B M"]
-    image_size: Int[Array, "B 2"]
+    boxes: Float[AnyArray, "B M 5"]
+    labels: Int[AnyArray, "B M"]
+    valid: Bool[AnyArray, "B M"]
+    image_size: Int[AnyArray, "B 2"]
 
 
 class Proposals(NamedTuple):
@@ -37,9 +41,9 @@ class Proposals(NamedTuple):
       valid: [B, N] bool.
     """
 
-    boxes: Float[Array, "B N 5"]
-    scores: Float[Array, "B N"]
-    valid: Bool[Array, "B N"]
+    boxes: Float[AnyArray, "B N 5"]
+    scores: Float[AnyArray, "B N"]
+    valid: Bool[AnyArray, "B N"]
 
 
 class PaddedDetections(NamedTuple):
@@ -56,8 +60,8 @@ class PaddedDetections(NamedTuple):
       num_cut: [B] int32 candidates above the score threshold that a cap left out (before or after suppression).
     """
 
-    boxes: Float[Array, "B N 5"]
-    scores: Float[Array, "B N"]
-    labels: Int[Array, "B N"]
-    valid: Bool[Array, "B N"]
-    num_cut: Int[Array, " B"]
+    boxes: Float[AnyArray, "B N 5"]
+    scores: Float[AnyArray, "B N"]
+    labels: Int[AnyArray, "B N"]
+    valid: Bool[AnyArray, "B N"]
+    num_cut: Int[AnyArray, " B"]

@@ -7,6 +7,7 @@ be checked where they are made.
 
 import functools
 import inspect
+import typing
 
 import beartype
 
@@ -30,9 +31,10 @@ def checked(function):
         result = check(*arguments, **named)
         given = signature.bind(*arguments, **named).arguments
         for name, kind in tuples.items():
-            for field, expected in inspect.get_annotations(kind).items():
-                value = getattr(given.get(name), field, None)
-                if "jaxtyping" in repr(expected) and name in given and not isinstance(value, expected):
+            for field, expected in inspect.get_annotations(kind).items() if name in given else ():
+                value = getattr(given[name], field)
+                kinds = typing.get_args(expected) or (expected,)  # of a union one after another
+                if "jaxtyping" in repr(expected) and not any(isinstance(value, one) for one in kinds):
                     found = f"{getattr(value, 'dtype', type(value))}{getattr(value, 'shape', '')}"
                     raise TypeError(f"{name}.{field}: expected {expected}, got {found}")
         return result

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
+
+from haksnet_jax.structures import AnyArray
 
 STRIDES = (4, 8, 16, 32, 64)  # of the pyramid on a backbone of strides 4 to 32
 
@@ -58,8 +59,8 @@ def anchor_grid(
 
 
 def inside_image(
-    anchors: Float[jax.Array | np.ndarray, "A 4"], image_size: Shaped[jax.Array | np.ndarray, " 2"] | Sequence[int]
-) -> Bool[jax.Array | np.ndarray, " A"]:
+    anchors: Float[AnyArray, "A 4"], image_size: Shaped[AnyArray, " 2"] | Sequence[int]
+) -> Bool[AnyArray, " A"]:
     """Which anchors lie wholly within an image.
 
     Args:

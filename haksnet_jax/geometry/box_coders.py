@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from haksnet_jax.geometry.boxes import boxes_to_corners, boxes_to_hboxes, reduce_angle, to_le90
+from haksnet_jax.structures import AnyArray
 
 # Divisors and arguments of logarithms are at least this many pixels: far below any object, far above an underflow.
 _SMALLEST_SIDE = 1e-3
@@ -22,7 +22,7 @@ _SAME_SIDE = 0.1
 
 
 def encode_midpoint_offset(
-    anchors: Float[Array, "*n 4"], boxes: Float[Array, "*n 5"], stds: Sequence[float]
+    anchors: Float[AnyArray, "*n 4"], boxes: Float[AnyArray, "*n 5"], stds: Sequence[float]
 ) -> Float[Array, "*n 6"]:
     """Oriented boxes relative to axis-parallel anchors, as the RPN of Oriented R-CNN regresses them.
 
@@ -65,7 +65,10 @@ def encode_midpoint_offset(
 
 
 def decode_midpoint_offset(
-    anchors: Float[Array, "*n 4"], deltas: Float[Array, "*n 6"], stds: Sequence[float], max_ratio: float = 16 / 1000
+    anchors: Float[AnyArray, "*n 4"],
+    deltas: Float[AnyArray, "*n 6"],
+    stds: Sequence[float],
+    max_ratio: float = 16 / 1000,
 ) -> Float[Array, "*n 5"]:
     """Oriented boxes from axis-parallel anchors and midpoint offsets.
 
@@ -105,7 +108,7 @@ def decode_midpoint_offset(
 
 
 def encode_delta_xywha(
-    proposals: Float[Array, "*n 5"], boxes: Float[Array, "*n 5"], stds: Sequence[float]
+    proposals: Float[AnyArray, "*n 5"], boxes: Float[AnyArray, "*n 5"], stds: Sequence[float]
 ) -> Float[Array, "*n 5"]:
     """Oriented boxes relative to oriented proposals, as the box head regresses them.
 
@@ -142,10 +145,10 @@ def encode_delta_xywha(
 
 
 def decode_delta_xywha(
-    proposals: Float[Array, "*n 5"],
-    deltas: Float[Array, "*n 5"],
+    proposals: Float[AnyArray, "*n 5"],
+    deltas: Float[AnyArray, "*n 5"],
     stds: Sequence[float],
-    image_size: Shaped[Array | np.ndarray, " 2"] | Sequence[int | Array] | None = None,
+    image_size: Shaped[AnyArray, " 2"] | Sequence[int | AnyArray] | None = None,
     max_ratio: float = 16 / 1000,
 ) -> Float[Array, "*n 5"]:
     """Oriented boxes from oriented proposals and deltas; the inverse of `encode_delta_xywha`.

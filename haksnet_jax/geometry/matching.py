@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from haksnet_jax.geometry.boxes import hbox_area
+from haksnet_jax.structures import AnyArray
 
 # Ground-truth boxes compared with all anchors in one step of `match_anchors`. The step holds [32, A] overlaps: 34 MB
 # for the 261,888 anchors of a 1024 px image. Eight images with 60 (500) objects took 0.94 (6.4) ms on an H100; with
@@ -30,10 +30,10 @@ class Matches(NamedTuple):
       negative: [A] bool, to be classified as background. What is neither is left out of the loss.
     """
 
-    gt_index: Int[Array, "*B A"]
-    iou: Float[Array, "*B A"]
-    positive: Bool[Array, "*B A"]
-    negative: Bool[Array, "*B A"]
+    gt_index: Int[AnyArray, "*B A"]
+    iou: Float[AnyArray, "*B A"]
+    positive: Bool[AnyArray, "*B A"]
+    negative: Bool[AnyArray, "*B A"]
 
 
 class Samples(NamedTuple):
@@ -47,18 +47,18 @@ class Samples(NamedTuple):
       num_negative_candidates: [] int32 negatives there were to choose from.
     """
 
-    index: Int[Array, "*B R"]  # type: ignore[assignment]  # (tuple.index is hidden; nobody calls it)
-    positive: Bool[Array, "*B R"]
-    valid: Bool[Array, "*B R"]
-    num_positive_candidates: Int[Array, "*B"]
-    num_negative_candidates: Int[Array, "*B"]
+    index: Int[AnyArray, "*B R"]  # type: ignore[assignment]  # (tuple.index is hidden; nobody calls it)
+    positive: Bool[AnyArray, "*B R"]
+    valid: Bool[AnyArray, "*B R"]
+    num_positive_candidates: Int[AnyArray, "*B"]
+    num_negative_candidates: Int[AnyArray, "*B"]
 
 
 def match_anchors(
-    anchors: Float[Array, "A 4"],
-    gt_hboxes: Float[Array, "M 4"],
-    gt_valid: Bool[Array, " M"],
-    candidates: Bool[Array, " A"],
+    anchors: Float[AnyArray, "A 4"],
+    gt_hboxes: Float[AnyArray, "M 4"],
+    gt_valid: Bool[AnyArray, " M"],
+    candidates: Bool[AnyArray, " A"],
     *,
     positive_iou: float,
     negative_iou: float,
@@ -141,7 +141,7 @@ def _hbox_iou(hboxes, anchor_sides, anchor_area):
 
 
 def match_proposals(
-    iou: Float[Array, "N M"], valid: Bool[Array, " N"], gt_valid: Bool[Array, " M"], *, positive_iou: float
+    iou: Float[AnyArray, "N M"], valid: Bool[AnyArray, " N"], gt_valid: Bool[AnyArray, " M"], *, positive_iou: float
 ) -> Matches:
     """Matches proposals to ground truth by given overlaps.
 
@@ -168,8 +168,8 @@ def match_proposals(
 
 def sample(
     key: jax.Array,
-    positive: Bool[Array | np.ndarray, " N"],
-    negative: Bool[Array | np.ndarray, " N"],
+    positive: Bool[AnyArray, " N"],
+    negative: Bool[AnyArray, " N"],
     *,
     num_samples: int,
     positive_fraction: float,

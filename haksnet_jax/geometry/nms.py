@@ -12,11 +12,11 @@ under `vmap`.
 import functools
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from haksnet_jax.geometry.rotated_iou import box_frames, iou_of_frames
+from haksnet_jax.structures import AnyArray
 
 # A matrix of half a MiB, 32 boxes in a word. Smaller blocks would mean more steps that wait on one another.
 _BLOCK = 2048
@@ -25,13 +25,13 @@ _PASSES = 3
 
 
 def nms_horizontal(
-    hboxes: Float[Array | np.ndarray, "N 4"],
-    scores: Float[Array | np.ndarray, " N"],
-    valid: Bool[Array | np.ndarray, " N"],
+    hboxes: Float[AnyArray, "N 4"],
+    scores: Float[AnyArray, " N"],
+    valid: Bool[AnyArray, " N"],
     *,
     iou_threshold: float,
     max_outputs: int,
-    groups: Int[Array | np.ndarray, " N"] | None = None,
+    groups: Int[AnyArray, " N"] | None = None,
     block_size: int = _BLOCK,
 ) -> tuple[Int[Array, " {max_outputs}"], Bool[Array, " {max_outputs}"], Int[Array, ""]]:
     """Greedy non-maximum suppression of axis-parallel boxes.
@@ -62,13 +62,13 @@ def nms_horizontal(
 
 
 def nms_rotated(
-    boxes: Float[Array | np.ndarray, "N 5"],
-    scores: Float[Array | np.ndarray, " N"],
-    valid: Bool[Array | np.ndarray, " N"],
+    boxes: Float[AnyArray, "N 5"],
+    scores: Float[AnyArray, " N"],
+    valid: Bool[AnyArray, " N"],
     *,
     iou_threshold: float,
     max_outputs: int,
-    groups: Int[Array | np.ndarray, " N"] | None = None,
+    groups: Int[AnyArray, " N"] | None = None,
     block_size: int = _BLOCK,
 ) -> tuple[Int[Array, " {max_outputs}"], Bool[Array, " {max_outputs}"], Int[Array, ""]]:
     """Greedy non-maximum suppression of oriented boxes, by the exact overlap of the rectangles.

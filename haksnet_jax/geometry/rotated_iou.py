@@ -29,6 +29,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
+from haksnet_jax.structures import AnyArray
+
 # Cosine and sine at 512 steps of the circle. float32 alone is not enough for a rotation (see _cos_sin).
 _STEPS = 512
 
@@ -166,7 +168,7 @@ def _columns(boxes):
     return tuple(boxes[..., i] for i in range(5))
 
 
-def box_frames(boxes: Float[Array, "*n 5"]) -> tuple[Float[Array, "*n"], ...]:
+def box_frames(boxes: Float[AnyArray, "*n 5"]) -> tuple[Float[Array, "*n"], ...]:
     """What the overlap needs of a box used as the frame, computed once a box instead of once a pair.
 
     Args:
@@ -178,7 +180,9 @@ def box_frames(boxes: Float[Array, "*n 5"]) -> tuple[Float[Array, "*n"], ...]:
     return (*_columns(boxes), *_cos_sin(boxes[..., 4]))
 
 
-def iou_of_frames(frames: Sequence[Float[Array, "..."]], columns: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:
+def iou_of_frames(
+    frames: Sequence[Float[AnyArray, "..."]], columns: Sequence[Float[AnyArray, "..."]]
+) -> Float[Array, "..."]:
     """IoU of `box_frames(first)` with the five columns of the second boxes, all broadcast against each other."""
     return _iou(frames, columns)
 
@@ -187,9 +191,7 @@ def _as_constants(boxes):
     return lax.stop_gradient(jnp.asarray(boxes, jnp.float32))
 
 
-def rotated_iou_pairs(
-    boxes1: Float[Array | np.ndarray, "*n 5"], boxes2: Float[Array | np.ndarray, "*m 5"]
-) -> Float32[Array, "..."]:
+def rotated_iou_pairs(boxes1: Float[AnyArray, "*n 5"], boxes2: Float[AnyArray, "*m 5"]) -> Float32[Array, "..."]:
     """Intersection over union of oriented boxes, pair by pair.
 
     The exact overlap of the two rectangles up to float32 rounding (see the module's text), symmetric up to rounding.
@@ -206,9 +208,7 @@ def rotated_iou_pairs(
     return _iou(box_frames(_as_constants(boxes1)), _columns(_as_constants(boxes2)))
 
 
-def rotated_iou_matrix(
-    boxes1: Float[Array | np.ndarray, "N 5"], boxes2: Float[Array | np.ndarray, "M 5"]
-) -> Float32[Array, "N M"]:
+def rotated_iou_matrix(boxes1: Float[AnyArray, "N 5"], boxes2: Float[AnyArray, "M 5"]) -> Float32[Array, "N M"]:
     """Intersection over union of each box of one list with each of another.
 
     As `rotated_iou_pairs`. A pair needs a few numbers a box and elementwise arithmetic, which XLA fuses: nothing larger

@@ -15,6 +15,7 @@ import scipy.special
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from haksnet_jax.models.classifier import Classifier
+from haksnet_jax.structures import AnyArray
 
 # Rectangles that are drawn for an image until one fits into it.
 ERASING_ATTEMPTS = 10
@@ -31,16 +32,16 @@ class Mixing(NamedTuple):
     label_smoothing: float = 0.1  # share of the target that is spread over all classes
 
 
-def smoothed(labels: Int[Array, " B"], num_classes: int, smoothing: float) -> Float[Array, "B {num_classes}"]:
+def smoothed(labels: Int[AnyArray, " B"], num_classes: int, smoothing: float) -> Float[Array, "B {num_classes}"]:
     """Target distributions. Args: labels [B]; K; share spread evenly. Returns: [B, K] float32, rows of sum 1."""
     return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
 
 
 def rectangle_mask(
-    top: Int[Array, "*n"],
-    left: Int[Array, "*n"],
-    height: Int[Array, "*n"],
-    width: Int[Array, "*n"],
+    top: Int[AnyArray, "*n"],
+    left: Int[AnyArray, "*n"],
+    height: Int[AnyArray, "*n"],
+    width: Int[AnyArray, "*n"],
     shape: Sequence[int],
 ) -> Bool[Array, "*n {shape[0]} {shape[1]}"]:
     """Which pixels lie in a rectangle.
@@ -93,7 +94,7 @@ def erasing_masks(
     return rectangle_mask(top, left, h, w, shape) & erased[:, None, None]
 
 
-def erase(images: Float[Array, "B H W C"], key: jax.Array, probability: float) -> Float[Array, "B H W C"]:
+def erase(images: Float[AnyArray, "B H W C"], key: jax.Array, probability: float) -> Float[Array, "B H W C"]:
     """Random erasing with normal noise in each pixel. Args: [B, H, W, C] normalised images; key; probability."""
     mask_key, noise_key = jax.random.split(key)
     mask = erasing_masks(mask_key, images.shape[0], images.shape[1:3], probability)
@@ -116,7 +117,7 @@ def _symmetric_beta(key, alpha):
 
 
 def cutmix_rectangle(
-    key: jax.Array, share: Float[Array, ""], shape: Sequence[int]
+    key: jax.Array, share: Float[AnyArray, ""], shape: Sequence[int]
 ) -> tuple[Bool[Array, "{shape[0]} {shape[1]}"], Float[Array, ""]]:
     """Cutmix's rectangle.
 
@@ -145,8 +146,8 @@ def cutmix_rectangle(
 
 
 def mix(
-    images: Float[Array, "B H W C"], targets: Float[Array, "B K"], key: jax.Array, settings: Mixing
-) -> tuple[Float[Array, "B H W C"], Float[Array, "B K"]]:
+    images: Float[AnyArray, "B H W C"], targets: Float[AnyArray, "B K"], key: jax.Array, settings: Mixing
+) -> tuple[Float[AnyArray, "B H W C"], Float[AnyArray, "B K"]]:
     """Mixup or cutmix of a batch with itself in reverse.
 
     Args:
@@ -180,7 +181,7 @@ def mix(
 
 
 def classification_loss(
-    model: Classifier, images: Real[Array, "B H W C"], labels: Int[Array, " B"], key: jax.Array, *, mixing: Mixing
+    model: Classifier, images: Real[AnyArray, "B H W C"], labels: Int[AnyArray, " B"], key: jax.Array, *, mixing: Mixing
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean cross-entropy of a batch against smoothed, mixed targets.
 
@@ -196,13 +197,13 @@ def classification_loss(
       the most to, which with mixing is a hint at best.
     """
     erase_key, mix_key, model_key = jax.random.split(key, 3)
-    normalized = model.normalize(images)
+    normalized: AnyArray = model.normalize(images)
     with jax.named_scope("mixing"):
         if mixing.erasing:
             normalized = erase(normalized, erase_key, mixing.erasing)
-        targets = smoothed(labels, model.head.out_features, mixing.label_smoothing)
+        targets: AnyArray = smoothed(labels, model.head.out_features, mixing.label_smoothing)
         normalized, targets = mix(normalized, targets, mix_key, mixing)
-    logits = model.logits(normalized, train=True, key=model_key)
+    logits = model.logits(jnp.asarray(normalized), train=True, key=model_key)
     loss = -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
     right = logits.argmax(axis=-1) == targets.argmax(axis=-1)
     return loss, {"loss": loss, "top1": right.mean(dtype=jnp.float32)}

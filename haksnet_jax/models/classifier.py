@@ -14,6 +14,7 @@ from flax import nnx
 from haksnet_jax.models.backbones import Backbone
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import OutputLinear
+from haksnet_jax.structures import AnyArray
 
 
 class Classifier(nnx.Module):
@@ -40,9 +41,9 @@ class Classifier(nnx.Module):
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
 
-    def normalize(self, images: jax.Array) -> jax.Array:
+    def normalize(self, images: AnyArray) -> jax.Array:
         """Pixels to network input. Args: images [B, H, W, C], 0..255. Returns: the same shape, float32."""
-        return (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
+        return (jnp.asarray(images).astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
 
     def logits(self, normalized: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """Logits of normalised images.
@@ -61,7 +62,7 @@ class Classifier(nnx.Module):
             # float32: a mean over thousands of positions would lose its digits in bfloat16
             return self.head(features.mean((1, 2), dtype=jnp.float32))
 
-    def classify(self, images: jax.Array, *, num_views: int = 1) -> jax.Array:
+    def classify(self, images: AnyArray, *, num_views: int = 1) -> jax.Array:
         """Class probabilities.
 
         Args:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from haksnet_jax.models.dense_layers import enlarge_class_maps
+from haksnet_jax.structures import AnyArray
 
 HARD_PROBABILITY = 0.7  # of the true class, below which a pixel is hard
 IGNORED = 255  # in masks
@@ -32,7 +33,7 @@ def _one_hot(labels, num_classes):
 
 
 def pixel_cross_entropy(
-    logits: Float[Array, "B K H W"], labels: Int[Array, "B H W"], *, smoothing: float = 0.0
+    logits: Float[AnyArray, "B K H W"], labels: Int[AnyArray, "B H W"], *, smoothing: float = 0.0
 ) -> tuple[Float[Array, "B H W"], Bool[Array, "B H W"]]:
     """Cross-entropy of each pixel.
 
@@ -55,7 +56,7 @@ def pixel_cross_entropy(
 
 
 def cross_entropy(
-    logits: Float[Array, "B K H W"], labels: Int[Array, "B H W"], *, smoothing: float = 0.0
+    logits: Float[AnyArray, "B K H W"], labels: Int[AnyArray, "B H W"], *, smoothing: float = 0.0
 ) -> Float[Array, ""]:
     """Mean of `pixel_cross_entropy` over the pixels that have a label; 0 where none has. Args: as there."""
     losses, valid = pixel_cross_entropy(logits, labels, smoothing=smoothing)
@@ -63,7 +64,7 @@ def cross_entropy(
 
 
 def hard_cross_entropy(
-    logits: Float[Array, "B K H W"], labels: Int[Array, "B H W"], *, min_pixels: int = 100_000
+    logits: Float[AnyArray, "B K H W"], labels: Int[AnyArray, "B H W"], *, min_pixels: int = 100_000
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the pixels that are hard.
 
@@ -87,7 +88,7 @@ def hard_cross_entropy(
 
 
 def dice_loss(
-    logits: Float[Array, "B K H W"], labels: Int[Array, "B H W"], *, smooth: float = 0.05
+    logits: Float[AnyArray, "B K H W"], labels: Int[AnyArray, "B H W"], *, smooth: float = 0.05
 ) -> Float[Array, ""]:
     """1 - the Dice coefficient of probabilities and labels, mean over the classes that the batch holds.
 
@@ -112,7 +113,7 @@ def dice_loss(
 
 def dense_loss(
     outputs: tuple[Float[Array, "B h w K"], Float[Array, "B h2 w2 K"] | None],
-    labels: Int[Array, "B H W"],
+    labels: Int[AnyArray, "B H W"],
     *,
     strides: Sequence[int],
     settings: LossSettings,

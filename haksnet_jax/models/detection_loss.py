@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from haksnet_jax.geometry.anchors import inside_image
@@ -15,7 +14,7 @@ from haksnet_jax.geometry.matching import Samples, match_anchors, match_proposal
 from haksnet_jax.geometry.rotated_iou import rotated_iou_matrix
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.models.rpn import ProposalSettings
-from haksnet_jax.structures import GroundTruth, Proposals
+from haksnet_jax.structures import AnyArray, GroundTruth, Proposals
 from haksnet_jax.target import over_mesh
 
 
@@ -48,25 +47,25 @@ class LossSettings(NamedTuple):
     roi_beta: float = 1.0
 
 
-def smooth_l1(difference: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
+def smooth_l1(difference: Float[AnyArray, "*n"], beta: float) -> Float[Array, "*n"]:
     """Args: difference, any shape; beta > 0, where it turns from square to linear. Returns: the same shape."""
     size = jnp.abs(difference)
     return jnp.where(size < beta, 0.5 * jnp.square(size) / beta, size - 0.5 * beta)
 
 
-def sigmoid_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array | np.ndarray, "*n"]) -> Float[Array, "*n"]:
+def sigmoid_cross_entropy(logits: Float[AnyArray, "*n"], targets: Float[AnyArray, "*n"]) -> Float[Array, "*n"]:
     """Args: logits and targets (0 or 1) of one shape. Returns: cross-entropy of each, the same shape."""
     return jax.nn.softplus(-logits) * targets + jax.nn.softplus(logits) * (1.0 - targets)
 
 
-def softmax_cross_entropy(logits: Float[Array, "*n K"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
+def softmax_cross_entropy(logits: Float[AnyArray, "*n K"], labels: Int[AnyArray, "*n"]) -> Float[Array, "*n"]:
     """Args: logits [..., K]; labels [...] in 0..K - 1. Returns: [...] cross-entropy."""
     log_probabilities = jax.nn.log_softmax(logits)
     return -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
 
 
 def match_and_sample_anchors(
-    key: jax.Array, anchors: Float[Array, "A 4"], ground_truth: GroundTruth, settings: AnchorSampling
+    key: jax.Array, anchors: Float[AnyArray, "A 4"], ground_truth: GroundTruth, settings: AnchorSampling
 ) -> tuple[Int[Array, "B A"], Samples]:
     """Chooses the anchors that the RPN learns from, in each image.
 
@@ -107,10 +106,10 @@ def match_and_sample_anchors(
 
 
 def rpn_losses(
-    logits: Float[Array, "B R"],
-    deltas: Float[Array, "B R 6"],
-    anchors: Float[Array, "A 4"],
-    gt_index: Int[Array, "B A"],
+    logits: Float[AnyArray, "B R"],
+    deltas: Float[AnyArray, "B R 6"],
+    anchors: Float[AnyArray, "A 4"],
+    gt_index: Int[AnyArray, "B A"],
     samples: Samples,
     ground_truth: GroundTruth,
     *,
@@ -188,10 +187,10 @@ def match_and_sample_proposals(
 
 
 def roi_losses(
-    logits: Float[Array, "B R K1"],
-    deltas: Float[Array, "B R 5"],
-    boxes: Float[Array, "B R 5"],
-    gt_index: Int[Array, "B R"],
+    logits: Float[AnyArray, "B R K1"],
+    deltas: Float[AnyArray, "B R 5"],
+    boxes: Float[AnyArray, "B R 5"],
+    gt_index: Int[AnyArray, "B R"],
     samples: Samples,
     ground_truth: GroundTruth,
     *,
@@ -226,7 +225,7 @@ def roi_losses(
 
 def detection_loss(
     model: OrientedRCNN,
-    images: Real[Array, "B H W C"],
+    images: Real[AnyArray, "B H W C"],
     ground_truth: GroundTruth,
     key: jax.Array,
     *,

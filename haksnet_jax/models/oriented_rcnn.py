@@ -14,7 +14,7 @@ from haksnet_jax.models.backbones import Backbone
 from haksnet_jax.models.fpn import FPN
 from haksnet_jax.models.roi_head import DetectionSettings, RotatedRoIHead, select_detections
 from haksnet_jax.models.rpn import OrientedRPN, ProposalSettings, select_proposals
-from haksnet_jax.structures import PaddedDetections, Proposals
+from haksnet_jax.structures import AnyArray, PaddedDetections, Proposals
 
 
 class BoxSettings(NamedTuple):
@@ -67,7 +67,7 @@ class OrientedRCNN(nnx.Module):
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
 
-    def normalize(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+    def normalize(self, images: AnyArray, image_size: AnyArray) -> jax.Array:
         """Pixels to network input.
 
         Args:
@@ -83,7 +83,7 @@ class OrientedRCNN(nnx.Module):
         return jnp.where(rows & columns, normalized, 0.0)
 
     def features(
-        self, images: jax.Array, image_size: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self, images: AnyArray, image_size: AnyArray, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, ...]:
         """Args: images [B, H, W, 3], 0..255; image_size [B, 2]. Returns: p2..p6, five [B, H_l, W_l, C]."""
         with jax.named_scope("backbone"):
@@ -115,9 +115,9 @@ class OrientedRCNN(nnx.Module):
 
     def detect(
         self,
-        images: jax.Array,
-        image_size: jax.Array,
-        scale: jax.Array | None = None,
+        images: AnyArray,
+        image_size: AnyArray,
+        scale: AnyArray | None = None,
         *,
         proposal_settings: ProposalSettings = ProposalSettings(),  # noqa: B008 (tuples: nobody can change them)
         detection_settings: DetectionSettings = DetectionSettings(),  # noqa: B008

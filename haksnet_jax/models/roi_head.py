@@ -12,7 +12,7 @@ from haksnet_jax.geometry.nms import nms_rotated
 from haksnet_jax.kernels.roi_align import roi_levels, rotated_roi_align
 from haksnet_jax.models.initializers import xavier_normal
 from haksnet_jax.models.layers import OutputLinear
-from haksnet_jax.structures import PaddedDetections, Proposals
+from haksnet_jax.structures import AnyArray, PaddedDetections, Proposals
 from haksnet_jax.target import over_mesh
 
 
@@ -61,7 +61,7 @@ class RotatedRoIHead(nnx.Module):
         self.finest_scale = finest_scale
 
     @jax.named_scope("roi_align")
-    def pool(self, features: Sequence[jax.Array], boxes: jax.Array, valid: jax.Array) -> jax.Array:
+    def pool(self, features: Sequence[jax.Array], boxes: AnyArray, valid: AnyArray) -> jax.Array:
         """Args: features p2..p5 [B, H_l, W_l, C]; boxes [B, R, 5]; valid [B, R]. Returns: [B, R, 7, 7, C]."""
 
         def one_image(boxes, valid, *features):
@@ -73,9 +73,7 @@ class RotatedRoIHead(nnx.Module):
         return over_mesh(jax.vmap(one_image), boxes, valid, *features[: len(self.strides)])
 
     @jax.named_scope("roi_head")
-    def __call__(
-        self, features: Sequence[jax.Array], boxes: jax.Array, valid: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: Sequence[jax.Array], boxes: AnyArray, valid: AnyArray) -> tuple[jax.Array, jax.Array]:
         """Classifies and corrects boxes.
 
         Args:
@@ -94,11 +92,11 @@ class RotatedRoIHead(nnx.Module):
 
 
 def select_detections(
-    logits: jax.Array,
-    deltas: jax.Array,
+    logits: AnyArray,
+    deltas: AnyArray,
     proposals: Proposals,
-    image_size: jax.Array,
-    scale: jax.Array | None = None,
+    image_size: AnyArray,
+    scale: AnyArray | None = None,
     *,
     stds: Sequence[float],
     settings: DetectionSettings = DetectionSettings(),  # noqa: B008 (a tuple: nobody can change it)

@@ -14,7 +14,7 @@ from haksnet_jax.geometry.boxes import boxes_to_hboxes
 from haksnet_jax.geometry.nms import nms_horizontal
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import OutputLinear
-from haksnet_jax.structures import Proposals
+from haksnet_jax.structures import AnyArray, Proposals
 from haksnet_jax.target import over_mesh
 
 
@@ -94,7 +94,7 @@ class OrientedRPN(nnx.Module):
         return unpack(logits, ()), unpack(deltas, (6,))
 
     @jax.named_scope("rpn_samples")
-    def at(self, features: Sequence[jax.Array], index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def at(self, features: Sequence[jax.Array], index: AnyArray) -> tuple[jax.Array, jax.Array]:
         """Scores chosen anchors alone, each from the 3 x 3 features around it: what they have in `__call__`.
 
         The losses look at a few hundred anchors of hundreds of thousands. Through this, the gradient does too, where

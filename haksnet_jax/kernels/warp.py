@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from haksnet_jax.target import over_mesh
 
 
-def warp_affine(images, matrices, image_size):
+def warp_affine(images: jax.Array, matrices: jax.Array, image_size: jax.Array) -> jax.Array:
     """What OpenCV's `warpAffine` does, but for its fixed-point weights: bilinear, black from outside.
 
     A gather of four pixels for each: made for GPUs and CPUs. TPUs gather slowly.

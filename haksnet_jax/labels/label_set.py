@@ -39,7 +39,7 @@ class LabelSet:
       problems: list of Problem with files as a whole.
     """
 
-    def __init__(self, path: str | os.PathLike[str], format: str = "dota"):
+    def __init__(self, path: str | os.PathLike[str], format: str = "dota") -> None:
         """Finds the label files; one file for all images is read at once.
 
         Args:

@@ -152,7 +152,7 @@ def rotate(image: np.ndarray, boxes: np.ndarray, degrees: float) -> tuple[np.nda
     return _warp(image, rotation_matrix(image.shape[:2], degrees)), boxes
 
 
-def rotate_boxes(boxes, image_size, degrees):
+def rotate_boxes(boxes: np.ndarray, image_size: tuple[int, int], degrees: float) -> np.ndarray:
     """[N, 5] le90 boxes turned as `rotate` does. Args: boxes [N, 5]; image_size (rows, columns); degrees."""
     height, width = image_size
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
@@ -162,13 +162,13 @@ def rotate_boxes(boxes, image_size, degrees):
     return to_le90(boxes.astype(np.float32))
 
 
-def rotation_matrix(image_size, degrees):
+def rotation_matrix(image_size: tuple[int, int], degrees: float) -> np.ndarray:
     """[2, 3] where the pixels of an image go when it turns. Args: image_size (rows, columns); degrees."""
     height, width = image_size
     return cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
 
 
-def moves_whole_pixels(image_size, degrees):
+def moves_whole_pixels(image_size: tuple[int, int], degrees: float) -> bool:
     """Whether a turn needs no interpolation. Args: image_size (rows, columns); degrees."""
     return degrees % 360 == 0 or (degrees % 90 == 0 and image_size[0] == image_size[1])
 

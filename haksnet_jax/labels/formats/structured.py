@@ -53,7 +53,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise
-        raise FormatError(Reason.TOO_LARGE, error.strerror) from None
+        raise FormatError(Reason.TOO_LARGE, error.strerror or str(error)) from None
 
 
 def decode_json(data: bytes | msgspec.Raw, form: Any, where: str = "$") -> Any:

@@ -1,22 +1,28 @@
 """A classifier over many images with one compilation: the likeliest classes, and what is measured with labels."""
 
 import heapq
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.images import reader
 from haksnet_jax.inference.evaluator import Picture
 from haksnet_jax.pipeline import loader
+from haksnet_jax.pipeline.classification_transforms import EvaluationRow
 from haksnet_jax.results import diagrams, visualize
-from haksnet_jax.results.top_k import NUM_BEST, classification_result
+from haksnet_jax.results.top_k import NUM_BEST, ClassificationResult, classification_result
 
 MAX_DRAWN_CLASSES = 40  # a confusion matrix of more cannot be read
 
 
-def make_classify_step(graph, mesh, num_best, *, num_views=1):
+def make_classify_step(
+    graph: nnx.GraphDef, mesh: jax.sharding.Mesh, num_best: int, *, num_views: int = 1
+) -> Callable[..., Any]:
     """Compiles (at its first call) the classifier.
 
     Args:
@@ -56,16 +62,26 @@ class ClassificationEvaluator:
     """
 
     def __init__(
-        self, graph, source, mesh, *, row, batch_size, num_workers=0, stall_seconds=None, num_views=1, num_pictures=16,
-        num_best=NUM_BEST,
-    ):  # fmt: skip
+        self,
+        graph: nnx.GraphDef,
+        source: Any,
+        mesh: jax.sharding.Mesh,
+        *,
+        row: EvaluationRow,
+        batch_size: int,
+        num_workers: int = 0,
+        stall_seconds: float | None = None,
+        num_views: int = 1,
+        num_pictures: int = 16,
+        num_best: int = NUM_BEST,
+    ) -> None:
         num_best = min(num_best, len(source.class_names))
         self._classify = make_classify_step(graph, mesh, num_best, num_views=num_views)
         self._source, self._mesh, self._row = source, mesh, row
         self._batch_size = batch_size
         self._num_workers, self._stall_seconds = num_workers, stall_seconds
         self._num_pictures = num_pictures
-        self.pictures = []
+        self.pictures: list[Picture] = []
 
     def _batches(self):
         return loader.ordered_batches(
@@ -79,7 +95,7 @@ class ClassificationEvaluator:
             process_count=jax.process_count(),
         )
 
-    def predictions(self, variables):
+    def predictions(self, variables: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Runs over the split.
 
         Args:
@@ -90,7 +106,8 @@ class ClassificationEvaluator:
         """
         variables = devices.gather(self._mesh, variables)  # once, not for every batch
         labels = np.full(len(self._source), -1, np.int32)
-        scores = classes = None
+        scores: Any = None
+        classes: Any = None
         batches, pending = self._batches(), []
 
         def collect(rows, found):
@@ -119,7 +136,7 @@ class ClassificationEvaluator:
             raise RuntimeError(f"{int((labels < 0).sum())} images were not evaluated, {missing} first")
         return labels, scores, classes
 
-    def __call__(self, variables, *, pictures=None):
+    def __call__(self, variables: Any, *, pictures: epath.Path | None = None) -> ClassificationResult:
         """Evaluates.
 
         Args:

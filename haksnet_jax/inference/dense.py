@@ -8,6 +8,7 @@ further window reaches leave at once.
 import contextlib
 import functools
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -36,7 +37,7 @@ class Settings(NamedTuple):
     flip: bool = False
     turns: bool = False
 
-    def views(self):
+    def views(self) -> list[tuple[float, int, bool]]:
         """[(scale, quarter turns, mirrored)]"""
         turns = range(4) if self.turns else (0,)
         mirrored = (False, True) if self.flip else (False,)
@@ -52,7 +53,7 @@ class Session:
       batch_size: windows at a time, a multiple of the mesh's devices.
     """
 
-    def __init__(self, graph, mesh, *, batch_size):
+    def __init__(self, graph: nnx.GraphDef, mesh: jax.sharding.Mesh, *, batch_size: int) -> None:
         self.mesh = mesh
         self.batch_size = batch_size
         self._variables = None
@@ -62,13 +63,13 @@ class Session:
 
         self._step = jax.jit(probabilities, compiler_options=devices.detection_options())
 
-    def set_variables(self, variables):
+    def set_variables(self, variables: Any) -> None:
         """Puts {"params", "batch_stats"} of arrays that this host has whole on its devices."""
         # (through the host: the arrays of a run lie on the mesh of all hosts)
         fetched = jax.tree.map(np.asarray, variables)
         self._variables = jax.device_put(fetched, devices.replicated(self.mesh))
 
-    def __call__(self, images, settings):
+    def __call__(self, images: Sequence[np.ndarray], settings: Settings) -> jax.Array:
         """Probabilities of windows, the mean over the settings' views.
 
         Args:
@@ -82,13 +83,13 @@ class Session:
         if missing:
             images = tuple(np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) for x in images)
         views = settings.views()
-        total = None
+        total: Any = None
         with jax.set_mesh(self.mesh):
             for scale, turns, mirrored in views:
                 side = scaled_side(settings.tile, scale)
                 resized = images if side == settings.tile else tuple(_resized(x, side) for x in images)
-                placed = devices.place_batch(self.mesh, {str(i): x for i, x in enumerate(resized)})
-                placed = tuple(placed[str(i)] for i in range(len(images)))
+                by_number = devices.place_batch(self.mesh, {str(i): x for i, x in enumerate(resized)})
+                placed = tuple(by_number[str(i)] for i in range(len(images)))
                 turned = _turn(placed, turns, mirrored) if turns or mirrored else placed
                 found = self._step(self._variables, turned)
                 if len(views) == 1:
@@ -97,7 +98,7 @@ class Session:
         return total
 
 
-def scaled_side(tile, scale):
+def scaled_side(tile: int, scale: float) -> int:
     """Side of a window's content at a scale, a multiple of 32."""
     return max(64, round(tile * scale / 32) * 32)
 
@@ -131,7 +132,7 @@ def _add_turned_back(total, probabilities, turns, mirrored, side, share):
     return share * x if total is None else total + share * x
 
 
-def starts(length, tile, overlap):
+def starts(length: int, tile: int, overlap: int) -> list[int]:
     """First pixels of windows on an axis, evenly spread; neighbours share `overlap` pixels or more. Returns: list."""
     if length <= tile:
         return [0]
@@ -139,7 +140,7 @@ def starts(length, tile, overlap):
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
-def fade(tile, overlap):
+def fade(tile: int, overlap: int) -> np.ndarray:
     """[tile] float32 weights of a window's positions: 1 in the middle, falling to almost 0 at its ends.
 
     The fall is half a wave of a cosine over the overlap, steepest in its middle: at a window's very end, where the
@@ -209,7 +210,7 @@ class _Blend:
         return ended
 
 
-def largest(total):
+def largest(total: np.ndarray) -> np.ndarray:
     """[H, W] uint8: which of the K layers of [K, H, W] has the largest value; of equal ones the first."""
     best, labels = total[0].copy(), np.zeros(total.shape[1:], np.uint8)
     for label in range(1, len(total)):
@@ -219,7 +220,7 @@ def largest(total):
     return labels
 
 
-def read_window(image, x, y, tile):
+def read_window(image: Any, x: int, y: int, tile: int) -> np.ndarray:
     """A window of an image, continued by reflection where the image ends. Returns: [tile, tile, C]."""
     content = image.read(x, y, min(x + tile, image.width), min(y + tile, image.height))
     below, right = tile - content.shape[0], tile - content.shape[1]
@@ -229,7 +230,9 @@ def read_window(image, x, y, tile):
     return np.pad(content, ((0, below), (0, right), (0, 0)), mode="symmetric")
 
 
-def predict(session, jobs, settings, *, on_progress=None):
+def predict(
+    session: Session, jobs: Iterable[Any], settings: Settings, *, on_progress: Callable[[int, int], None] | None = None
+) -> Iterator[Any]:
     """Looks at images, one after another, with full batches over their ends.
 
     Args:
@@ -241,7 +244,8 @@ def predict(session, jobs, settings, *, on_progress=None):
     Yields:
       Each Job when its sink has all rows.
     """
-    waiting, pending, done, planned = [], None, 0, 0
+    waiting: list[Any] = []
+    pending, done, planned = None, 0, 0
 
     def launch():
         blends, places, windows = zip(*waiting, strict=True)
@@ -279,16 +283,16 @@ def predict(session, jobs, settings, *, on_progress=None):
 class ArrayImage:
     """An image in memory as `predict` reads it. Args: pixels [H, W, C]."""
 
-    def __init__(self, pixels):
+    def __init__(self, pixels: np.ndarray) -> None:
         self._pixels = pixels
         self.height, self.width = pixels.shape[:2]
 
-    def read(self, x1, y1, x2, y2):
+    def read(self, x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
         """[y2 - y1, x2 - x1, C] pixels of a window inside the image."""
         return self._pixels[y1:y2, x1:x2]
 
 
-def fill_array(height, width):
+def fill_array(height: int, width: int) -> tuple[np.ndarray, Callable[..., None]]:
     """(labels [height, width] uint8, sink that fills it)."""
     labels = np.zeros((height, width), np.uint8)
 
@@ -298,6 +302,6 @@ def fill_array(height, width):
     return labels, sink
 
 
-def arithmetic(precision):
+def arithmetic(precision: str) -> contextlib.AbstractContextManager:
     """Context for calls in a precision: exact products of float32, else the platform's own way."""
     return jax.default_matmul_precision("highest") if precision == "float32" else contextlib.nullcontext()

@@ -1,9 +1,11 @@
 """A segmenter or change detector over a labelled split: one confusion matrix, and drawings."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from haksnet_jax.distributed import hosts
 from haksnet_jax.inference import dense
@@ -36,7 +38,17 @@ class DenseEvaluator:
       pictures: list of Picture, drawn by the last evaluation.
     """
 
-    def __init__(self, session, source, settings, *, left_out=(), num_pictures=8, colours=None, errors=None):
+    def __init__(
+        self,
+        session: dense.Session,
+        source: Any,
+        settings: dense.Settings,
+        *,
+        left_out: Sequence[str] = (),
+        num_pictures: int = 8,
+        colours: Sequence[Sequence[int]] | None = None,
+        errors: Any | None = None,
+    ) -> None:
         self._session = session
         self._source = source
         self._settings = settings
@@ -44,9 +56,9 @@ class DenseEvaluator:
         self._num_pictures = num_pictures
         self._colours = dense_maps.colours_of(source.class_names, colours)
         self._errors = errors
-        self.pictures = []
+        self.pictures: list[Any] = []
 
-    def __call__(self, variables, *, pictures=None):
+    def __call__(self, variables: Any, *, pictures: epath.Path | None = None) -> Any:
         """Evaluates.
 
         Args:

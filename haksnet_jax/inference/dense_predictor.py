@@ -5,6 +5,10 @@ labels = predictor.labels(image)           # uint8 [H, W, C] -> uint8 [H, W]
 labels = predictor.labels(before, after)   # of a change detector
 """
 
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -20,7 +24,7 @@ from haksnet_jax.weights.errors import CheckpointError
 TASKS = {"segmentation": 1, "change": 2}  # images that are looked at together
 
 
-def load(directory, **options):
+def load(directory: str | os.PathLike[str], **options: Any) -> "DensePredictor":
     """Loads a model.
 
     Args:
@@ -55,7 +59,14 @@ class DensePredictor:
       precision: of the arithmetic.
     """
 
-    def __init__(self, arrays, model_info, *, precision="float32", batch_size=None):
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        model_info: dict[str, Any],
+        *,
+        precision: str = "float32",
+        batch_size: int | None = None,
+    ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise UserError(f"precision: expected float32 or bfloat16, got {precision!r}")
         self.task = model_info.get("task")
@@ -82,7 +93,15 @@ class DensePredictor:
         self.session = dense.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
         self.session.set_variables(variables)
 
-    def settings(self, *, tile=None, overlap=None, scales=(1.0,), flip=False, turns=False):
+    def settings(
+        self,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        turns: bool = False,
+    ) -> dense.Settings:
         """dense.Settings, those of the model where they are None.
 
         Raises:
@@ -96,12 +115,14 @@ class DensePredictor:
             raise UserError(f"overlap: expected 0 to {tile // 2} (half a window of {tile}), got {overlap}")
         return dense.Settings(tile, overlap, tuple(scales), flip, turns)
 
-    def predict(self, jobs, settings, *, on_progress=None):
+    def predict(
+        self, jobs: Iterable[Any], settings: dense.Settings, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[Any]:
         """`dense.predict` with this model. Yields: each Job when its sink has all rows."""
         with dense.arithmetic(self.precision):
             yield from dense.predict(self.session, jobs, settings, on_progress=on_progress)
 
-    def labels(self, *images, settings=None):
+    def labels(self, *images: np.ndarray, settings: dense.Settings | None = None) -> np.ndarray:
         """The class of each pixel.
 
         Args:

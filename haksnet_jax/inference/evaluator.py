@@ -1,9 +1,12 @@
 """The detector over a labelled split, again and again with one compilation: detections, average precision, drawings."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
+from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.images import reader
@@ -15,8 +18,17 @@ from haksnet_jax.results.mean_ap import mean_average_precision
 
 
 def detect_split(
-    step, variables, source, mesh, *, image_size, batch_size_per_device, score, num_workers=0, stall_seconds=60.0
-):
+    step: Callable[..., Any],
+    variables: Any,
+    source: Any,
+    mesh: jax.sharding.Mesh,
+    *,
+    image_size: tuple[int, int],
+    batch_size_per_device: int,
+    score: float,
+    num_workers: int = 0,
+    stall_seconds: float = 60.0,
+) -> Any:
     """Runs a detector over a split, every image fitted into the same canvas. All hosts of a run take part.
 
     Args:
@@ -116,34 +128,34 @@ class Evaluator:
 
     def __init__(
         self,
-        graph,
-        source,
-        mesh,
+        graph: nnx.GraphDef,
+        source: Any,
+        mesh: jax.sharding.Mesh,
         *,
-        proposal_settings,
-        detection_settings,
-        image_size,
-        batch_size_per_device,
-        num_workers,
-        stall_seconds,
-        num_pictures,
-        picture_score,
-    ):
+        proposal_settings: Any,
+        detection_settings: Any,
+        image_size: tuple[int, int],
+        batch_size_per_device: int,
+        num_workers: int,
+        stall_seconds: float,
+        num_pictures: int,
+        picture_score: float,
+    ) -> None:
         self._step = make_step(graph, mesh, proposal_settings=proposal_settings, detection_settings=detection_settings)
         self._source = source
         self._mesh = mesh
         self._score = detection_settings.score_threshold
-        self._batches = {
+        self._batches: dict[str, Any] = {
             "image_size": tuple(image_size),
             "batch_size_per_device": batch_size_per_device,
             "num_workers": num_workers,
             "stall_seconds": stall_seconds,
         }
         self._num_pictures, self._picture_score = num_pictures, picture_score
-        self.pictures = []
+        self.pictures: list[Picture] = []
         self.num_cut = 0
 
-    def detections(self, variables):
+    def detections(self, variables: Any) -> Any:
         """Runs over the split. Args: variables, {"params", "batch_stats"}. Returns: as `detect_split`'s list."""
         found, self.num_cut = detect_split(
             self._step,
@@ -155,7 +167,7 @@ class Evaluator:
         )
         return found
 
-    def __call__(self, variables, *, pictures=None):
+    def __call__(self, variables: Any, *, pictures: epath.Path | None = None) -> Any:
         """Evaluates.
 
         Args:

@@ -3,7 +3,8 @@
 import concurrent.futures
 import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,7 +50,14 @@ class ImageClassifier:
       UserError: an unknown precision.
     """
 
-    def __init__(self, arrays, model_info, *, precision="float32", batch_size=None):
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        model_info: dict[str, Any],
+        *,
+        precision: str = "float32",
+        batch_size: int | None = None,
+    ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
         if model_info.get("task") != "classification":
@@ -76,7 +84,7 @@ class ImageClassifier:
             num_views=model_info.get("num_views", 1),
         )
 
-    def __call__(self, paths):
+    def __call__(self, paths: Sequence[str | os.PathLike[str]]) -> Iterator[Any]:
         """Classifies images.
 
         Args:
@@ -85,10 +93,10 @@ class ImageClassifier:
         Yields:
           Classified, or (path, UserError) for an image that cannot be used; in the order of the paths.
         """
-        paths = [pathlib.Path(path) for path in paths]
+        files = [pathlib.Path(path) for path in paths]
         with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            for first in range(0, len(paths), self._batch_size):
-                some = paths[first : first + self._batch_size]
+            for first in range(0, len(files), self._batch_size):
+                some = files[first : first + self._batch_size]
                 rows = list(pool.map(self._read, some))
                 scores, classes = self._classify([row for row in rows if not isinstance(row, Exception)])
                 place = 0
@@ -123,6 +131,8 @@ class ImageClassifier:
         return scores[: len(images)], classes[: len(images)]
 
 
-def load(directory, *, precision="float32", batch_size=None):
+def load(
+    directory: str | os.PathLike[str], *, precision: str = "float32", batch_size: int | None = None
+) -> ImageClassifier:
     """A classifier of a converted model, a run's folder, or one of its checkpoints. Raises: as `ImageClassifier`."""
     return model_folder.opened(ImageClassifier, directory, precision=precision, batch_size=batch_size)

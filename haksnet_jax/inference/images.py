@@ -65,7 +65,7 @@ class ImageArray:
       UserError: another type or shape.
     """
 
-    def __init__(self, pixels, channels=3):
+    def __init__(self, pixels: np.ndarray, channels: int = 3) -> None:
         pixels = np.asarray(pixels)
         if pixels.ndim == 2 and channels == 3:
             pixels = np.repeat(pixels[..., None], 3, axis=-1)
@@ -77,11 +77,11 @@ class ImageArray:
         self._pixels = pixels
         self.height, self.width = pixels.shape[:2]
 
-    def read(self, x1, y1, x2, y2):
+    def read(self, x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
         """[y2 - y1, x2 - x1, C] uint8 of a window inside the image."""
         return self._pixels[y1:y2, x1:x2]
 
-    def thumbnail(self, longest_side):
+    def thumbnail(self, longest_side: int) -> tuple[np.ndarray, float]:
         """(image, factor): the whole image, reduced so that no side is longer than `longest_side` pixels."""
         factor = min(1.0, longest_side / max(self.width, self.height))
         if factor == 1.0:
@@ -89,5 +89,5 @@ class ImageArray:
         size = tuple(max(1, int(side * factor + 0.5)) for side in (self.width, self.height))
         return cv2.resize(self._pixels, size, interpolation=cv2.INTER_AREA), factor
 
-    def close(self):
+    def close(self) -> None:
         """Nothing to close."""

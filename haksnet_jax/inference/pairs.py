@@ -1,7 +1,9 @@
 """Two dates of one place on one grid: images of different grids are warped onto that of the earlier one."""
 
+import os
 import pathlib
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -9,12 +11,17 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import geotiff
 from haksnet_jax.images.geotiff import EXTRA
 from haksnet_jax.images.reader import ImageFile
-from haksnet_jax.images.settings import DEFAULT
+from haksnet_jax.images.settings import DEFAULT, ImageSettings
 
 _TOLERANCE = 1e-6  # of a pixel's side, within which two grids are one
 
 
-def open_pair(before, after, scratch, settings=DEFAULT):
+def open_pair(
+    before: str | os.PathLike[str],
+    after: str | os.PathLike[str],
+    scratch: str | os.PathLike[str],
+    settings: ImageSettings = DEFAULT,
+) -> tuple[Any, Any, str]:
     """Opens two images of one place.
 
     Args:

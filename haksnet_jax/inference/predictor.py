@@ -12,7 +12,7 @@ import contextlib
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import scaling
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.reader import ImageFile
+from haksnet_jax.images.settings import ImageSettings
 from haksnet_jax.inference import stream, views
 from haksnet_jax.inference.images import ImageArray, find_images
 from haksnet_jax.inference.session import Session
@@ -52,7 +53,7 @@ class Found(NamedTuple):
     error: Exception | None
 
 
-def load(directory, **options) -> "Detector":
+def load(directory: str | os.PathLike[str], **options: Any) -> "Detector":
     """Loads a detector.
 
     Args:
@@ -82,7 +83,14 @@ class Detector:
       image_settings: ImageSettings by which files are read: those of the model, unless others are set.
     """
 
-    def __init__(self, arrays, model_info, *, batch_size: int | None = None, **options):
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        model_info: dict[str, Any],
+        *,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
         self.session = Session(arrays, model_info, **options)
         self.model_info = model_info
         self.class_names = self.session.class_names
@@ -99,7 +107,7 @@ class Detector:
         """The most detections that a view can have."""
         return self.session.detection_settings.max_detections
 
-    def __call__(self, images: Any, *, classes: Any = None, **settings) -> "Detections | list[Detections]":
+    def __call__(self, images: Any, *, classes: Any = None, **settings: Any) -> "Detections | list[Detections]":
         """Finds objects.
 
         Args:
@@ -134,7 +142,7 @@ class Detector:
             found.append(detections)
         return found
 
-    def stream(self, images: Iterable[Any], *, classes: Any = None, **settings) -> Iterator[Detections]:
+    def stream(self, images: Iterable[Any], *, classes: Any = None, **settings: Any) -> Iterator[Detections]:
         """Looks at many images, reading ahead of the devices.
 
         Args:
@@ -149,8 +157,8 @@ class Detector:
           UserError: a setting cannot be used.
         """
         read_by = settings.pop("image_settings", self.image_settings)
-        settings = views.settings_of(settings)
-        views.check(settings, self.input_size)
+        looked_at = views.settings_of(settings)
+        views.check(looked_at, self.input_size)
         labels = None if classes is None else labels_of(classes, self.class_names)
         sources = []  # (of the images that the network has not answered for)
 
@@ -159,8 +167,8 @@ class Detector:
                 sources.append(source)
                 yield source
 
-        for found in self.look(noted(), settings, image_settings=read_by):
-            detections = self._result(found, sources.pop(0), settings, read_by)
+        for found in self.look(noted(), looked_at, image_settings=read_by):
+            detections = self._result(found, sources.pop(0), looked_at, read_by)
             yield detections if labels is None else detections[np.isin(detections.labels, labels)]
 
     def _result(self, found, source, settings, read_by):
@@ -188,7 +196,12 @@ class Detector:
         )
 
     def look(
-        self, images: Iterable[Any], settings: Settings | None = None, *, on_progress=None, image_settings=None
+        self,
+        images: Iterable[Any],
+        settings: Settings | None = None,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+        image_settings: ImageSettings | None = None,
     ) -> Iterator[Found]:
         """Looks at many images, without merging what is found in the views of one.
 
@@ -236,7 +249,7 @@ class Detector:
         return parts
 
 
-def open_image(source, settings):
+def open_image(source: Any, settings: ImageSettings) -> Any:
     """ImageFile of a path, ImageArray of an array. Args: source; settings, ImageSettings."""
     if isinstance(source, (str, os.PathLike)):
         return ImageFile(source, settings)

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from haksnet_jax.inference.views import ModelInput
 from haksnet_jax.models import architecture
 from haksnet_jax.models.roi_head import DetectionSettings
 from haksnet_jax.models.rpn import ProposalSettings
+from haksnet_jax.structures import PaddedDetections
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.errors import CheckpointError
 
@@ -21,7 +24,9 @@ PRECISIONS = ("float32", "bfloat16")
 _DETECTIONS = ("iou_threshold", "max_detections")
 
 
-def make_step(graph, mesh, *, proposal_settings, detection_settings):
+def make_step(
+    graph: nnx.GraphDef, mesh: jax.sharding.Mesh, *, proposal_settings: Any, detection_settings: Any
+) -> Callable[..., Any]:
     """Compiles (at its first call, and for each new shape) the detector.
 
     Args:
@@ -76,8 +81,15 @@ class Session:
     """
 
     def __init__(
-        self, arrays, model_info, *, precision="float32", accelerators=None, proposal_caps=None, detection_caps=None
-    ):
+        self,
+        arrays: Mapping[str, np.ndarray],
+        model_info: dict[str, Any],
+        *,
+        precision: str = "float32",
+        accelerators: Sequence[jax.Device] | None = None,
+        proposal_caps: dict[str, Any] | None = None,
+        detection_caps: dict[str, Any] | None = None,
+    ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.model_info = model_info
@@ -85,7 +97,7 @@ class Session:
             _check_detector(model_info)
             self.class_names = tuple(model_info["class_names"])
             self.input = ModelInput(
-                tuple(int(side) for side in model_info["input_size"]),
+                tuple(int(side) for side in model_info["input_size"]),  # type: ignore[arg-type]  # (two, by the schema)
                 math.lcm(32, int(model_info["padding_divisor"])),
                 bool(model_info["keep_ratio"]),
             )
@@ -103,22 +115,32 @@ class Session:
         chosen = jax.local_devices() if accelerators is None else list(accelerators)
         self.num_devices, self.platform = len(chosen), chosen[0].platform
         self._meshes = {False: devices.data_mesh(chosen[:1]), True: devices.data_mesh(chosen)}
-        self._placed, self._steps = {}, {}
-        self._shapes = set()
+        self._placed: dict[int, Any] = {}
+        self._steps: dict[Any, Any] = {}
+        self._shapes: set[Any] = set()
 
     @property
-    def num_shapes(self):
+    def num_shapes(self) -> int:
         return len(self._shapes)
 
-    def arrays(self):
+    def arrays(self) -> Mapping[str, np.ndarray]:
         """{"a.b.c": numpy array} parameters and batch statistics, as given."""
         return model_folder.flatten(self.variables["params"]) | model_folder.flatten(self.variables["batch_stats"])
 
-    def arithmetic(self):
+    def arithmetic(self) -> contextlib.AbstractContextManager:
         """Context in which products are as exact as `precision` says."""
         return jax.default_matmul_precision("highest") if self._exact else contextlib.nullcontext()
 
-    def detect(self, images, image_size, scale, *, score, spread=False, all_candidates=False):
+    def detect(
+        self,
+        images: np.ndarray,
+        image_size: np.ndarray,
+        scale: np.ndarray,
+        *,
+        score: float,
+        spread: bool = False,
+        all_candidates: bool = False,
+    ) -> Any:
         """Starts the detector on a batch.
 
         Args:
@@ -149,7 +171,9 @@ class Session:
             variables = self._placed[mesh.devices.size]
             return self._steps[key](variables, batch["images"], batch["image_size"], batch["scale"], np.float32(score))
 
-    def complete(self, output, images, image_size, scale, *, score):
+    def complete(
+        self, output: Any, images: np.ndarray, image_size: np.ndarray, scale: np.ndarray, *, score: float
+    ) -> PaddedDetections:
         """Waits for a batch, and does those of its views again that had more candidates than the first attempt takes.
 
         Args:

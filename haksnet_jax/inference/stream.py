@@ -7,6 +7,7 @@ batch is started on the devices, and how it is unpacked.
 import contextlib
 import queue
 import threading
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
 import cv2
@@ -77,7 +78,7 @@ class _Stopped(Exception):
     """The consumer is gone."""
 
 
-def ahead(produce, *, size=_QUEUED):
+def ahead(produce: Callable[[Callable[[Any], None]], None], *, size: int = _QUEUED) -> Generator[Any, None, None]:
     """Runs a producer in a thread, at most `size` items ahead of the consumer.
 
     Args:
@@ -87,7 +88,7 @@ def ahead(produce, *, size=_QUEUED):
     Yields:
       The items, in order. An error of the producer is raised here.
     """
-    items = queue.Queue(size)
+    items: queue.Queue[Any] = queue.Queue(size)
     stopped = threading.Event()
 
     def put(item):
@@ -123,7 +124,18 @@ def ahead(produce, *, size=_QUEUED):
         reader.join()
 
 
-def look(images, *, open_image, views_of, count, canvas, batch_size, start, unpack, on_progress=None):
+def look(
+    images: Iterable[Any],
+    *,
+    open_image: Callable[[Any], Any],
+    views_of: Callable[..., Any],
+    count: Callable[[Any], int],
+    canvas: tuple[int, int],
+    batch_size: int,
+    start: Callable[..., Any],
+    unpack: Callable[..., Any],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Generator[Any, None, None]:
     """Looks at many images, reading ahead of the devices.
 
     Args:

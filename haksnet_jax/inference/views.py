@@ -6,6 +6,7 @@ Functions here are pure: they read an image and give arrays.
 """
 
 import difflib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -79,7 +80,7 @@ class View(NamedTuple):
     grid: Any
 
 
-def settings_of(options):
+def settings_of(options: dict[str, Any]) -> Settings:
     """Settings from keyword arguments.
 
     Raises:
@@ -96,7 +97,7 @@ def settings_of(options):
     return settings._replace(scales=(scales,) if isinstance(scales, (int, float)) else tuple(scales))
 
 
-def check(settings, input_size=None):
+def check(settings: Settings, input_size: tuple[int, int] | None = None) -> None:
     """Looks at the values of settings before anything is done with them.
 
     Args:
@@ -127,34 +128,36 @@ def check(settings, input_size=None):
         )
 
 
-def tile_side(settings, input_size):
+def tile_side(settings: Settings, input_size: tuple[int, int]) -> int:
     """Side of the windows in pixels of the network's input."""
     return settings.tile or max(32, min(input_size) // 32 * 32)
 
 
-def shared_pixels(settings, input_size):
+def shared_pixels(settings: Settings, input_size: tuple[int, int]) -> int:
     """Pixels that neighbouring windows share, at scale 1."""
     return min(200, tile_side(settings, input_size) // 4) if settings.overlap is None else settings.overlap
 
 
-def fits(height, width, input_size):
+def fits(height: int, width: int, input_size: tuple[int, int]) -> bool:
     """Whether an image is no larger than the network's input, lying or standing."""
     return max(height, width) <= max(input_size) and min(height, width) <= min(input_size)
 
 
-def is_fitted(image, settings, input_size):
+def is_fitted(image: Any, settings: Settings, input_size: tuple[int, int]) -> bool:
     """Whether an image is looked at as a whole. Args: image, with height and width."""
     return settings.resize == "fit" or (settings.resize == "auto" and fits(image.height, image.width, input_size))
 
 
-def count(image, settings, input_size):
+def count(image: Any, settings: Settings, input_size: tuple[int, int]) -> int:
     """How many views of an image `views_of` gives, those of a single colour too, mirror images not counted."""
     if is_fitted(image, settings, input_size):
         return len(settings.scales)
     return sum(len(windows) for _, windows in grids(image.height, image.width, settings, input_size))
 
 
-def views_of(index, image, settings, model_input):
+def views_of(
+    index: int, image: Any, settings: Settings, model_input: ModelInput
+) -> Iterator[tuple[np.ndarray, View, Any] | None]:
     """Reads the views of an image, one after another.
 
     Args:
@@ -200,7 +203,7 @@ def _whole(index, image, settings, model_input):
         yield content, View(index, (0, 0), factors, None, None), canvas
 
 
-def grids(height, width, settings, input_size):
+def grids(height: int, width: int, settings: Settings, input_size: tuple[int, int]) -> list[tuple[int, np.ndarray]]:
     """[(side of the windows, [n, 4] windows)] of each scale, in pixels of an image of that size."""
     side = tile_side(settings, input_size)
     found = []
@@ -231,7 +234,7 @@ def _windows(index, image, settings, input_size):
             yield content, View(index, (x1, y1), factors, None, grid), None
 
 
-def to_image(view, boxes, scores, labels):
+def to_image(view: View, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Detections of one view in pixels of its image; those that a window's edge cuts off are left to its neighbour.
 
     Args:
@@ -255,7 +258,7 @@ def to_image(view, boxes, scores, labels):
     return {"boxes": boxes, "scores": scores, "labels": labels}
 
 
-def cut_off(boxes, view):
+def cut_off(boxes: np.ndarray, view: View) -> np.ndarray:
     """Which boxes reach an edge of their window, inside the image, while another window holds them whole.
 
     Such a box is often a piece of an object, too small a part of it for merging to see that both are one.

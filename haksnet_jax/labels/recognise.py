@@ -58,7 +58,7 @@ def other_text_format(lines: Sequence[str]) -> str | None:
     if all(is_yolo_obb_line(words) for words in first):
         return (
             f"these look like YOLO-OBB lines ({YOLO_OBB}), not like pixels in DOTA's format: they are read by "
-            "--format=yolo-obb"
+            "--format=yolo-obb (in training by data.format=yolo-obb)"
         )
     values = [numbers(words) for words in first]
     if all(

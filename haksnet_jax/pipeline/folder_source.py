@@ -146,7 +146,10 @@ class FolderSource:
 
     def _find_labels(self, labels_dir, format, paths, images_dir, everything):
         if not os.path.exists(labels_dir):
-            raise UserError(f"the folder of labels {labels_dir} does not exist")
+            raise UserError(
+                f"the folder of labels {labels_dir} does not exist, looked for from {os.getcwd()}: name it, in "
+                "training with data.train.labels_dir and data.val.labels_dir"
+            )
         label_set = LabelSet(labels_dir, format)
         self.problems += label_set.problems
         for stem in sorted(label_set.files.keys() - paths.keys()) if everything else ():

@@ -79,11 +79,15 @@ def _with_bands(config):
 
 
 def _places(config, split):
-    """The settings of a split's source, with paths in `data.root`."""
+    """The settings of a split's source, with paths in `data.root`; where there is no labelTxt, but labels, that."""
     settings = dict(config.data[split])
     for name in ("directory", "images_dir", "labels_dir"):
         if settings.get(name) and config.data.root:
             settings[name] = files.join(config.data.root, settings[name])
+    labels = settings.get("labels_dir")
+    if labels and os.path.basename(labels) == "labelTxt" and not os.path.exists(labels):
+        beside = os.path.join(os.path.dirname(labels), "labels")  # as other programs call it
+        settings["labels_dir"] = beside if os.path.isdir(beside) else labels
     return settings
 
 

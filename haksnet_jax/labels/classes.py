@@ -243,6 +243,8 @@ class Finder:
             # Two classes that differ in spelling alone can only be told apart exactly.
             {name: next(iter(labels)) for name, labels in labels_of.items() if len(labels) == 1},
         )
+        # Each word has a letter of the name, but for a few that are hyphens alone.
+        self._longest_spelling = max(map(len, labels_of), default=1) + 10
         self._longest = max((len(name.split()) for name in exact), default=1)
 
     def find(self, text: str) -> Found | None:
@@ -252,6 +254,8 @@ class Finder:
             fits = []
             # A name in another spelling may have more words than the class: "Boeing 737" for Boeing737.
             for count in range(1, min(len(words), self._longest if kind < 2 else len(words)) + 1):
+                if kind == 2 and count > self._longest_spelling:
+                    break
                 if kind == 2 and count > 1 and _may_be_difficulty(words, count - 1):
                     break  # it would use up a column
                 name = " ".join(words[:count])

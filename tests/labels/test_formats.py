@@ -5,6 +5,7 @@ import math
 import random
 import re
 import socket
+import time
 
 import cv2
 import numpy as np
@@ -515,3 +516,14 @@ def test_a_coordinate_system_that_is_an_address_or_a_file_is_not_opened(folder):
             assert problem.reason == "bad_json" and "coordinate system" in problem.detail
         with pytest.raises(TimeoutError):
             listening.accept()
+
+
+def test_time_grows_with_the_size_of_a_file_and_no_faster(folder):
+    """Each took minutes: text that the parser gives in pieces, and a line of 200,000 words."""
+    write(folder / "labels/a.xml", f"<annotation>{'a&amp;' * 1_000_000}</annotation>")
+    write(folder / "labels/a.txt", f"1 1 5 1 5 5 1 5 {'ship ' * 200_000}0\n")
+    started = time.process_time()
+    assert len(structured.read_tree(folder / "labels/a.xml").text) == 2_000_000
+    _, (problem,) = dota.read_labels(folder / "labels/a.txt", CLASSES)
+    assert problem.reason == "unknown_class"
+    assert time.process_time() - started < 10

@@ -92,8 +92,9 @@ def rotated(cx: float, cy: float, w: float, h: float, radians: float, where: str
     Raises:
       FormatError: a number is beyond what a box in an image can have, or a side is negative.
     """
-    cx, cy, w, h = bounded([cx, cy, w, h], where, line).tolist()
-    bounded(radians, where, line, most=MAX_ANGLE)
+    # (one by one, since arrays of four take longer than all else)
+    if not all(abs(number) <= objects.MAX_COORDINATE for number in (cx, cy, w, h)) or not abs(radians) <= MAX_ANGLE:
+        raise FormatError(Reason.BAD_NUMBER, f"{where}: a number is not finite or beyond what an image has", line)
     if w < 0 or h < 0:
         raise FormatError(Reason.BAD_NUMBER, f"{where}: expected a width and height of 0 or more", line)
     return boxes_to_polygons([[cx, cy, w, h, radians]])[0]

@@ -146,6 +146,7 @@ class _TreeBuilder(xml.sax.ContentHandler):
     def __init__(self):
         self.top = Node("", {}, 0)
         self._stack = [self.top]
+        self._texts = [[]]  # of the elements of the stack, in the pieces that the parser gives
         self._count = 0
 
     def setDocumentLocator(self, locator):
@@ -161,13 +162,14 @@ class _TreeBuilder(xml.sax.ContentHandler):
         node = Node(name, dict(attrs), line)
         self._stack[-1].children.append(node)
         self._stack.append(node)
+        self._texts.append([])
 
     def endElement(self, name):
         node = self._stack.pop()
-        node.text = node.text.strip()
+        node.text = "".join(self._texts.pop()).strip()
 
     def characters(self, content):
-        self._stack[-1].text += content
+        self._texts[-1].append(content)
 
 
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["'][^>]*\?>""")

@@ -295,9 +295,12 @@ class TfdsClassificationSource:
             found = ", ".join(builder.info.splits) or "none; prepare the data set first"
             raise UserError(f"{builder.data_dir} has no split {split!r}; its splits: {found}")
         features = builder.info.features
-        if "image" not in features or "label" not in features:
-            raise UserError(f"{builder.data_dir}: expected the features image and label, found {', '.join(features)}")
-        self.class_names = tuple(features["label"].names)
+        try:
+            self.class_names = tuple(features["label"].names)
+            features["image"]
+        except (KeyError, TypeError, AttributeError) as error:  # of other names, or of other kinds
+            found = prepared.names_of(features)
+            raise UserError(f"{builder.data_dir}: expected the features image and label, found {found}") from error
         if class_names is not None and tuple(class_names) != self.class_names:
             raise UserError(
                 f"{builder.data_dir} has {len(self.class_names)} classes ({', '.join(self.class_names[:3])}, ...) and "

@@ -5,6 +5,7 @@ any code run. Only the classes that builders here (and those of plain TFDS data 
 """
 
 import contextlib
+import io
 import os
 import pathlib
 import re
@@ -140,8 +141,15 @@ def open_builder(directory: str | os.PathLike[str], data_dir: str | os.PathLike[
     check(folder)
     import tensorflow_datasets as tfds  # here: it takes a second, and only this source needs it
 
-    with _naming(f"{folder}: its description"):
+    # (what it prints of TensorFlow, which a damaged description may ask for, concerns nobody)
+    with _naming(f"{folder}: its description"), contextlib.redirect_stdout(io.StringIO()):
         return tfds.builder_from_directory(str(folder))
+
+
+def names_of(features):
+    """Text: the names of a data set's features, for messages. Args: features, of TFDS."""
+    names = ", ".join(features) if hasattr(features, "keys") else f"one {type(features).__name__}"
+    return json_files.printable(names[:300])
 
 
 @contextlib.contextmanager

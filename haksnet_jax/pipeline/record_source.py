@@ -58,11 +58,11 @@ class TfdsSource:
             found = ", ".join(builder.info.splits) or "none; prepare the data set first"
             raise UserError(f"{builder.data_dir} has no split '{split}'; its splits: {found}")
         try:
-            names = builder.info.features["objects"]["label"].names
-        except KeyError as error:
+            names = tuple(builder.info.features["objects"]["label"].names)
+        except (KeyError, TypeError, AttributeError) as error:  # of other names, or of other kinds
             raise UserError(
                 f"{builder.data_dir}: expected the features image, image_id and objects (polygon, label, difficulty), "
-                f"found {', '.join(builder.info.features)}"
+                f"found {prepared.names_of(builder.info.features)}"
             ) from error
         self.class_names = tuple(names if class_names is None else class_names)
         unknown = [name for name in names if name not in self.class_names]

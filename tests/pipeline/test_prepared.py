@@ -192,3 +192,24 @@ def test_what_tfds_cannot_read_in_a_description_is_one_sentence(change, expected
     with pytest.raises(UserError, match=expected) as raised:
         prepared.open_builder(folder)
     assert str(raised.value).isprintable() and len(str(raised.value)) < 1000
+
+
+_OF_TFDS = "tensorflow_datasets.core.features"
+_TEXT = {"pythonClassName": f"{_OF_TFDS}.text_feature.Text", "text": {}}
+_LABEL = {"pythonClassName": f"{_OF_TFDS}.class_label_feature.ClassLabel", "classLabel": {}}
+
+
+@pytest.mark.parametrize(
+    ("place", "change"), [("objects", _TEXT), ("objects", _LABEL), ("label", _TEXT), ("", _TEXT), ("", _LABEL)]
+)
+def test_features_of_other_kinds_are_one_sentence(change, place, folder, capsys):
+    """They are names of the right features, in an allowed class that has nothing of what is asked of them."""
+    path = folder / "features.json"
+    features = json.loads(path.read_text())
+    for node in list(_nodes(features)):
+        if place in node:
+            node[place] = change
+    path.write_text(json.dumps(change if not place else features))
+    with pytest.raises(UserError):
+        TfdsSource(folder, "train")
+    assert capsys.readouterr().out == ""

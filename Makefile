@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(INSTALL) '.[test,lint,records,geo,export$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	$(INSTALL) '.[test,lint,records,geo,export,onnx$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	touch $@
 
 # The TPU compiler, 700 MB that only `haksnet plan` and its tests need; elsewhere than on x86 Linux there is none, and its

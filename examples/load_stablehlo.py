@@ -1,7 +1,9 @@
-"""Runs a detector that `haksnet export` wrote, with JAX and OpenCV alone (pip install jax flatbuffers opencv-python).
+"""Runs a file of `haksnet export --to=stablehlo` without haksnet_jax: pip install jax flatbuffers opencv-python
 
 haksnet export --checkpoint=demo --output=demo.stablehlo
-python examples/load_stablehlo.py demo.stablehlo image.png
+python examples/load_stablehlo.py demo.stablehlo image.png [second_date.png]
+
+Prints what was found; where that is in the image (objects, maps), FILE.found.png shows it.
 """
 
 import json
@@ -12,31 +14,38 @@ import jax
 import numpy as np
 from jax import export
 
+path, *image_paths = sys.argv[1:]
+with open(f"{path}.json", encoding="utf-8") as file:
+    facts = json.load(file)
 
-def detect(path, image, score=0.3):
-    """What a file finds in an image.
-
-    Args:
-      path: of the file; PATH.json lies beside it.
-      image: [rows, columns, 3] uint8 RGB; what is larger than the program's size is cut off.
-      score: lowest score.
-
-    Returns:
-      List of (class name, score, polygon [4, 2] in pixels), the best first.
-    """
-    with open(path, "rb") as file:
-        program = export.deserialize(bytearray(file.read()))
-    with open(f"{path}.json", encoding="utf-8") as file:
-        facts = json.load(file)
-    batch = np.zeros(facts["images"]["shape"], np.uint8)
+# One array for each input: images in the file's fixed size (padded with zeros, or cut off), and the lowest score.
+inputs, images = [], [cv2.imread(image)[..., ::-1] for image in image_paths]
+for name, wanted in facts["inputs"].items():
+    if name == "score":
+        inputs.append(np.array(0.3, np.float32))
+        continue
+    image, batch = images[name == "after"], np.zeros(wanted["shape"], wanted["dtype"])
     rows, columns = (min(a, b) for a, b in zip(image.shape[:2], batch.shape[1:3], strict=True))
     batch[0, :rows, :columns] = image[:rows, :columns]
-    found = jax.tree.map(np.asarray, program.call(batch, np.float32(score)))
-    order = [index for index in np.argsort(-found["scores"][0]) if found["valid"][0, index]]
-    names, polygons = facts["class_names"], found["polygons"][0].reshape(-1, 4, 2)
-    return [(names[found["labels"][0, index]], float(found["scores"][0, index]), polygons[index]) for index in order]
+    inputs.append(batch)
 
+with open(path, "rb") as file:
+    program = export.deserialize(bytearray(file.read()))
+found = jax.tree.map(np.asarray, program.call(*inputs))
 
-if __name__ == "__main__":
-    for name, value, polygon in detect(sys.argv[1], cv2.imread(sys.argv[2])[..., ::-1]):
-        print(f"{name} {value:.3f} {polygon.round(1).tolist()}")
+names, shown = facts["class_names"], images[0][:rows, :columns, ::-1].copy()
+if facts["task"] == "detection":
+    for index in np.argsort(-found["scores"][0]):
+        if found["valid"][0, index]:
+            corners = found["polygons"][0, index].reshape(4, 2)
+            print(f"{names[found['labels'][0, index]]} {found['scores'][0, index]:.3f} {corners.round(1).tolist()}")
+            cv2.polylines(shown, [corners.round().astype(np.int32)], True, (0, 255, 255))
+elif facts["task"] == "classification":
+    for label in np.argsort(-found["probabilities"][0])[:5]:
+        print(f"{names[label]} {found['probabilities'][0, label]:.3f}")
+else:
+    labels = found["labels"][0, :rows, :columns]
+    for label, name in enumerate(names):
+        print(f"{name} {(labels == label).mean():.1%}")
+    shown = (labels * (255 // max(1, len(names) - 1))).astype(np.uint8)
+cv2.imwrite(f"{path}.found.png", shown)

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+
+# Runtimes that are not JAX: what is traced for them is translated operation by operation.
+PORTABLE = "portable"
 
 
 def platform() -> str:
@@ -14,6 +18,18 @@ def platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def portable_mesh() -> AbstractContextManager[Any]:
+    """Context in which computations are traced for other runtimes: in the common operations, without bit patterns."""
+    device = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform=PORTABLE)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
+def is_portable() -> bool:
+    """Whether a computation is for other runtimes, see `portable_mesh`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.platform == PORTABLE
 
 
 def by_platform(*arguments: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
@@ -27,7 +43,7 @@ def by_platform(*arguments: Any, default: Callable[..., Any], **forms: Callable[
     Args:
       *arguments: of the forms.
       default: form for every platform that has none of its own.
-      **forms: by the names of platforms: tpu, cuda, rocm, cpu.
+      **forms: by the names of platforms: tpu, cuda, rocm, cpu; portable (`portable_mesh`).
 
     Returns:
       What the chosen form returns; all forms return the same shapes and types.
@@ -39,6 +55,7 @@ def by_platform(*arguments: Any, default: Callable[..., Any], **forms: Callable[
         if name == "gpu":
             name = "rocm" if _is_here("rocm") else "cuda"
         return forms.get(name, default)(*arguments)
+    forms.pop(PORTABLE, None)
     if jax.default_backend() != "cpu":
         forms = {name: form for name, form in forms.items() if _is_here(name)}
     return jax.lax.platform_dependent(*arguments, default=default, **forms)

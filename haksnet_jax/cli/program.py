@@ -28,7 +28,7 @@ COMMANDS = {
     "evaluate": "score a model or predictions against labels",
     "predict": "find objects in images of any size",
     "convert": "PyTorch checkpoints to this format and back",
-    "export": "a detector as StableHLO, which runs without this package",
+    "export": "a model as ONNX, StableHLO or SavedModel, to run elsewhere",
     "validate": "check a data set: every problem with file and line",
     "split": "cut large images and their labels into tiles",
     "build": "pack a data set for training",

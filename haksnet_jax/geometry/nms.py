@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from haksnet_jax.geometry.rotated_iou import box_frames, iou_of_frames
 from haksnet_jax.structures import AnyArray
+from haksnet_jax.target import is_portable
 
 # A matrix of half a MiB, 32 boxes in a word. Smaller blocks would mean more steps that wait on one another.
 _BLOCK = 2048
@@ -108,6 +109,8 @@ def _rotated_iou(first, second):
 
 def _packed(flags):
     """[..., n] bool to [..., ceil(n / 32)] uint32: what every pass reads is an eighth as long."""
+    if is_portable():  # as they are: other runtimes know few operations on bits
+        return flags
     flags = jnp.pad(flags, [(0, 0)] * (flags.ndim - 1) + [(0, -flags.shape[-1] % 32)])
     bits = flags.reshape(*flags.shape[:-1], -1, 32).astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
     return jnp.sum(bits, axis=-1, dtype=jnp.uint32)
@@ -115,7 +118,7 @@ def _packed(flags):
 
 def _suppressed(suppresses, kept):
     """[m] bool: whom a kept box suppresses. Args: suppresses [m, n / 32] packed, row j column i; kept [n] bool."""
-    return jnp.any((suppresses & _packed(kept)) != 0, axis=1)
+    return jnp.any((suppresses & _packed(kept)).astype(bool), axis=1)
 
 
 def _settle(alive, suppresses):
@@ -155,7 +158,8 @@ def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, bl
 
     def suppression(start, candidates, candidate_position):
         """[n, block_size / 32] packed: which boxes of the block at `start` would suppress which candidates."""
-        block = [lax.dynamic_slice_in_dim(column, start, block_size)[None, :] for column in columns]
+        block = columns if num_blocks == 1 else [lax.dynamic_slice_in_dim(x, start, block_size) for x in columns]
+        block = [column[None, :] for column in block]
         candidates = [column[:, None] for column in candidates]
         block_position = start + jnp.arange(block_size)
         result = block_position[None, :] < candidate_position[:, None]
@@ -194,6 +198,11 @@ def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, bl
         _, alive, kept, _ = lax.while_loop(has_work, settle_block, state)
 
     num_kept = jnp.sum(kept, dtype=jnp.int32)
-    slot = jnp.where(kept, jnp.cumsum(kept, dtype=jnp.int32) - 1, max_outputs)[:num_boxes]
-    index = jnp.zeros(max_outputs, jnp.int32).at[slot].set(order.astype(jnp.int32), mode="drop")
-    return index, jnp.arange(max_outputs) < num_kept, jnp.sum(alive, dtype=jnp.int32) - num_kept
+    is_kept = jnp.arange(max_outputs) < num_kept
+    if is_portable():  # a sort: other runtimes know no scatter of a batch
+        first = order[jnp.argsort(~kept[:num_boxes], stable=True)][:max_outputs].astype(jnp.int32)
+        index = jnp.where(is_kept, jnp.pad(first, (0, max_outputs - first.shape[0])), 0)
+    else:
+        slot = jnp.where(kept, jnp.cumsum(kept, dtype=jnp.int32) - 1, max_outputs)[:num_boxes]
+        index = jnp.zeros(max_outputs, jnp.int32).at[slot].set(order.astype(jnp.int32), mode="drop")
+    return index, is_kept, jnp.sum(alive, dtype=jnp.int32) - num_kept

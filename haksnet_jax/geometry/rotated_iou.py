@@ -30,6 +30,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from haksnet_jax.structures import AnyArray
+from haksnet_jax.target import is_portable
 
 # Cosine and sine at 512 steps of the circle. float32 alone is not enough for a rotation (see _cos_sin).
 _STEPS = 512
@@ -37,6 +38,9 @@ _STEPS = 512
 
 def _upper_bits(x):
     """The 12 leading bits of a float32: products of two such numbers are exact."""
+    if is_portable():  # rounded, not cut off (Veltkamp); not everywhere, since XLA may simplify the difference away
+        scaled = x * float((1 << 12) + 1)
+        return scaled - (scaled - x)
     bits = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(1 << 12))
     return lax.bitcast_convert_type(bits, jnp.float32)
 

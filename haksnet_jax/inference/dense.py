@@ -54,6 +54,7 @@ class Session:
     """
 
     def __init__(self, graph: nnx.GraphDef, mesh: jax.sharding.Mesh, *, batch_size: int) -> None:
+        self.graph = graph
         self.mesh = mesh
         self.batch_size = batch_size
         self._variables = None

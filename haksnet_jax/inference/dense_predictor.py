@@ -56,6 +56,7 @@ class DensePredictor:
       num_images: images that are looked at together: two of a change detector.
       tile, overlap: of the windows that the model was evaluated with.
       session: dense.Session with the weights.
+      variables: {"params", "batch_stats"} of numpy arrays.
       precision: of the arithmetic.
     """
 
@@ -84,14 +85,14 @@ class DensePredictor:
             graph, params, stats = architecture.abstract(model_info, dtype=precision)
         except (KeyError, TypeError, IndexError) as error:
             raise CheckpointError(f"model.json does not describe a model of {self.task}: {error!r}") from error
-        variables = model_folder.variables_of(params, stats, arrays)
+        self.variables = model_folder.variables_of(params, stats, arrays)
         self.colours = dense_maps.colours_of(self.class_names, colours)
         self.num_images = TASKS[self.task]
         self.precision = precision
         mesh = devices.data_mesh(jax.local_devices())
         batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 4)
         self.session = dense.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
-        self.session.set_variables(variables)
+        self.session.set_variables(self.variables)
 
     def settings(
         self,

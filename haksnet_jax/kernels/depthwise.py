@@ -123,10 +123,12 @@ def _forms(k, width):
     slices = _with_bias(convolve_slices, weight_gradient_slices)
     bands = _with_bias(convolve_bands, weight_gradient_bands)
     library = _with_bias(convolve_library, weight_gradient_library)
+    grouped = _with_bias(convolve_grouped, weight_gradient_library)
     kernels = (depthwise_triton.convolve, depthwise_triton.weight_gradient)
     return {
         "cuda": kernels if triton.usable() else library,
         "rocm": library,
+        "portable": grouped,
         # By the TPU compiler's own estimates for v5e, 2 images in bfloat16, slices / bands: forward, 256 x 256 x 32,
         # 5 x 5 0.53 / 0.23 ms and 9 x 9 1.7 / 0.28 ms. Channel mixing with its two 3 x 3, forward + gradients: 3.5 /
         # 1.1 ms at 256 x 256, 1.3 / 0.6 at 128 x 128, 0.8 / 0.7 at 64 x 64, 0.3 / 0.5 at 32 x 32; and the MLP with its
@@ -269,6 +271,12 @@ def weight_gradient_bands(x: jax.Array, gradient: jax.Array, k: int) -> jax.Arra
     # gradients in T's third stage 4.9 instead of 3.3 s.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.HIGH
     return jnp.einsum("uycw,xwu->yxc", products, masks, precision=precision)
+
+
+def convolve_grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`depthwise_conv` by one convolution, as other runtimes know it."""
+    margin = (kernel.shape[0] // 2, kernel.shape[0] // 2)
+    return _library_convolution(x, kernel, margin, margin)
 
 
 def convolve_library(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -159,7 +159,7 @@ class Augmentation:
         self.crop = tuple(crop)
         self.augment, self.light = augment, augment.light()
 
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray | np.generic]:
         row = self._mosaic(example, rng) if rng.random() < self.augment.mosaic else self._cropped(example, rng)
         row = self._turned(row, rng)
         if self.light is not None:

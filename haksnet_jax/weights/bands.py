@@ -1,5 +1,8 @@
 """Weights of a network for some bands of an image, carried over to one for others."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 RGB = ("red", "green", "blue")
@@ -7,7 +10,7 @@ RGB = ("red", "green", "blue")
 FIRST_CONVOLUTIONS = ("backbone.stages.0.patch_embed.conv.kernel", "backbone.conv1.kernel")
 
 
-def bands_of(info):
+def bands_of(info: dict[str, Any]) -> tuple[Any, ...]:
     """The bands that a model takes, by name or by number from 1. Args: info, of a model.json. Returns: tuple."""
     named = (info.get("images") or {}).get("bands")
     if named:
@@ -16,7 +19,7 @@ def bands_of(info):
     return RGB if num_bands == 3 else tuple(range(1, num_bands + 1))
 
 
-def carried_over(kernel, theirs, ours):
+def carried_over(kernel: np.ndarray, theirs: Sequence[Any], ours: Sequence[Any]) -> tuple[np.ndarray, list[Any]]:
     """The first convolution for other bands: those of the same name are copied, others get the mean over all.
 
     Args:

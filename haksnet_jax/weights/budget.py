@@ -28,20 +28,20 @@ class Budget:
       file_bytes: size of the file.
     """
 
-    def __init__(self, max_bytes, file_bytes):
+    def __init__(self, max_bytes: int, file_bytes: int) -> None:
         # Views may share storages (two names for one tensor), but only so often: a small file whose views add up to
         # terabytes is not a checkpoint.
         self._tensors = self._limit = min(max_bytes, 4 * file_bytes + (1 << 20))
         self._metadata = MAX_METADATA_BYTES
         self._deadline = time.thread_time() + MAX_SECONDS
 
-    def take(self, num_bytes):
+    def take(self, num_bytes: int) -> None:
         """Charges the bytes of a tensor."""
         self._tensors -= num_bytes
         if self._tensors < 0:
             raise CheckpointError(f"its tensors claim more than {self._limit:,} bytes")
 
-    def charge(self, num_bytes):
+    def charge(self, num_bytes: int) -> None:
         """Charges memory for anything else, before it is taken."""
         self._metadata -= num_bytes
         if self._metadata < 0:
@@ -49,7 +49,7 @@ class Budget:
                 f"what surrounds its tensors takes more than {MAX_METADATA_BYTES >> 20} MiB, which no checkpoint needs"
             )
 
-    def look_at_the_clock(self):
+    def look_at_the_clock(self) -> None:
         """Ends the reading of a file that takes too long."""
         if time.thread_time() > self._deadline:
             raise CheckpointError(f"reading what surrounds its tensors takes more than {MAX_SECONDS:g} s")

@@ -18,6 +18,8 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -53,7 +55,7 @@ class ConversionError(UserError):
       report: text of the report, where the conversion came that far; else None.
     """
 
-    def __init__(self, message, report=None):
+    def __init__(self, message: str, report: Any | None = None) -> None:
         super().__init__(message)
         self.report = report
 
@@ -74,22 +76,22 @@ class Model:
     report: Report | None
     notes: tuple[str, ...] = ()
 
-    def text(self):
+    def text(self) -> str:
         """The report: what the model is, notes, and every name."""
         return _header(self.info, self.notes) + (self.report.text() if self.report else "")
 
 
 def read_torch_model(
-    path,
+    path: str | os.PathLike[str],
     *,
-    ema=False,
-    part=None,
-    allow_missing=(),
-    allow_nonfinite=False,
-    class_names=None,
-    reinitialize_classifier=False,
-    max_bytes=MAX_BYTES,
-):
+    ema: bool = False,
+    part: str | None = None,
+    allow_missing: Sequence[str] = (),
+    allow_nonfinite: bool = False,
+    class_names: Sequence[str] | None = None,
+    reinitialize_classifier: bool = False,
+    max_bytes: int = MAX_BYTES,
+) -> Model:
     """Reads weights of upstream's as a model of ours.
 
     Args:
@@ -241,7 +243,7 @@ def _source(path, where, part, backbone_prefix, counts, described):
     return source
 
 
-def convert(source, output, **options):
+def convert(source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Model:
     """Writes a checkpoint of ours from a file of upstream's.
 
     Args:
@@ -284,7 +286,7 @@ def _system_reason(error):
     return os.strerror(int(number[1])) if number else str(error).splitlines()[0][:300]
 
 
-def export(source, target, **options):
+def export(source: str | os.PathLike[str], target: str | os.PathLike[str], **options: Any) -> Model:
     """Writes a file with upstream's names.
 
     Args:
@@ -440,6 +442,6 @@ def _header(info, notes):
     return "\n".join(lines) + "\n"
 
 
-def printable(text):
+def printable(text: str) -> str:
     """Text for a terminal: names come out of files, and control characters in them could do anything there."""
     return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,6 +1,9 @@
 """The names of MMRotate's Oriented R-CNN around a backbone beside ours: FPN, RPN and box head."""
 
-from haksnet_jax.weights.tables import CONV, LINEAR, POINTWISE, Layout, entries, first_size, layer
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from haksnet_jax.weights.tables import CONV, LINEAR, POINTWISE, Entry, Layout, entries, first_size, layer
 
 PREFIXES = ("neck.", "rpn_head.", "roi_head.")
 POOL_SIZE = 7
@@ -25,7 +28,7 @@ _HEADS = [
 CLASSIFIER = tuple(row.theirs for row in _HEADS if row.ours.startswith("roi_head.logits"))
 
 
-def detector_entries(architecture, widths):
+def detector_entries(architecture: dict[str, Any], widths: Sequence[int]) -> list[Entry]:
     """Every array around the backbone, in the order of upstream's state_dict. Args: architecture; widths of maps."""
     fpn, pool, num_classes = architecture["fpn_channels"], POOL_SIZE, architecture["num_classes"]
     scope = {
@@ -42,7 +45,7 @@ def detector_entries(architecture, widths):
     return result + entries(_HEADS, scope)
 
 
-def read(shapes_of):
+def read(shapes_of: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Reads sizes off shapes. Args: {upstream's name: shape}. Returns: dict: fpn_channels, hidden, num_classes.
 
     All are None for a backbone alone; num_classes also where the classifier is missing.

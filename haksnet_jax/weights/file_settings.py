@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+from typing import Any
 
 from haksnet_jax import json_files
 from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
@@ -21,22 +22,22 @@ OWN_KEY = "haksnet_jax"  # of the metadata in files that we write: the model's d
 _LONGEST_TEXT = 1 << 20  # of a configuration that is looked through; those of the framework have some 10,000 letters
 
 
-def meta_of(checkpoint):
+def meta_of(checkpoint: Any) -> dict[str, Any]:
     """The part of a file that is not weights, as a dict."""
     tree = checkpoint.tree
     if checkpoint.kind == "safetensors":
-        meta = {OWN_KEY: checkpoint.metadata[OWN_KEY]} if OWN_KEY in checkpoint.metadata else {}
+        own = {OWN_KEY: checkpoint.metadata[OWN_KEY]} if OWN_KEY in checkpoint.metadata else {}
         try:
-            return meta | {"CLASSES": json.loads(checkpoint.metadata["classes"])}
+            return own | {"CLASSES": json.loads(checkpoint.metadata["classes"])}
         except (KeyError, ValueError, RecursionError):
-            return meta
+            return own
     meta = tree.get("meta") if isinstance(tree, dict) else None
     if isinstance(meta, Inert):
         meta = meta.items or meta.attributes
     return meta if isinstance(meta, dict) else {}
 
 
-def own_description(meta):
+def own_description(meta: dict[str, Any]) -> dict[str, Any] | None:
     """The `model.json` that a file of ours carries, or None. Raises: CheckpointError, it is not one."""
     text = meta.get(OWN_KEY)
     if not isinstance(text, str):
@@ -47,7 +48,7 @@ def own_description(meta):
     return info
 
 
-def class_names(meta):
+def class_names(meta: dict[str, Any]) -> Any:
     """Class names that a file carries, or None."""
     found = meta.get("CLASSES", meta.get("classes"))
     inner = meta.get("dataset_meta")  # later releases of the framework
@@ -66,12 +67,12 @@ def _config_text(meta):
     return text if isinstance(text, str) and len(text) <= _LONGEST_TEXT else ""
 
 
-def is_fed_bgr(meta):
+def is_fed_bgr(meta: dict[str, Any]) -> bool:
     """Whether a file's configuration feeds images as B, G, R."""
     return re.findall(r"to_rgb\s*=\s*(True|False)", _config_text(meta))[-1:] == ["False"]
 
 
-def detector_settings(meta):
+def detector_settings(meta: dict[str, Any]) -> dict[str, Any]:
     """Normalisation and size of images of a detector, out of the configuration text in a file, else upstream's."""
     text = _config_text(meta)
     number = r"\s*(-?[\d.]{1,30}(?:e-?\d{1,3})?)\s*"
@@ -98,7 +99,7 @@ def detector_settings(meta):
     }
 
 
-def classifier_settings(tree):
+def classifier_settings(tree: Any) -> dict[str, Any]:
     """Normalisation and size of images of an image classifier, out of the arguments that timm stores.
 
     Args:

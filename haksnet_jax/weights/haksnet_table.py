@@ -1,6 +1,8 @@
 """HAKSNet's names upstream beside ours."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from haksnet_jax.weights.errors import CheckpointError
 from haksnet_jax.weights.tables import (
@@ -9,6 +11,7 @@ from haksnet_jax.weights.tables import (
     LINEAR,
     POINTWISE,
     VECTOR,
+    Entry,
     Row,
     batch_norm,
     entries,
@@ -76,7 +79,7 @@ def _scope(architecture, stage):
     }
 
 
-def backbone_entries(architecture):
+def backbone_entries(architecture: dict[str, Any]) -> list[Entry]:
     """Every array of the backbone, in the order of upstream's state_dict. Returns: list of Entry."""
     result = []
     for stage in range(len(architecture["channels"])):
@@ -88,17 +91,17 @@ def backbone_entries(architecture):
     return result
 
 
-def classifier_entries(architecture):
+def classifier_entries(architecture: dict[str, Any]) -> list[Entry]:
     """The arrays of an image classifier's last layer. Args: architecture. Returns: list of Entry."""
     return entries(_HEAD, _scope(architecture, len(architecture["channels"]) - 1))
 
 
-def widths(architecture):
+def widths(architecture: dict[str, Any]) -> list[int]:
     """Channels of the feature maps."""
     return architecture["channels"]
 
 
-def read(shapes_of):
+def read(shapes_of: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Reads the backbone's sizes off shapes.
 
     Args:

@@ -7,10 +7,13 @@ keeps `WORKDIR/checkpoints/STEP/{state,data,manifest.json}` and one `WORKDIR/mod
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import shutil
 import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +21,7 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 import tensorstore
 from absl import logging
+from etils import epath
 from flax import nnx
 
 from haksnet_jax import demo, files, json_files
@@ -30,15 +34,15 @@ _MAX_MODEL_BYTES = 4 << 20  # of model.json; the names of 20,000 classes have ha
 _WEIGHT_FILES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 
 
-def flatten(tree):
+def flatten(tree: Any) -> dict[str, Any]:
     """Nested dicts (or an nnx.State) to {"a.b.c": leaf}."""
     leaves = jax.tree_util.tree_flatten_with_path(nnx.as_pure(tree))[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def unflatten(flat):
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"a.b.c": leaf} to nested dicts with string keys."""
-    tree = {}
+    tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *parents, last = name.split(".")
         node = tree
@@ -48,7 +52,7 @@ def unflatten(flat):
     return tree
 
 
-def fill(state, flat, *, what):
+def fill(state: Any, flat: Mapping[str, Any], *, what: str) -> Any:
     """Puts named arrays into a state of the same names.
 
     Args:
@@ -77,7 +81,7 @@ def fill(state, flat, *, what):
     return jax.tree_util.tree_unflatten(structure, [np.asarray(flat[name]) for name in names])
 
 
-def variables_of(params, batch_stats, arrays):
+def variables_of(params: Any, batch_stats: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The variables of a model for inference.
 
     Args:
@@ -104,7 +108,7 @@ def _alone():
     )
 
 
-def save_model(directory, arrays, model_info):
+def save_model(directory: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], model_info: dict[str, Any]) -> None:
     """Writes a model alone, whole or not at all.
 
     Args:
@@ -147,7 +151,7 @@ def _save_arrays(path, arrays):
         checkpointer.save(path, unflatten({k: np.asarray(v) for k, v in arrays.items()}), force=True)
 
 
-def restore_numpy(path):
+def restore_numpy(path: str | os.PathLike[str]) -> Any:
     """Reads an Orbax tree of arrays (`state` in a checkpoint) as numpy, whatever devices it was saved from."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
@@ -170,12 +174,12 @@ def _without_log_of_the_library():
         handler.removeFilter(of_ours)
 
 
-def is_file_of_weights(path):
+def is_file_of_weights(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a file such as other programs write weights to, where a folder is expected."""
     return pathlib.Path(path).is_file() if not files.is_bucket(path) else str(path).endswith(_WEIGHT_FILES)
 
 
-def resolve(directory):
+def resolve(directory: str | os.PathLike[str]) -> tuple[epath.Path, epath.Path]:
     """Finds the model in any folder that a user would name.
 
     Args:
@@ -226,7 +230,7 @@ def resolve(directory):
     return steps / str(max(numbers)), steps.parent / MODEL_FILE
 
 
-def read_model_info(path):
+def read_model_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a `model.json`.
 
     Args:
@@ -239,11 +243,11 @@ def read_model_info(path):
       CheckpointError: it cannot be read or says what no model can be; one sentence with the place in the file.
     """
     info = json_files.load(path, max_bytes=_MAX_MODEL_BYTES, error=CheckpointError)
-    model_schema.check(info, path)
+    model_schema.check(info, str(path))
     return info
 
 
-def task_of(directory):
+def task_of(directory: str | os.PathLike[str]) -> str:
     """The task of a model, "detection" where its description names none. Args: directory, as in `resolve`.
 
     Raises:
@@ -253,7 +257,7 @@ def task_of(directory):
     return (read_model_info(info_path).get("task") if info_path.exists() else None) or "detection"
 
 
-def opened(make, directory, **options):
+def opened(make: Callable[..., Any], directory: str | os.PathLike[str], **options: Any) -> Any:
     """What is made of a model's arrays and description.
 
     Args:
@@ -271,7 +275,9 @@ def opened(make, directory, **options):
         raise CheckpointError(f"{directory}: {error}") from error
 
 
-def load_model(directory, *, allow_nonfinite=False):
+def load_model(
+    directory: str | os.PathLike[str], *, allow_nonfinite: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads a model: a converted one, a run's folder (its best evaluation, else its newest step), or one step.
 
     Where a run keeps an average of its weights, that is what comes back. The files are compared with the sums that were
@@ -334,7 +340,7 @@ def _restored(folder):
     return tree
 
 
-def require_finite(arrays, where):
+def require_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
     """Raises CheckpointError where a weight is NaN or infinite. Args: {name: array}; where they come from."""
     wrong = {}
     for name, array in arrays.items():

@@ -1,6 +1,7 @@
 """What `model.json` may say, checked before anything is built from it."""
 
 import collections
+from typing import Any
 
 from haksnet_jax import json_files
 from haksnet_jax.weights.errors import CheckpointError
@@ -102,7 +103,7 @@ SCHEMA = {
 _OF_A_DETECTOR = ("class_names", "pixel_mean", "pixel_std", "input_size", "keep_ratio", "padding_divisor")
 
 
-def check(info, where):
+def check(info: dict[str, Any], where: str) -> None:
     """Compares the content of a `model.json` with its schema.
 
     Keys that are not known here (of other tasks, of later versions) are left to those who use them, as long as what

@@ -1,9 +1,11 @@
 """ResNet's names in torchvision (and in MMRotate, behind `backbone.`) beside ours."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from haksnet_jax.weights.errors import CheckpointError
-from haksnet_jax.weights.tables import CONV, LINEAR, batch_norm, entries, first_size, layer
+from haksnet_jax.weights.tables import CONV, LINEAR, Entry, batch_norm, entries, first_size, layer
 
 EXAMPLE = "layer1.0.conv1.weight"
 ANCHOR = re.compile(r"^(?P<root>.*?)(?P<backbone>backbone\.)?layer[1-4]\.\d+\.(?:conv|bn)[1-3]\.")
@@ -31,12 +33,12 @@ _PROJECTION = [
 _HEAD = layer("fc", "head", LINEAR, ("K", "C"))  # of an image classifier
 
 
-def widths(architecture):
+def widths(architecture: dict[str, Any]) -> list[int]:
     """Channels of the feature maps."""
     return [_EXPANSION * architecture["width"] * 2**stage for stage in range(len(architecture["depths"]))]
 
 
-def backbone_entries(architecture):
+def backbone_entries(architecture: dict[str, Any]) -> list[Entry]:
     """Every array of the backbone, in the order of torchvision's state_dict."""
     width = architecture["width"]
     result = entries(_STEM, {"W": width, "B": architecture.get("in_channels", 3)})
@@ -51,12 +53,12 @@ def backbone_entries(architecture):
     return result
 
 
-def classifier_entries(architecture):
+def classifier_entries(architecture: dict[str, Any]) -> list[Entry]:
     """The arrays of an image classifier's last layer."""
     return entries(_HEAD, {"K": architecture["num_classes"], "C": widths(architecture)[-1]})
 
 
-def read(shapes_of):
+def read(shapes_of: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Reads the sizes off shapes. Args, Returns, Raises: as of `haksnet_table.read`."""
     width = first_size(shapes_of, ("backbone.conv1.weight", 0), ("backbone.layer1.0.conv1.weight", 0))
     depths = []

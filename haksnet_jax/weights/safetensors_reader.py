@@ -2,11 +2,13 @@
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 
 from haksnet_jax import json_files
 from haksnet_jax.weights import budget as costs
+from haksnet_jax.weights.budget import Budget
 from haksnet_jax.weights.errors import CheckpointError
 from haksnet_jax.weights.stored_tensors import (
     DTYPES,
@@ -36,7 +38,7 @@ _DTYPES = {
 }
 
 
-def read(contents, header_bytes, budget):
+def read(contents: Any, header_bytes: int, budget: Budget) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
     """Reads a file.
 
     Args:

@@ -1,5 +1,8 @@
 """Finding the weights in what a file of PyTorch holds, under upstream's names."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from haksnet_jax.weights import haksnet_table, resnet_table
@@ -10,12 +13,12 @@ _EMA = "ema_"  # before the name of an average, in which mmcv writes an undersco
 _TABLES = (haksnet_table, resnet_table)
 
 
-def is_array(value):
+def is_array(value: Any) -> bool:
     """Whether a value of a file is a tensor."""
     return isinstance(value, (StoredTensor, np.ndarray))
 
 
-def select_state_dict(tree, *, ema=False):
+def select_state_dict(tree: Any, *, ema: bool = False) -> Any:
     """Finds the weights in what a checkpoint holds.
 
     Args:
@@ -82,7 +85,7 @@ def _averages(stored):
     return {name: stored[name] if averages[name] is None else averages[name] for name in names}
 
 
-def upstream_names(state_dict, *, part=None):
+def upstream_names(state_dict: Mapping[str, Any], *, part: str | None = None) -> Any:
     """Brings stored names to upstream's: without `module.` or other prefixes, with `backbone.`.
 
     Args:
@@ -96,7 +99,7 @@ def upstream_names(state_dict, *, part=None):
       CheckpointError: no name is of a known backbone, several models are there, or two names become one.
     """
     names = [name for name in state_dict if isinstance(name, str)]
-    found = {}  # root: (table, whether with `backbone.`)
+    found: dict[str, Any] = {}  # root: (table, whether with `backbone.`)
     for table in _TABLES:
         for match in filter(None, map(table.ANCHOR.match, names)):
             found.setdefault(match["root"], (table, match["backbone"] is not None))
@@ -111,7 +114,8 @@ def upstream_names(state_dict, *, part=None):
     root = _one_root(found, part)
     table, has_backbone = found[root]
     others = tuple(other for other in found if other.startswith(root) and other != root)
-    values, stored = {}, {}
+    values: dict[str, Any] = {}
+    stored: dict[str, str] = {}
     for name in names:
         if others and name.startswith(others):
             clean = name  # of another model of the file

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +41,7 @@ class Inert:
     attributes: dict | None = None
     items: dict | None = None
 
-    def __repr__(self):  # its parts are left out: written out they may be endless
+    def __repr__(self) -> str:  # its parts are left out: written out they may be endless
         return f"<{shown_name(self.name)}>"
 
 
@@ -51,11 +53,11 @@ class StoredBytes:
     data: np.ndarray | None = None  # uint8
     crc32: int | None = None  # expected, until it was checked
 
-    def checked(self):
+    def checked(self) -> np.ndarray:
         """The bytes, after comparing them once with the checksum that the file records."""
         if self.data is None:
             raise CheckpointError(f"{self.label} is named but not stored")
-        if self.crc32 and zlib.crc32(self.data) != self.crc32:
+        if self.crc32 and zlib.crc32(self.data) != self.crc32:  # type: ignore[arg-type]
             raise CheckpointError(f"{self.label} does not match its checksum: the file is damaged")
         self.crc32 = None
         return self.data
@@ -88,10 +90,10 @@ class StoredTensor:
     storage: StoredBytes | None = None
     swapped: bool = False
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<tensor {shown_sizes(self.shape)} {self.dtype}>"
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray:
         """Reads the values.
 
         Returns:
@@ -106,6 +108,7 @@ class StoredTensor:
             if math.prod(max(size, 1) for size in self.shape) >= 1 << 58:  # NumPy wants the product of the others too
                 raise CheckpointError(f"it holds an array of sizes {shown_sizes(self.shape)}, which none can have")
             return np.zeros(self.shape, self.dtype)
+        assert self.dtype is not None  # (with a storage)
         size = self.dtype.itemsize
         values = np.frombuffer(self.storage.checked(), self.dtype, offset=self.offset * size, count=self.span())
         view = np.lib.stride_tricks.as_strided(values, self.shape, [s * size for s in self.strides], writeable=False)
@@ -114,17 +117,17 @@ class StoredTensor:
             result = result.view(f"u{size}").byteswap().view(self.dtype)
         return result
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any | None = None, copy: bool | None = None) -> np.ndarray:
         return self.numpy().astype(dtype or self.dtype, copy=False)
 
-    def span(self):
+    def span(self) -> int:
         """Elements from the first to the last one used."""
         if 0 in self.shape:
             return 0
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
 
 
-def sizes(values, what):
+def sizes(values: Any, what: str) -> tuple[int, ...]:
     """A tuple of whole numbers from 0 to 2^62, or an error."""
     if not isinstance(values, (tuple, list)) or len(values) > 32:
         raise CheckpointError(f"{what} is not a short list of numbers")
@@ -134,7 +137,7 @@ def sizes(values, what):
     return tuple(values)
 
 
-def contiguous(shape):
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides in elements of a C-ordered array."""
     strides = []
     step = 1
@@ -147,7 +150,7 @@ def contiguous(shape):
 # Values of a file in messages: by type and size, since written out they may be endless.
 
 
-def described(value):
+def described(value: Any) -> str:
     """A value of a file in a few words: numbers as they are, everything else by its type and size."""
     if value is None or isinstance(value, bool | float):
         return str(value)
@@ -164,16 +167,16 @@ def described(value):
     return f"a {type(value).__name__.strip('_').lower()}"
 
 
-def shown_name(name):
+def shown_name(name: Any) -> str:
     """A name of a file, short and without control characters."""
     return json_files.printable(name if len(name) <= 80 else f"{name[:77]}...")
 
 
-def shown_sizes(values):
+def shown_sizes(values: Any) -> str:
     """A shape in a message."""
     return f"[{', '.join(map(str, values[:6]))}{', ...' if len(values) > 6 else ''}]"
 
 
-def is_plain_name(text):
+def is_plain_name(text: Any) -> bool:
     """Whether a text is a short name of letters, digits and underscores."""
     return isinstance(text, str) and re.fullmatch(r"[0-9A-Za-z_]{1,64}", text) is not None

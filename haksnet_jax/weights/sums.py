@@ -5,6 +5,9 @@ A checkpoint library notices a file that is missing or cut off; a changed byte i
 
 import json
 import zlib
+from collections.abc import Iterator, Sequence
+
+from etils import epath
 
 from haksnet_jax import files, json_files
 from haksnet_jax.weights.errors import CheckpointError
@@ -24,7 +27,7 @@ _SCHEMA = {
 }
 
 
-def files_in(folder, prefix=""):
+def files_in(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
     """Yields (path relative to the folder, epath.Path) of every file below it."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.is_dir():
@@ -33,7 +36,7 @@ def files_in(folder, prefix=""):
             yield prefix + path.name, path
 
 
-def size_and_sum(path):
+def size_and_sum(path: epath.Path) -> list[int]:
     """[bytes, CRC-32] of a file."""
     size, total = 0, 0
     with path.open("rb") as file:
@@ -42,13 +45,13 @@ def size_and_sum(path):
     return [size, total]
 
 
-def write(folder):
+def write(folder: epath.Path) -> None:
     """Writes down size and CRC-32 of every file in a checkpoint that is saved whole. Args: folder, epath.Path."""
     found = {name: size_and_sum(path) for name, path in files_in(folder) if name != MANIFEST_FILE}
     files.write_text(folder / MANIFEST_FILE, json.dumps(found, indent=1) + "\n")
 
 
-def difference(folder, *, but=(), only=None):
+def difference(folder: epath.Path, *, but: Sequence[str] = (), only: Sequence[str] | None = None) -> str:
     """What is not as it was when the checkpoint was saved.
 
     Args:

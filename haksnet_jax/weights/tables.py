@@ -5,8 +5,8 @@ letters for the widths. What loads, what is missing, what does not fit and what 
 so does the way back. A backbone's table is one file (`haksnet_table`, `resnet_table`), the detector's heads another.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,13 +34,13 @@ class Row(NamedTuple):
     shape: tuple  # upstream's: sizes, or letters that the scope explains
 
 
-def layer(theirs, ours, layout, shape, bias=True):
+def layer(theirs: str, ours: str, layout: Layout, shape: Any, bias: bool = True) -> list[Row]:
     """Rows of a convolution or linear layer."""
     rows = [Row(f"{theirs}.weight", f"{ours}.kernel", layout, shape)]
     return [*rows, Row(f"{theirs}.bias", f"{ours}.bias", VECTOR, shape[:1])] if bias else rows
 
 
-def layer_norm(theirs, ours, width="C"):
+def layer_norm(theirs: str, ours: str, width: str = "C") -> list[Row]:
     """Rows of a layer normalisation."""
     return [
         Row(f"{theirs}.weight", f"{ours}.scale", VECTOR, (width,)),
@@ -48,7 +48,7 @@ def layer_norm(theirs, ours, width="C"):
     ]
 
 
-def batch_norm(theirs, ours, width="C"):
+def batch_norm(theirs: str, ours: str, width: str = "C") -> list[Row]:
     """Rows of a batch normalisation."""
     return [
         *layer_norm(theirs, ours, width),
@@ -68,7 +68,9 @@ class Entry(NamedTuple):
     scope: dict
 
 
-def entries(rows, scope, *, stage=0, block=None, stacked=True):
+def entries(
+    rows: Sequence[Row], scope: dict[str, Any], *, stage: int = 0, block: int | None = None, stacked: bool = True
+) -> list[Entry]:
     """The entries of some rows.
 
     Args:
@@ -91,7 +93,7 @@ def entries(rows, scope, *, stage=0, block=None, stacked=True):
     return result
 
 
-def first_size(shapes_of, *places):
+def first_size(shapes_of: Mapping[str, tuple[int, ...]], *places: Any) -> int | None:
     """The first size found among (name, axis). Args: {name: shape}; places. Returns: int or None."""
     for name, axis in places:
         shape = shapes_of.get(name, ())

@@ -1,10 +1,12 @@
 """The older container of `torch.save`: five pickles in a row, then the bytes of all storages."""
 
 import struct
+from typing import Any
 
 import numpy as np
 
 from haksnet_jax.weights import budget as costs
+from haksnet_jax.weights.budget import Budget
 from haksnet_jax.weights.errors import CheckpointError
 from haksnet_jax.weights.stored_tensors import Storage, StoredBytes, described, sizes
 from haksnet_jax.weights.torch_pickle import Unpickler
@@ -13,12 +15,12 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _START = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little")  # LONG1 of ten bytes, right after PROTO
 
 
-def begins(start):
+def begins(start: bytes) -> bool:
     """Whether a file that starts with these bytes is of the older form."""
     return start[:1] == b"\x80" and _START in (start[2:14], start[11:23])  # protocol 4 puts a FRAME between
 
 
-def read(contents, budget):
+def read(contents: Any, budget: Budget) -> tuple[Any, tuple[str, ...]]:
     """Reads a file. Args: contents; budget. Returns: (tree, names of what became Inert). Raises: CheckpointError."""
     storages = {}  # root storages by key: (StoredBytes, dtype, elements claimed)
 

@@ -7,10 +7,13 @@ A name stays a string, a call yields one of the few values listed in `Objects.ca
 import dataclasses
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from haksnet_jax.weights import budget as costs
+from haksnet_jax.weights.budget import Budget
 from haksnet_jax.weights.errors import CheckpointError
 from haksnet_jax.weights.stored_tensors import (
     DTYPES,
@@ -79,7 +82,7 @@ class Name:
     attribute: str
 
     @property
-    def dotted(self):
+    def dotted(self) -> str:
         return f"{self.module}.{self.attribute}"
 
 
@@ -108,12 +111,12 @@ class Objects:
       inert_names: names that became inert objects.
     """
 
-    def __init__(self, storage, budget):
+    def __init__(self, storage: Callable[..., Any], budget: Budget) -> None:
         self.storage = storage
         self.budget = budget
-        self.inert_names = set()
+        self.inert_names: set[str] = set()
 
-    def name(self, module, attribute):
+    def name(self, module: str, attribute: str) -> Any:
         """A name, or an error where no checkpoint needs it."""
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise CheckpointError("it names a class by something other than text")
@@ -133,12 +136,12 @@ class Objects:
         self.budget.charge(2 * costs.OBJECT)
         return Name(module, attribute)
 
-    def inert(self, name):
+    def inert(self, name: str) -> Inert:
         self.budget.charge(2 * costs.OBJECT + costs.MEMBER + 4 * len(name))
         self.inert_names.add(name)
         return Inert(name)
 
-    def call(self, function, arguments):
+    def call(self, function: Any, arguments: Any) -> Any:
         """The value of `function(*arguments)` for the few functions that tensors and plain data need."""
         if not isinstance(function, Name):
             raise CheckpointError(f"it calls {described(function)}, which is not the name of a class or function")
@@ -162,33 +165,33 @@ class Objects:
 
     # Plain data.
 
-    def subclass(self, inner=None, kind=None, arguments=(), *_):
+    def subclass(self, inner: Any | None = None, kind: Any | None = None, arguments: Any = (), *_: Any) -> Any:
         """`torch._tensor._rebuild_from_type_v2`: the tensor that the subclass wraps."""
         if isinstance(inner, Name) and inner.module == "torch._utils" and inner.attribute in _REBUILD:
             return self.call(inner, arguments)
         return self.inert("torch._tensor._rebuild_from_type_v2")
 
-    def size(self, values=(), *_):
+    def size(self, values: Any = (), *_: Any) -> Any:
         self.budget.charge(4 * costs.OBJECT)
         return sizes(values, "a torch.Size")
 
-    def encoded(self, text, encoding):
+    def encoded(self, text: Any, encoding: Any) -> Any:
         if not isinstance(text, str) or not isinstance(encoding, str) or encoding not in ("latin1", "latin-1"):
             raise CheckpointError(f"it encodes {described(text)} as {described(encoding)}, only latin1 is known")
         self.budget.charge(costs.OBJECT + len(text))
         return text.encode("latin1")
 
-    def numpy_dtype(self, text=None, *_):
+    def numpy_dtype(self, text: Any | None = None, *_: Any) -> Any:
         if not isinstance(text, str):
             raise CheckpointError("it describes a numpy dtype by something other than text")
         self.budget.charge(2 * costs.OBJECT)
         return _NumpyDtype(text)
 
-    def empty_array(self, *_):
+    def empty_array(self, *_: Any) -> Any:
         self.budget.charge(costs.TENSOR)
         return StoredTensor()
 
-    def numpy_scalar(self, dtype, data):
+    def numpy_scalar(self, dtype: Any, data: Any) -> Any:
         if not isinstance(dtype, _NumpyDtype) or not isinstance(data, bytes):
             raise CheckpointError("it holds a numpy scalar without a dtype or value")
         dtype = dtype.dtype()
@@ -197,10 +200,10 @@ class Objects:
         self.budget.charge(costs.OBJECT)
         return np.frombuffer(data, dtype)[0].item()
 
-    def default_dictionary(self, factory=None, pairs=()):
+    def default_dictionary(self, factory: Any | None = None, pairs: Any = ()) -> Any:
         return self.dictionary(pairs)
 
-    def dictionary(self, pairs=()):
+    def dictionary(self, pairs: Any = ()) -> Any:
         if not isinstance(pairs, (dict, list, tuple, set, frozenset)):
             raise CheckpointError("it builds a dictionary from something other than pairs")
         self.budget.charge(costs.OBJECT + costs.ENTRY * len(pairs))
@@ -211,7 +214,7 @@ class Objects:
             result[self.key(pair[0])] = pair[1]
         return result
 
-    def container(self, kind, values=()):
+    def container(self, kind: Any, values: Any = ()) -> Any:
         """A copy of `values` as `kind`: list, tuple, set or frozenset."""
         if not isinstance(values, (list, tuple, set, frozenset)):
             raise CheckpointError(f"it builds a {kind.__name__} from something other than a list")
@@ -221,7 +224,7 @@ class Objects:
         self.budget.charge(costs.OBJECT + costs.SLOT * len(values))
         return kind(values)
 
-    def key(self, value):
+    def key(self, value: Any) -> Any:
         """A key or set member whose hash is cheap.
 
         Tuples are hashed by content (the hash of nested pairs takes exponential time) and large whole numbers can be
@@ -233,7 +236,7 @@ class Objects:
             return value
         return self.inert(value.name if isinstance(value, Inert) else f"key of kind {type(value).__name__}")
 
-    def build(self, target, state):
+    def build(self, target: Any, state: Any) -> None:
         """Gives `state` to an object, as its attributes. No `__setstate__` is ever asked for."""
         if isinstance(target, StoredTensor):
             if target.dtype is None:
@@ -248,7 +251,7 @@ class Objects:
         elif not isinstance(target, dict):  # the attributes of an OrderedDict (_metadata) are not needed
             raise CheckpointError(f"it gives attributes to {described(target)}, which has none")
 
-    def build_array(self, target, state):
+    def build_array(self, target: Any, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _NumpyDtype):
             raise CheckpointError("it holds a numpy array without shape, dtype or contents")
         _, shape, dtype, column_major, data = state
@@ -264,7 +267,7 @@ class Objects:
 
     # Tensors.
 
-    def persistent(self, description):
+    def persistent(self, description: Any) -> Any:
         """The storage that a persistent id describes."""
         if not isinstance(description, tuple) or len(description) not in (5, 6) or description[0] != "storage":
             raise CheckpointError("it refers to something outside that is not a storage")
@@ -280,7 +283,7 @@ class Objects:
             DTYPES[_STORAGES[kind.attribute]], key, count, description[5] if len(description) == 6 else None
         )
 
-    def tensor(self, storage, offset, shape, strides, *_):
+    def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
         """`torch._utils._rebuild_tensor`: a view of a storage. Its extent is checked here, before anything is read."""
         if not isinstance(storage, Storage):
             raise CheckpointError("a tensor has no storage that could be read")
@@ -304,7 +307,9 @@ class Objects:
         self.budget.take(math.prod(shape) * storage.dtype.itemsize)
         return tensor
 
-    def tensor_of_dtype(self, storage, offset, shape, strides, requires_grad, hooks, dtype, *_):
+    def tensor_of_dtype(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, dtype: Any, *_: Any
+    ) -> Any:
         """`_rebuild_tensor_v3`: a view of an untyped storage that names its dtype."""
         if not isinstance(dtype, Name) or dtype.module != "torch" or dtype.attribute not in _TORCH_DTYPES:
             name = shown_name(dtype.dotted) if isinstance(dtype, Name) else described(dtype)
@@ -315,7 +320,7 @@ class Objects:
         count = storage.count * storage.dtype.itemsize // target.itemsize
         return self.tensor(Storage(storage.bytes, target, 0, count, storage.swapped), offset, shape, strides)
 
-    def parameter(self, tensor, *_):
+    def parameter(self, tensor: Any, *_: Any) -> Any:
         """`_rebuild_parameter`: the tensor itself."""
         if not isinstance(tensor, StoredTensor):
             raise CheckpointError("a parameter has no tensor that could be read")

@@ -6,8 +6,11 @@ charged to the file's budget, and tensors stay descriptions of places in the fil
 """
 
 import struct
+from collections.abc import Callable
+from typing import Any
 
 from haksnet_jax.weights import budget as costs
+from haksnet_jax.weights.budget import Budget
 from haksnet_jax.weights.errors import CheckpointError
 from haksnet_jax.weights.stored_tensors import Inert, described
 from haksnet_jax.weights.torch_objects import Name, Objects
@@ -27,7 +30,7 @@ class Unpickler:
       budget: Budget.
     """
 
-    def __init__(self, data, position, storage, budget):
+    def __init__(self, data: Any, position: int, storage: Callable[..., Any], budget: Budget) -> None:
         self.data = data
         self.position = position
         self.budget = budget
@@ -35,11 +38,11 @@ class Unpickler:
         self.end = min(len(data), position + MAX_PICKLE_BYTES)
         self.num_operations = 0
 
-    def placeholders(self):
+    def placeholders(self) -> tuple[str, ...]:
         """Names that became inert objects, sorted."""
         return tuple(sorted(self.objects.inert_names))
 
-    def run(self):
+    def run(self) -> Any:
         """Reads the next pickle.
 
         Returns:
@@ -48,7 +51,9 @@ class Unpickler:
         Raises:
           CheckpointError: it is damaged, asks for too much, or for what no checkpoint needs.
         """
-        self.stack, self.marks, self.memo = [], [], {}
+        self.stack: list[Any] = []
+        self.marks: list[Any] = []
+        self.memo: dict[Any, Any] = {}
         try:
             while True:
                 code = self.take(1)[0]
@@ -75,7 +80,7 @@ class Unpickler:
 
     # Reading.
 
-    def take(self, size):
+    def take(self, size: int) -> Any:
         start, self.position = self.position, self.position + size
         if self.position > self.end:
             if self.end < len(self.data):
@@ -83,27 +88,27 @@ class Unpickler:
             raise CheckpointError("its pickle ends too early: the file was cut short, download or copy it again")
         return self.data[start : self.position]
 
-    def number(self, form):
+    def number(self, form: str) -> int:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
-    def sized(self, form):
+    def sized(self, form: str) -> bytes:
         """Bytes with their length in front. The length is compared with what is there before anything is copied."""
         data = self.take(self.number(form))
         self.budget.charge(costs.OBJECT + len(data))
         return bytes(data)
 
-    def text(self, form):
+    def text(self, form: str) -> str:
         data = self.sized(form)
         self.budget.charge(costs.OBJECT + (1 if data.isascii() else 4) * len(data))
         return data.decode("utf-8", "surrogatepass")
 
-    def old_text(self, form):
+    def old_text(self, form: str) -> str | bytes:
         """Strings that Python 2 wrote: text wherever they are ASCII, else bytes."""
         data = self.sized(form)
         self.budget.charge(costs.OBJECT + len(data))
         return data.decode("ascii") if data.isascii() else data
 
-    def line(self):
+    def line(self) -> str:
         limit = min(self.position + 512, self.end)
         text = bytes(self.data[self.position : limit])
         length = text.find(b"\n")
@@ -115,20 +120,20 @@ class Unpickler:
 
     # The stack.
 
-    def push(self, value, cost=0):
+    def push(self, value: Any, cost: int = 0) -> None:
         self.budget.charge(costs.SLOT + cost)
         self.stack.append(value)
 
-    def mark(self):
+    def mark(self) -> None:
         self.budget.charge(costs.SLOT + costs.OBJECT)
         self.marks.append(self.stack)
         self.stack = []
 
-    def since_mark(self):
+    def since_mark(self) -> list[Any]:
         values, self.stack = self.stack, self.marks.pop()
         return values
 
-    def put(self, index):
+    def put(self, index: Any) -> None:
         self.budget.charge(costs.ENTRY)
         self.memo[index] = self.stack[-1]
 

@@ -7,6 +7,7 @@ what they describe is in `stored_tensors`, and what reading may cost in `budget`
 
 import dataclasses
 import mmap
+import os
 import pathlib
 from typing import Any
 
@@ -33,7 +34,7 @@ class Checkpoint:
     placeholders: tuple[str, ...]
 
 
-def read_checkpoint(path, *, max_bytes=MAX_BYTES):
+def read_checkpoint(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Checkpoint:
     """Reads a `.pth`, `.pth.tar` or `.pt` (zip or older form) or a `.safetensors` file; its content says which.
 
     Args:

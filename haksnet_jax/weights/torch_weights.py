@@ -7,6 +7,8 @@ the detector's heads say what becomes of each. Another backbone is one table and
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,28 +16,29 @@ from haksnet_jax.weights import detector_table, haksnet_table, resnet_table
 from haksnet_jax.weights.errors import CheckpointError
 from haksnet_jax.weights.state_dicts import is_array, upstream_names
 from haksnet_jax.weights.stored_tensors import StoredTensor, described, shown_name
+from haksnet_jax.weights.tables import Entry
 
 TABLES = {"haksnet": haksnet_table, "resnet": resnet_table}
 _BATCH_COUNT = "num_batches_tracked"  # how many batches a norm has seen: nothing that the network computes with
 _MAX_ROWS = 1000  # of each list in a report
 
 
-def table_of(architecture):
+def table_of(architecture: dict[str, Any]) -> Any:
     """The table of an architecture's backbone."""
     return TABLES[architecture.get("backbone", "haksnet")]
 
 
-def is_detector(architecture):
+def is_detector(architecture: dict[str, Any]) -> bool:
     """Whether an architecture has a detector's heads."""
     return architecture.get("fpn_channels") is not None
 
 
-def is_classifier(architecture):
+def is_classifier(architecture: dict[str, Any]) -> bool:
     """Whether an architecture is that of an image classifier."""
     return not is_detector(architecture) and architecture.get("num_classes") is not None
 
 
-def entries(architecture):
+def entries(architecture: dict[str, Any]) -> list[Entry]:
     """Every array of a model, in the order of upstream's state_dict.
 
     Args:
@@ -54,12 +57,12 @@ def entries(architecture):
     return result
 
 
-def classifier_names(architecture):
+def classifier_names(architecture: dict[str, Any]) -> Any:
     """Upstream's names of the layer that depends on the number of classes."""
     return detector_table.CLASSIFIER if is_detector(architecture) else table_of(architecture).CLASSIFIER
 
 
-def shapes(architecture):
+def shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shapes of a whole model.
 
     Args:
@@ -78,7 +81,7 @@ def shapes(architecture):
     return result
 
 
-def read_architecture(state_dict):
+def read_architecture(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Reads widths and depths off the shapes.
 
     Args:
@@ -126,7 +129,7 @@ class Report:
     left_out: list[str] = dataclasses.field(default_factory=list)
     batch_counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def text(self):
+    def text(self) -> str:
         """The report for people: counts first, then every name that is not simply loaded, then those that are."""
         counts = [
             f"{len(self.loaded)} loaded",
@@ -152,7 +155,9 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
-def from_torch(state_dict, architecture=None, *, part=None):
+def from_torch(
+    state_dict: Mapping[str, Any], architecture: dict[str, Any] | None = None, *, part: str | None = None
+) -> Any:
     """Translates upstream's weights into ours.
 
     Args:
@@ -169,7 +174,8 @@ def from_torch(state_dict, architecture=None, *, part=None):
     values, stored, _ = upstream_names(state_dict, part=part)
     architecture = architecture or read_architecture(values)
     report = Report()
-    parts, wanting = {}, set()
+    parts: dict[str, Any] = {}
+    wanting = set()
     for entry in entries(architecture):
         value = _take(values.pop(entry.theirs, None), entry, report)
         if value is None:
@@ -236,7 +242,13 @@ def _reason(name, value, architecture):
     return "no parameter of this model"
 
 
-def to_torch(params, architecture, *, batch_counts=0, backbone_prefix=True):
+def to_torch(
+    params: Mapping[str, Any],
+    architecture: dict[str, Any],
+    *,
+    batch_counts: int | Mapping[str, int] = 0,
+    backbone_prefix: bool = True,
+) -> dict[str, np.ndarray]:
     """Translates our weights into upstream's: the exact inverse of `from_torch`.
 
     Args:

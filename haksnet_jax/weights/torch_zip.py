@@ -5,10 +5,12 @@ import itertools
 import struct
 import sys
 import zlib
+from typing import Any
 
 import numpy as np
 
 from haksnet_jax.weights import budget as costs
+from haksnet_jax.weights.budget import Budget
 from haksnet_jax.weights.errors import CheckpointError
 from haksnet_jax.weights.stored_tensors import Storage, StoredBytes, shown_name
 from haksnet_jax.weights.torch_pickle import Unpickler
@@ -24,7 +26,7 @@ class _Member:
     compressed: bool
 
 
-def read(contents, budget):
+def read(contents: Any, budget: Budget) -> tuple[Any, tuple[str, ...]]:
     """Reads a file. Args: contents; budget. Returns: (tree, names of what became Inert). Raises: CheckpointError."""
     members = _members(contents, budget)
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]

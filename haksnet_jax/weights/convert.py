@@ -112,7 +112,7 @@ def read_torch_model(
       ConversionError: a parameter has no value and `allow_missing` does not name it, or is not finite, or the classes
         do not fit.
     """
-    checkpoint = read_checkpoint(path, max_bytes=max_bytes)
+    checkpoint = read_checkpoint(pathlib.Path(path), max_bytes=max_bytes)
     try:
         stored, where = select_state_dict(checkpoint.tree, ema=ema)
         weights, _, backbone_prefix = upstream_names(stored, part=part)

@@ -7,7 +7,6 @@ what they describe is in `stored_tensors`, and what reading may cost in `budget`
 
 import dataclasses
 import mmap
-import os
 import pathlib
 from typing import Any
 
@@ -34,7 +33,7 @@ class Checkpoint:
     placeholders: tuple[str, ...]
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Checkpoint:
+def read_checkpoint(path: str | pathlib.Path, *, max_bytes: int = MAX_BYTES) -> Checkpoint:
     """Reads a `.pth`, `.pth.tar` or `.pt` (zip or older form) or a `.safetensors` file; its content says which.
 
     Args:

@@ -281,7 +281,20 @@ def test_the_reader_holds_nothing_that_could_run_a_name(module):
     imported = {
         alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     } | {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    known = {"dataclasses", "itertools", "math", "mmap", "pathlib", "re", "struct", "sys", "time", "typing", "zlib"}
+    known = {
+        "collections",
+        "dataclasses",
+        "itertools",
+        "math",
+        "mmap",
+        "pathlib",
+        "re",
+        "struct",
+        "sys",
+        "time",
+        "typing",
+        "zlib",
+    }
     assert imported <= known | {"ml_dtypes", "numpy", "haksnet_jax"}
     ours = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {name for name in ours if name.startswith("haksnet_jax")}

@@ -4,7 +4,6 @@ Logits are [B, K, H, W] float32 and labels [B, H, W] integers; every label outsi
 over the whole batch, also where it is split over devices.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -115,7 +114,7 @@ def dense_loss(
     outputs: tuple[Float[Array, "B h w K"], Float[Array, "B h2 w2 K"] | None],
     labels: Int[AnyArray, "B H W"],
     *,
-    strides: Sequence[int],
+    strides: tuple[int, int | None],
     settings: LossSettings,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of a segmenter or change detector.
@@ -142,6 +141,7 @@ def dense_loss(
             parts["loss_dice"] = dice_loss(logits, labels)
             loss = loss + settings.dice_weight * parts["loss_dice"]
         if auxiliary is not None and settings.auxiliary_weight:
+            assert strides[1] is not None  # (with auxiliary logits)
             wide = enlarge_class_maps(auxiliary, strides[1])
             parts["loss_auxiliary"] = cross_entropy(wide, labels, smoothing=settings.smoothing)
             loss = loss + settings.auxiliary_weight * parts["loss_auxiliary"]

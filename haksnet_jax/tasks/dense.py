@@ -113,7 +113,7 @@ def loss_settings(config: ml_collections.ConfigDict) -> dense_loss.LossSettings:
     return settings.read(config, "loss", dense_loss.LossSettings)
 
 
-def loss_of(outputs: Any, labels: jax.Array, strides: Sequence[int], given: dense_loss.LossSettings) -> Any:
+def loss_of(outputs: Any, labels: jax.Array, strides: tuple[int, int | None], given: dense_loss.LossSettings) -> Any:
     """`dense_loss.dense_loss` of labels as they come in a batch, uint8."""
     return dense_loss.dense_loss(outputs, labels.astype(np.int32), strides=strides, settings=given)
 

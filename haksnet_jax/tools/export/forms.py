@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import export as jax_export
+from jax.extend import core
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
@@ -150,30 +151,43 @@ def _saved_model(program):
     import tensorflow as tf
     from jax.experimental import jax2tf
 
-    with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices("cpu")[:1])), arithmetic():
-        leaves, structure = jax.tree.flatten(program.variables)
+    leaves, structure = jax.tree.flatten(program.variables)
 
-        def function(leaves, *inputs):
-            return program.function(structure.unflatten(leaves), *inputs)
+    def function(leaves, *inputs):
+        return program.function(structure.unflatten(leaves), *inputs)
 
-        converted = jax2tf.convert(function, native_serialization_platforms=PLATFORMS, with_gradient=False)
-        module = tf.Module()
-        module.weights = [tf.Variable(leaf) for leaf in leaves]
-        signature = [tf.TensorSpec(x.shape, x.dtype, name=name) for name, x in program.inputs.items()]
-        module.serve = tf.function(
-            lambda *inputs: converted(list(module.weights), *inputs), input_signature=signature, autograph=False
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            tf.saved_model.save(module, folder, signatures=module.serve.get_concrete_function())
-            serving = tf.saved_model.load(folder).signatures["serving_default"]
+    with portable_mesh(), arithmetic():
+        closed, results = jax.make_jaxpr(function, return_shape=True)(leaves, *program.inputs.values())
+        # TensorFlow's StableHLO is older than JAX's, and does not know its top_k.
+        flat = core.jaxpr_as_fun(onnx_graph.inlined(closed, {"top_k": _top_k_by_sorting}))
 
-            def call(*inputs):
-                values = {name: tf.constant(x) for name, x in zip(program.inputs, inputs, strict=True)}
-                return {name: value.numpy() for name, value in serving(**values).items()}
+    def by_name(leaves, *inputs):
+        return dict(zip(sorted(results), flat(*leaves, *inputs), strict=True))
 
-            size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
-            facts = {"format": "TensorFlow SavedModel, signature serving_default", "platforms": list(PLATFORMS)}
-            yield Made(call, lambda path: _copy_folder(folder, path), facts, size)
+    converted = jax2tf.convert(by_name, native_serialization_platforms=PLATFORMS, with_gradient=False)
+    module = tf.Module()
+    module.weights = [tf.Variable(leaf) for leaf in leaves]
+    signature = [tf.TensorSpec(x.shape, x.dtype, name=name) for name, x in program.inputs.items()]
+    module.serve = tf.function(
+        lambda *inputs: converted(list(module.weights), *inputs), input_signature=signature, autograph=False
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=module.serve.get_concrete_function())
+        serving = tf.saved_model.load(folder).signatures["serving_default"]
+
+        def call(*inputs):
+            values = {name: tf.constant(x) for name, x in zip(program.inputs, inputs, strict=True)}
+            return {name: value.numpy() for name, value in serving(**values).items()}
+
+        size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+        facts = {"format": "TensorFlow SavedModel, signature serving_default", "platforms": list(PLATFORMS)}
+        yield Made(call, lambda path: _copy_folder(folder, path), facts, size)
+
+
+def _top_k_by_sorting(x, *, k, axis, **_):
+    places = jax.lax.broadcasted_iota(np.int32, x.shape, axis)
+    values, places = jax.lax.sort((-x, places), dimension=axis, is_stable=True, num_keys=1)
+    return [-jax.lax.slice_in_dim(values, 0, k, axis=axis), jax.lax.slice_in_dim(places, 0, k, axis=axis)]
 
 
 def _copy_folder(source, target):

@@ -32,13 +32,21 @@ _SAME = {"name", "stop_gradient", "optimization_barrier", "copy", "copy_p", "sha
 _LARGE = 1 << 20  # bytes: what is larger than this and than what it is made of is made when the file is run
 
 
-def inlined(closed):
-    """A closed jaxpr without calls, barriers and names. Args: closed, ClosedJaxpr. Returns: ClosedJaxpr."""
+def inlined(closed, replaced=None):
+    """A closed jaxpr without calls, barriers and names.
+
+    Args:
+      closed: ClosedJaxpr.
+      replaced: {name of an operator: function (*operands, **params) that gives the list of its results otherwise}.
+
+    Returns:
+      ClosedJaxpr.
+    """
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
-    return jax.make_jaxpr(lambda *arguments: _evaluate(closed.jaxpr, closed.consts, arguments))(*shapes)
+    return jax.make_jaxpr(lambda *arguments: _evaluate(closed.jaxpr, closed.consts, arguments, replaced or {}))(*shapes)
 
 
-def _evaluate(jaxpr, consts, arguments):
+def _evaluate(jaxpr, consts, arguments, replaced):
     values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
 
     def value(atom):
@@ -51,10 +59,12 @@ def _evaluate(jaxpr, consts, arguments):
         elif name in _CALLS:
             inner = params[_CALLS[name]]
             closed = (inner.jaxpr, inner.consts) if isinstance(inner, core.ClosedJaxpr) else (inner, ())
-            results = _evaluate(*closed, operands)
+            results = _evaluate(*closed, operands, replaced)
+        elif name in replaced:
+            results = replaced[name](*operands, **params)
         else:
             if name == "while":
-                params = params | {key: inlined(params[key]) for key in ("cond_jaxpr", "body_jaxpr")}
+                params = params | {key: inlined(params[key], replaced) for key in ("cond_jaxpr", "body_jaxpr")}
             results = equation.primitive.bind(*operands, **params)
             results = results if equation.primitive.multiple_results else [results]
         values.update(zip(equation.outvars, results, strict=True))

@@ -207,7 +207,7 @@ def history_of(checkpoint):
     folder = _run_folder(checkpoint)
     if folder is None or not (folder / "metrics.jsonl").exists():
         return []
-    return page.read_history((folder / "metrics.jsonl").read_text(errors="replace").splitlines())
+    return page.read_history((folder / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines())
 
 
 def facts_of(checkpoint):

@@ -140,11 +140,19 @@ def test_weights_that_are_not_finite_are_refused_unless_allowed(tmp_path):
     np.testing.assert_array_equal(loaded["part.a"], arrays["part.a"])
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights"])
-def test_a_file_where_a_folder_is_expected_names_the_command(name, tmp_path):
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pth.tar", "weights.safetensors"])
+def test_a_file_of_weights_where_a_folder_is_expected_names_the_command(name, tmp_path):
     (tmp_path / name).write_bytes(b"x" * 100)
     with pytest.raises(UserError, match=rf"expected the folder .*convert --input={tmp_path / name} --output"):
         model_folder.load_model(tmp_path / name)
+
+
+def test_another_file_where_a_folder_is_expected_names_the_folder_that_is_meant(tmp_path):
+    model_folder.save_model(tmp_path / "model", _arrays(), INFO)
+    with pytest.raises(
+        CheckpointError, match=rf"expected the folder of a checkpoint \(meant is {tmp_path / 'model'}\?\)"
+    ):
+        model_folder.load_model(tmp_path / "model" / "model.json")
 
 
 DESCRIPTIONS = {

@@ -19,8 +19,9 @@ MAX_BYTES = 256 << 20  # of all arrays that are read from one file
 _MAX_ENTRIES = 100_000
 _MAX_HEADER = 10_000
 _HEADER = re.compile(  # the dtypes: truth values, numbers, text
-    r"\{'descr': '(?P<dtype>[<>|](?:b1|[iu][1248]|f[248]|U\d{1,6}))', 'fortran_order': (?P<by_columns>True|False), "
-    r"'shape': \((?P<shape>(?:\d{1,15},? ?){0,8})\), \}\s*"
+    r"\{'descr': '(?P<dtype>[<>|](?:b1|[iu][1248]|f[248]|U[1-9]\d{0,5}))', "
+    r"'fortran_order': (?P<by_columns>True|False), "
+    r"'shape': \((?P<shape>(?:\d{1,15}(?:, \d{1,15}){0,7},?)?)\), \}\s*"
 )
 
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile)

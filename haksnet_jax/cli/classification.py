@@ -109,7 +109,7 @@ def evaluate(arguments):
         print(arguments.json)
     if folder:
         print(folder)
-    return 0
+    return 1 if evaluator.num_unread else 0
 
 
 def evaluator_of(classifier, source, *, batch_size=None, num_workers=0, **options):

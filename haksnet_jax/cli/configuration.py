@@ -253,18 +253,23 @@ def _sequence(key, text, present):
     if kind in (int, float):
         values = [_number(f"{key}", str(value), whole=kind is int) for value in values]
         if len(values) != len(present) and key.rpartition(".")[2] in _LENGTHS:
-            raise UserError(f"{key}: expected {_LENGTHS[key.rpartition('.')[2]]}, got {text!r}")
+            example = tuple(present) or (256, 256)
+            raise UserError(
+                f"{key}: expected {len(example)} {_LENGTHS[key.rpartition('.')[2]]}, such as '{example}', got {text!r}"
+            )
     elif kind is str or kind is None:
         values = [str(value) if kind is str else value for value in values]
     return type(present)(values)
 
 
 _LENGTHS = {
-    "image_size": "rows and columns in pixels, such as '(256, 256)'",
-    "scale_range": "two numbers, such as '(0.6, 1.5)'",
-    "gain_range": "two numbers, such as '(0.7, 1.4)'",
-    "betas": "two numbers, such as '(0.9, 0.999)'",
-    "flip_probabilities": "three numbers, such as '(0.25, 0.25, 0.25)'",
+    "image_size": "numbers, rows and columns in pixels",
+    "scale_range": "numbers, the least and the largest factor",
+    "gain_range": "numbers, the least and the largest factor",
+    "crop_scale": "numbers, the least and the largest share",
+    "crop_ratio": "numbers, the least and the largest ratio",
+    "betas": "numbers",
+    "flip_probabilities": "numbers, a probability for each direction",
 }
 
 

@@ -11,6 +11,7 @@ from haksnet_jax.cli.checkpoint_evaluation import run_settings
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference import dense, dense_predictor
 from haksnet_jax.inference.dense_evaluator import DenseEvaluator
+from haksnet_jax.tasks.dense import inference_settings
 
 _FOLDERS = {
     "segmentation": (("images", "images_dir"), ("masks", "masks_dir")),
@@ -22,7 +23,7 @@ _GIVEN = ("images", "masks", "before", "after", "labels")
 
 
 def open_source(arguments, checkpoint, predictor):
-    """The labelled examples that a command's arguments name, and the classes that means leave out.
+    """What a command's arguments name: examples, the classes that means leave out, how the run looks at images.
 
     Args:
       arguments: with images, masks, before, after, labels and split.
@@ -56,7 +57,8 @@ def open_source(arguments, checkpoint, predictor):
             config.data[split].update(folders)
         else:  # generated scenes, whose masks hold the numbers of the classes
             config.data.kind, config.data[split] = "folder", folders
-    return tasks.of(config).open_source(config, split), tuple(config.evaluation.left_out)
+    looked_at = inference_settings(config)._replace(tile=predictor.tile, overlap=predictor.overlap)
+    return tasks.of(config).open_source(config, split), tuple(config.evaluation.left_out), looked_at
 
 
 def run(arguments):
@@ -67,12 +69,12 @@ def run(arguments):
     predictor = dense_predictor.load(
         arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size
     )
-    source, left_out = open_source(arguments, arguments.checkpoint, predictor)
+    source, left_out, as_validated = open_source(arguments, arguments.checkpoint, predictor)
     settings = predictor.settings(
         overlap=arguments.overlap,
-        scales=arguments.scales or (1.0,),
-        flip=arguments.flip,
-        turns=arguments.turns,
+        scales=arguments.scales or as_validated.scales,
+        flip=arguments.flip or as_validated.flip,
+        turns=arguments.turns or as_validated.turns,
     )
     evaluator = DenseEvaluator(
         predictor.session,

@@ -63,6 +63,29 @@ def add_arguments(parser):
     )
 
 
+# Options that say nothing to a model of a task, and their values where they are not given.
+_OF_DETECTORS = {
+    "resize": "auto", "pad": "full", "format": "dota", "ignore_truncated": False, "allow_unknown_classes": False,
+    "bands": None, "limits": None, "nodata": None,
+}  # fmt: skip
+_OF_PIXELS = {"scales": None, "flip": False, "turns": False}
+_SAY_NOTHING = {
+    "detection": _OF_PIXELS,
+    "classification": _OF_DETECTORS | _OF_PIXELS | {"overlap": None},
+    "segmentation": _OF_DETECTORS | {"dataset": None, "num_workers": 0},
+    "change": _OF_DETECTORS | {"dataset": None, "num_workers": 0},
+}
+
+
+def _refuse_what_says_nothing(arguments, task):
+    for name, unset in _SAY_NOTHING[task].items():
+        if getattr(arguments, name) != unset:
+            option = name.replace("_", "-")
+            raise terminal.UsageError(
+                f"--{option} says nothing of a model of {task}, which {arguments.checkpoint} is: leave it out"
+            )
+
+
 def run(arguments):
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     if bool(arguments.checkpoint) == bool(arguments.predictions):
@@ -87,6 +110,7 @@ def run(arguments):
         from haksnet_jax.weights import model_folder
 
         task = model_folder.task_of(arguments.checkpoint)
+        _refuse_what_says_nothing(arguments, task)
         if task == "classification":
             from haksnet_jax.cli import classification
 

@@ -64,6 +64,8 @@ def _refuse(arguments, task):
     }[task]
     if arguments.labels:
         raise UserError(f"--labels: {arguments.checkpoint} is a model of {task}, whose examples are {needed}")
+    if arguments.dataset and task != "classification":
+        raise UserError(f"--dataset: {arguments.checkpoint} is a model of {task}, whose examples are {needed}")
 
 
 def _say_written(output, size):
@@ -132,12 +134,10 @@ def _of_pixels(arguments, checkpoint):
 
     devices.enable_compilation_cache()
     predictor = dense_predictor.load(checkpoint)
-    source, left_out = dense_evaluation.open_source(arguments, checkpoint, predictor)
+    source, left_out, settings = dense_evaluation.open_source(arguments, checkpoint, predictor)
     print(source.summary(), file=sys.stderr)
     errors = PixelErrors(source.class_names, (1,) if predictor.task == "change" else None)
-    evaluator = DenseEvaluator(
-        predictor.session, source, predictor.settings(), left_out=left_out, num_pictures=0, errors=errors
-    )
+    evaluator = DenseEvaluator(predictor.session, source, settings, left_out=left_out, num_pictures=0, errors=errors)
     with dense.arithmetic(predictor.precision):
         result = evaluator(None)
     position = {name: index for index, name in enumerate(source.image_ids)}
@@ -146,7 +146,7 @@ def _of_pixels(arguments, checkpoint):
         example = source[position[name]]
         images = {one: example[one] for one in source.image_names}
         mask = np.where(example["mask"] < len(source.class_names), example["mask"], IGNORED)
-        return pixel_report.Pixels(images, mask, predictor.labels(*images.values()))
+        return pixel_report.Pixels(images, mask, predictor.labels(*images.values(), settings=settings))
 
     return pixel_report.Subject(
         _title(checkpoint),
@@ -180,14 +180,15 @@ def _of_images(arguments, checkpoint):
     with jax.set_mesh(classifier.mesh):
         placed = devices.place(classifier.variables, devices.replicated(classifier.mesh))
         labels, scores, classes = evaluator.predictions(placed)
+    read = np.flatnonzero(labels >= 0)  # (a warning names the others)
     return class_report.Subject(
         _title(checkpoint),
         tuple(source.class_names),
-        source.image_ids,
-        labels,
-        scores,
-        classes,
-        functools.cache(lambda index: reader.picture(source[index]["image"].pixels())),
+        [source.image_ids[index] for index in read],
+        labels[read],
+        scores[read],
+        classes[read],
+        functools.cache(lambda index: reader.picture(source[int(read[index])]["image"].pixels())),
         facts_of(checkpoint),
         history_of(checkpoint),
         tasks.of({"task": "classification"}).CURVES,

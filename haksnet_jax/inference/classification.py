@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import nnx
 
@@ -16,8 +17,10 @@ from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.classification_transforms import EvaluationRow
 from haksnet_jax.results import diagrams, visualize
 from haksnet_jax.results.top_k import NUM_BEST, ClassificationResult, classification_result
+from haksnet_jax.wording import counted
 
 MAX_DRAWN_CLASSES = 40  # a confusion matrix of more cannot be read
+_NOT_SEEN = -2  # as a label: no batch had the image
 
 
 def make_classify_step(
@@ -59,6 +62,7 @@ class ClassificationEvaluator:
 
     Attributes:
       pictures: list of Picture, drawn by the last evaluation.
+      num_unread: images that the last evaluation left out since they cannot be read.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class ClassificationEvaluator:
         self._num_workers, self._stall_seconds = num_workers, stall_seconds
         self._num_pictures = num_pictures
         self.pictures: list[Picture] = []
+        self.num_unread = 0
 
     def _batches(self):
         return loader.ordered_batches(
@@ -102,10 +107,11 @@ class ClassificationEvaluator:
           variables: {"params", "batch_stats"}.
 
         Returns:
-          (labels [N], scores [N, best], classes [N, best]) in the source's order, the same on every host.
+          (labels [N], scores [N, best], classes [N, best]) in the source's order, the same on every host. The label of
+          an image that cannot be read is -1.
         """
         variables = devices.gather(self._mesh, variables)  # once, not for every batch
-        labels = np.full(len(self._source), -1, np.int32)
+        labels = np.full(len(self._source), _NOT_SEEN, np.int32)
         scores: Any = None
         classes: Any = None
         batches, pending = self._batches(), []
@@ -131,9 +137,9 @@ class ClassificationEvaluator:
         for entry in pending:
             collect(*entry)
         batches.close()
-        if (labels < 0).any():
+        if (labels == _NOT_SEEN).any():
             missing = self._source.image_ids[int(np.argmin(labels))]
-            raise RuntimeError(f"{int((labels < 0).sum())} images were not evaluated, {missing} first")
+            raise RuntimeError(f"{int((labels == _NOT_SEEN).sum())} images were not evaluated, {missing} first")
         return labels, scores, classes
 
     def __call__(self, variables: Any, *, pictures: epath.Path | None = None) -> ClassificationResult:
@@ -147,7 +153,11 @@ class ClassificationEvaluator:
           ClassificationResult.
         """
         labels, scores, classes = self.predictions(variables)
-        result = classification_result(labels, classes[:, :NUM_BEST], self._source.class_names)
+        read = labels >= 0
+        self.num_unread = int((~read).sum())
+        if self.num_unread:
+            logging.warning("%s could not be read and are left out of the metrics", counted(self.num_unread, "image"))
+        result = classification_result(labels[read], classes[read, :NUM_BEST], self._source.class_names)
         self.pictures = []
         if pictures is not None and self._num_pictures and jax.process_index() == 0:
             pictures.mkdir(parents=True, exist_ok=True)
@@ -156,7 +166,7 @@ class ClassificationEvaluator:
 
     def _draw(self, result, labels, scores, classes, folder):
         names = self._source.class_names
-        wrong = np.flatnonzero(classes[:, 0] != labels)
+        wrong = np.flatnonzero((classes[:, 0] != labels) & (labels >= 0))
         surest = heapq.nlargest(self._num_pictures, wrong, key=lambda index: scores[index, 0])
         if surest:
             images = [reader.picture(self._source[int(index)]["image"].pixels()) for index in surest]

@@ -10,6 +10,7 @@ from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.images import reader
+from haksnet_jax.images.headers import ImageError
 from haksnet_jax.inference.session import make_step
 from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.detection_rows import EvaluationRow
@@ -190,9 +191,13 @@ class Evaluator:
         # Those with the most objects: an empty picture shows nothing.
         order = sorted(range(len(found)), key=lambda i: -len(labels[i]["labels"]))[: self._num_pictures]
         for index in order:
+            try:
+                image = self._source[index]["image"]
+            except ImageError:  # (the stream has named it)
+                continue
             shown = found[index]["scores"] >= self._picture_score
             picture = visualize.draw_detections(
-                reader.picture(self._source[index]["image"]),
+                reader.picture(image),
                 *(found[index][name][shown] for name in ("boxes", "scores", "labels")),
                 self._source.class_names,
             )

@@ -9,12 +9,12 @@ from haksnet_jax.target import over_mesh
 def warp_affine(images: jax.Array, matrices: jax.Array, image_size: jax.Array) -> jax.Array:
     """What OpenCV's `warpAffine` does, but for its fixed-point weights: bilinear, black from outside.
 
-    A gather of four pixels for each: made for GPUs and CPUs. TPUs gather slowly.
+    A gather of four pixels for each: made for GPUs and CPUs. TPUs gather slowly. Padding stays as it is.
 
     Args:
       images: [B, H, W, C] uint8.
       matrices: [B, 2, 3] float32, from a place (column, row) of the result to one of the image.
-      image_size: [B, 2] int32 rows and columns of the content; what lies beyond counts as black.
+      image_size: [B, 2] int32 rows and columns of the content. What lies beyond it counts as black, and stays itself.
 
     Returns:
       [B, H, W, C] uint8.
@@ -38,4 +38,5 @@ def _warp(image, matrix, image_size):
             place = jnp.where(inside, row.astype(jnp.int32) * width + column.astype(jnp.int32), 0)
             share = jnp.where(inside, share_of_row * share_of_column, 0.0)
             total += share[..., None] * jnp.take(pixels, place, axis=0).astype(jnp.float32)
-    return jnp.round(total).astype(jnp.uint8)
+    content = (rows < image_size[0]) & (columns < image_size[1])
+    return jnp.where(content[..., None], jnp.round(total).astype(jnp.uint8), image)

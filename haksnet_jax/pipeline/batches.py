@@ -98,6 +98,7 @@ class _Watched:
         self._stall_seconds = stall_seconds
         self._what = what
         self._workers = []
+        self._gave_up = False
         self._wanted, self._given = queue.SimpleQueue(), queue.SimpleQueue()
         # A daemon, since an element that never comes must not keep the process from ending.
         threading.Thread(target=self._take, daemon=True).start()
@@ -121,6 +122,7 @@ class _Watched:
             self._require_workers()
             waited = f"{periods * self._stall_seconds:g} s"
             if periods >= MAX_STALLED_PERIODS:
+                self._gave_up = True
                 raise PipelineError(
                     f"waited {waited} for {self._what}, which did not come: see whether the data's disk or bucket "
                     "answers; data.stall_seconds says how long a period of waiting is, and this was the last of "
@@ -147,7 +149,11 @@ class _Watched:
 
     def close(self):
         self._wanted.put(False)
-        if hasattr(self._iterator, "close"):
+        if self._gave_up:
+            # Grain would wait for the worker that hangs, for ever. It cannot be asked to end, and is not to outlive us.
+            for worker in set(self._workers) | set(multiprocessing.active_children()):
+                worker.kill()
+        elif hasattr(self._iterator, "close"):
             self._iterator.close()
 
 

@@ -177,4 +177,4 @@ class EvaluationRow:
 
     def filler(self) -> dict[str, np.ndarray | np.generic]:
         """A row that only fills up a batch."""
-        return {"image": np.zeros((*self.size, self.num_bands), np.uint8), "label": np.int32(0)}
+        return {"image": np.zeros((*self.size, self.num_bands), np.uint8), "label": np.int32(-1)}

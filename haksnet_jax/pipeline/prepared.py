@@ -146,7 +146,7 @@ def open_builder(directory: str | os.PathLike[str], data_dir: str | os.PathLike[
         return tfds.builder_from_directory(str(folder))
 
 
-def names_of(features):
+def names_of(features: Any) -> str:
     """Text: the names of a data set's features, for messages. Args: features, of TFDS."""
     names = ", ".join(features) if hasattr(features, "keys") else f"one {type(features).__name__}"
     return json_files.printable(names[:300])

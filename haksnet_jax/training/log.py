@@ -207,9 +207,10 @@ class RunLog:
         diagrams.save_figure(figure, self._workdir / "curves.png")
 
     def close(self, card: dict[str, Any] | None = None) -> None:
-        """Flushes the event files and ends the trackers. Args: card, the result card of a run at its end."""
+        """Flushes the event files and ends the trackers, once. Args: card, the result card of a run at its end."""
         if self._events:
             self._events.close()
+            self._events = None
             if card is not None:
                 self._trackers.tell("card", card)
-            self._trackers.tell("close")
+            self._trackers.tell("close", card is not None)

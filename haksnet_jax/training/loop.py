@@ -88,6 +88,7 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
         graph, tx, mesh, task.loss(config), ema_decay=config.ema_decay, accumulate_steps=config.accumulate_steps
     )
     log = RunLog(task, workdir, first_step, num_steps, global_batch, config)
+    held.callback(_end, log, checkpoints)
     evaluation = Evaluation(task, config, workdir, graph, val_source, mesh, log, first_step=first_step)
     batches = task.train_batches(
         config,
@@ -151,6 +152,15 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
         log.draw_curves()
     log.close(card)
     return card
+
+
+def _end(log, checkpoints):
+    """Ends what a run that failed has begun. Nothing that fails now is to be told in place of what did before."""
+    with contextlib.suppress(Exception):
+        log.close()
+    if jax.process_count() == 1:  # (a host that failed alone would wait for the others)
+        with contextlib.suppress(Exception):
+            checkpoints.close()
 
 
 def _placed(batches, names, mesh, accumulate_steps):

@@ -49,9 +49,9 @@ class WeightsAndBiases:
         self._run.summary.update({f"card/{name}": value for name, value in card["facts"].items() if value is not None})
         self._run.summary["card/text"] = cards.as_markdown(card)
 
-    def close(self) -> None:
-        """Ends the run."""
-        self._run.finish()
+    def close(self, finished: bool) -> None:
+        """Ends the run. Args: finished, whether it got to its end."""
+        self._run.finish(exit_code=0 if finished else 1)
 
 
 class MLflow:
@@ -83,9 +83,9 @@ class MLflow:
             self._client.log_param(self._id, name, str(value)[:500])
         self._client.log_text(self._id, cards.as_markdown(card), "result.md")
 
-    def close(self) -> None:
-        """Ends the run."""
-        self._client.set_terminated(self._id)
+    def close(self, finished: bool) -> None:
+        """Ends the run. Args: finished, whether it got to its end."""
+        self._client.set_terminated(self._id, "FINISHED" if finished else "FAILED")
 
 
 TRACKERS = {"wandb": WeightsAndBiases, "mlflow": MLflow}

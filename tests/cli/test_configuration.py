@@ -85,7 +85,7 @@ def test_a_text_gets_the_type_of_what_is_there(present, text, value):
         (["--config.data.filter_empty=maybe"], "data.filter_empty: expected true or false, got 'maybe'"),
         (
             ["--config.data.image_size=256"],
-            "data.image_size: expected rows and columns in pixels, such as '(256, 256)'",
+            "data.image_size: expected 2 numbers, rows and columns in pixels, such as '(192, 192)'",
         ),
         (["--config.model.dtype=bf16"], "model.dtype: expected float32 or bfloat16, got 'bf16'; meant is bfloat16?"),
         (["--config.data.kind=folders"], "data.kind: expected folder or tfds or scenes"),

@@ -466,3 +466,20 @@ def test_a_dead_worker_ends_the_batches_and_a_dead_parent_its_workers(victim, tm
     while runs() and time.monotonic() < until:
         time.sleep(0.1)
     assert not runs()
+
+
+class Hanging(Numbered):
+    """Its examples never come."""
+
+    def __getitem__(self, index):
+        time.sleep(1000)
+
+
+def test_a_pipeline_whose_worker_hangs_is_given_up_and_closed_at_once(monkeypatch):
+    monkeypatch.setattr(batching, "MAX_STALLED_PERIODS", 2)
+    batches = detection_batches.train_batches(Hanging(9), **(SETTINGS | {"num_workers": 1, "stall_seconds": 3.0}))
+    with pytest.raises(batching.PipelineError, match="this was the last of 2"):
+        next(batches)
+    started = time.monotonic()
+    batches.close()
+    assert time.monotonic() - started < 10  # (grain's own ending waits for the worker, for ever)

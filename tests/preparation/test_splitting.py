@@ -405,7 +405,7 @@ def test_worker_processes_write_what_one_process_writes_and_ctrl_c_is_resumed(tm
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process
     output = process.communicate(timeout=60)[0]
     if process.returncode != 0:  # 0: a very fast machine had finished
-        assert process.returncode == 130
+        assert process.returncode == 130, output
         assert "the same command goes on" in output
         assert "Traceback" not in output
     finished = subprocess.run(command, timeout=120, **run)

@@ -119,7 +119,7 @@ def test_what_the_compiler_refuses_tells_what_it_would_need_and_the_limit_is_our
         program.compile()
     limit = float(re.search(r"(?:available HBM \(|of )([\d.]+)G", str(refused.value))[1])
     # Releases of the compiler keep some MB more or less for themselves; ours is the least that was seen.
-    assert limit * 0.99 <= topologies.chip.memory / 2**30 <= limit
+    assert limit * 0.99 <= topology.chip.memory / 2**30 <= limit
 
 
 def _fake_step(batch, memory, limit):

@@ -15,7 +15,7 @@ from tiny_config import tiny_config
 
 import haksnet_jax
 from configs import demo
-from haksnet_jax.cli import evaluation as evaluate
+from haksnet_jax.cli import checkpoint_evaluation
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference import evaluator
@@ -286,7 +286,7 @@ def test_a_run_in_a_bucket_is_evaluated_resumed_and_loaded(tmp_path):
         expected, _ = model_folder.load_model(tmp_path / "disk")
         for name, value in expected.items():
             np.testing.assert_array_equal(arrays[name], value, err_msg=name)
-        assert evaluate.run_settings(workdir)["name"] == config.name
+        assert checkpoint_evaluation.run_settings(workdir)["name"] == config.name
 
 
 def _save_model(folder, **changes):
@@ -398,7 +398,7 @@ def test_classes_of_an_own_folder_come_from_its_file(tmp_path):
 def test_an_image_size_that_the_network_cannot_take_is_named(tmp_path):
     config = tiny_config()
     config.data.image_size = (100, 64)
-    with pytest.raises(UserError, match=r"data\.image_size: expected multiples of 32, got \(100, 64\)"):
+    with pytest.raises(UserError, match=r"data\.image_size: expected multiples of 32 above 0, got \(100, 64\)"):
         loop.run(config, tmp_path)
 
 

@@ -128,11 +128,11 @@ def _onnx(program, opset=onnx_graph.OPSETS[0]):
         model = onnx_graph.lower(
             onnx, RULES, function, list(program.inputs.values()), input_names=list(program.inputs), opset=opset
         )
-    try:
-        data = model.SerializeToString()
-        onnx.checker.check_model(data)
-    except ValueError as error:  # protobuf's limit
-        raise UserError(f"--to=onnx: the file would be larger than ONNX allows: {error!s:.100}") from error
+    size = model.ByteSize()
+    if size >= 2**31:
+        raise UserError(f"--to=onnx: the file would take {size:,} bytes, and ONNX allows 2 GiB; take --to=stablehlo")
+    data = model.SerializeToString()
+    onnx.checker.check_model(data)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # (what it makes better in the graph is nobody's concern)
     runtime = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -66,7 +66,7 @@ def models(tmp_path_factory):
         (("train",), 2, ("--config=demo", "dota_ss_t", "haksnet train --help")),
         (("train", "--config=dmeo"), 1, ("meant is demo?", "there are")),
         (("train", "elsewhere/demo.py"), 1, ("elsewhere/demo.py", "no such file, looked for from")),
-        (("train", "--config=demo", "--config.data.image_size=256"), 1, ("data.image_size", "'(256, 256)'", "'256'")),
+        (("train", "--config=demo", "--config.data.image_size=256"), 1, ("data.image_size", "'(192, 192)'", "'256'")),
         (("train", "--config=demo", "--config.optimizer.learningrate=1e-3"), 1, ("meant is optimizer.learning_rate?",)),
         (("train", "--config=demo", "--config.num_stpes=1"), 1, ("meant is num_steps",)),
         (("train", "--config=demo", "--config.model.dtype=bf16"), 1, ("bfloat16", "model.dtype")),

@@ -69,11 +69,12 @@ _OF_DETECTORS = {
     "bands": None, "limits": None, "nodata": None,
 }  # fmt: skip
 _OF_PIXELS = {"scales": None, "flip": False, "turns": False}
+_NOT_OF_PIXELS = _OF_DETECTORS | {"dataset": None, "num_workers": 0}
 _SAY_NOTHING = {
     "detection": _OF_PIXELS,
     "classification": _OF_DETECTORS | _OF_PIXELS | {"overlap": None},
-    "segmentation": _OF_DETECTORS | {"dataset": None, "num_workers": 0},
-    "change": _OF_DETECTORS | {"dataset": None, "num_workers": 0},
+    "segmentation": _NOT_OF_PIXELS,
+    "change": _NOT_OF_PIXELS,
 }
 
 

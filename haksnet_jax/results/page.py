@@ -236,22 +236,24 @@ def read_history(lines) -> list[dict[str, float]]:
 
 def jpeg(pixels: np.ndarray, side: int) -> str:
     """`data:` address of an image. Args: pixels [H, W, 3] uint8 RGB; side, the longest one it may have."""
-    height, width = pixels.shape[:2]
-    factor = min(1.0, side / max(height, width))
-    if factor < 1:
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    pixels = _no_longer(pixels, side, cv2.INTER_AREA)
     encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 
-def png(pixels: np.ndarray, side: int) -> str:
-    """`data:` address of flat colours with an alpha channel. Args: pixels [H, W, 4] uint8 RGBA; side, as in `jpeg`."""
+def _no_longer(pixels, side, interpolation):
+    """Pixels made smaller, with their ratio kept, until no side is longer than `side`."""
     height, width = pixels.shape[:2]
     factor = min(1.0, side / max(height, width))
-    if factor < 1:
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_NEAREST)
+    if factor == 1:
+        return pixels
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return cv2.resize(pixels, size, interpolation=interpolation)
+
+
+def png(pixels: np.ndarray, side: int) -> str:
+    """`data:` address of flat colours with an alpha channel. Args: pixels [H, W, 4] uint8 RGBA; side, as in `jpeg`."""
+    pixels = _no_longer(pixels, side, cv2.INTER_NEAREST)
     encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
     return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
 

@@ -1,16 +1,19 @@
 """The result card of a run: what was measured, on what, with which code."""
 
 import json
+import os
 import pathlib
 import subprocess
 import tomllib
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
 from haksnet_jax import files
 
 
-def code_version(package=None):
+def code_version(package: pathlib.Path | None = None) -> str:
     """Commit of the checkout that runs, "-dirty" where its code has changes, or "unknown" outside a checkout.
 
     A repository that the package merely lies in (installed below it, or copied into it) is not its checkout. Data and
@@ -51,7 +54,7 @@ def _fact(name, value):
     return value
 
 
-def as_markdown(card):
+def as_markdown(card: Mapping[str, Any]) -> str:
     """A result card as a readable page: measures in percent, facts that are not known left out.
 
     Args:
@@ -70,7 +73,7 @@ def as_markdown(card):
     return "\n".join(lines) + "\n"
 
 
-def write_result_card(workdir, card):
+def write_result_card(workdir: str | os.PathLike[str], card: Mapping[str, Any]) -> None:
     """Writes `result.json` and `result.md`. Args: workdir; card, see `as_markdown`."""
     workdir = epath.Path(workdir)
     files.write_text(workdir / "result.json", json.dumps(card, indent=2) + "\n")

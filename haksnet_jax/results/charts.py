@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def stacked_bars(bins: Sequence[str], counts: Mapping[str, Sequence[int]], *, x_
     return _svg(parts) + legend(counts)
 
 
-def legend(names, colours=None) -> str:
+def legend(names: Collection[str], colours: Sequence[str] | None = None) -> str:
     """HTML that names the colours of series, in their order. Args: names; colours, of CSS, None for those of charts."""
     colours = colours or [colour(number) for number in range(len(names))]
     entries = "".join(

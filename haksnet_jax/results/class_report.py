@@ -2,6 +2,7 @@
 
 import functools
 import html
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from haksnet_jax.results import charts, page
 from haksnet_jax.results.page import section, table
-from haksnet_jax.results.top_k import NUM_BEST, classification_result
+from haksnet_jax.results.top_k import NUM_BEST, ClassificationResult, classification_result
 from haksnet_jax.wording import counted
 
 MAX_CLASSES = 40  # of a confusion matrix or a chart: more cannot be read
@@ -48,16 +49,16 @@ class Subject(NamedTuple):
     curves: Sequence[str]
     warnings: list[str]
 
-    def result(self):
+    def result(self) -> ClassificationResult:
         """ClassificationResult of it."""
         return classification_result(self.labels, self.classes[:, :NUM_BEST], self.class_names)
 
-    def right(self):
+    def right(self) -> np.ndarray:
         """[N] bool: the likeliest class is the label."""
         return self.classes[:, 0] == self.labels
 
 
-def write_report(path, subjects: Sequence[Subject], *, num_images: int = 4) -> int:
+def write_report(path: str | os.PathLike[str], subjects: Sequence[Subject], *, num_images: int = 4) -> int:
     """Writes the report.
 
     Args:

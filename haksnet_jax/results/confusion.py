@@ -1,11 +1,12 @@
 """Confusion matrices in exact integers, and what is measured with them: IoU, F1, precision, recall, accuracy, top-k."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def confusion_matrix(labels, predictions, num_classes):
+def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
     """Counts how often each class was taken for each.
 
     Args:
@@ -32,7 +33,7 @@ def confusion_matrix(labels, predictions, num_classes):
     return counts.reshape(num_classes, num_classes)
 
 
-def top_k_correct(scores, labels, k):
+def top_k_correct(scores: ArrayLike, labels: ArrayLike, k: int) -> int:
     """How many labels are among the k highest scores of their row.
 
     Of equal scores the class with the lower number comes first.
@@ -68,7 +69,7 @@ class Confusion(NamedTuple):
     class_names: tuple
     left_out: tuple = ()
 
-    def per_class(self):
+    def per_class(self) -> dict[str, np.ndarray]:
         """{"IoU", "F1", "precision", "recall"}: [K] float64 each, NaN where there is nothing to divide by.
 
         A class that neither labels nor predictions have has no measure at all.
@@ -82,23 +83,23 @@ class Confusion(NamedTuple):
             "recall": _ratio(right, labelled),
         }
 
-    def scored(self):
+    def scored(self) -> np.ndarray:
         """[K] bool: the classes of the means: not left out, and found in labels or predictions."""
         present = (self.matrix.sum(axis=0) + self.matrix.sum(axis=1)) > 0
         return present & ~np.isin(self.class_names, self.left_out)
 
-    def mean(self, measure):
+    def mean(self, measure: str) -> float | None:
         """Mean of a measure over the scored classes, or None where there is none."""
         values = self.per_class()[measure][self.scored()]
         values = values[~np.isnan(values)]
         return float(values.mean()) if values.size else None
 
-    def accuracy(self):
+    def accuracy(self) -> float | None:
         """Share of all labelled pixels that are right, classes left out included; None where none is labelled."""
         total = int(self.matrix.sum())
         return float(np.trace(self.matrix) / total) if total else None
 
-    def figures(self):
+    def figures(self) -> dict[str, float | None]:
         """{name: float or None}: mean_iou, mean_f1, accuracy, and iou:CLASS for each class."""
         per_class = zip(self.class_names, self.per_class()["IoU"].tolist(), strict=True)
         return {
@@ -107,7 +108,7 @@ class Confusion(NamedTuple):
             "accuracy": self.accuracy(),
         } | {f"iou:{name}": None if np.isnan(value) else value for name, value in per_class}
 
-    def table(self):
+    def table(self) -> str:
         """Text in percent: a line for each class, and the means; "-" where there is nothing to measure."""
         measures = self.per_class()
         total = max(int(self.matrix.sum()), 1)
@@ -122,7 +123,7 @@ class Confusion(NamedTuple):
         lines.append(f"pixels right {_shown(self.accuracy()).strip()}")
         return "\n".join(lines)
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """{"mean", "classes", "confusion_matrix", "left_out"} of plain numbers."""
         measures = {name: values.tolist() for name, values in self.per_class().items()}
         return {
@@ -140,7 +141,7 @@ class Confusion(NamedTuple):
 class ChangeConfusion(Confusion):
     """A confusion matrix of two classes, no change and change, told by the measures of change."""
 
-    def figures(self):
+    def figures(self) -> dict[str, float | None]:
         """{name: float or None}: f1_change, iou_change, precision_change, recall_change, accuracy."""
         measures = self.per_class()
         return {

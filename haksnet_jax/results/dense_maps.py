@@ -1,5 +1,7 @@
 """Maps of classes as they leave: colours, overlays and pictures to look at."""
 
+from collections.abc import Mapping, Sequence
+
 import cv2
 import numpy as np
 
@@ -11,24 +13,24 @@ _OPACITY = 0.45
 _TITLE_HEIGHT = 22
 
 
-def colours_of(class_names, colours=None):
+def colours_of(class_names: Sequence[str], colours: Sequence[Sequence[int]] | None = None) -> list[tuple[int, ...]]:
     """The colour of each class. Args: class_names; colours, [K] of (r, g, b) that are known, or None. Returns: list."""
     return [tuple(colours[i]) if colours else class_colour(i) for i in range(len(class_names))]
 
 
-def colour_table(colours):
+def colour_table(colours: Sequence[Sequence[int]]) -> np.ndarray:
     """[256, 3] uint8: the colour of each label, black where it is none."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(colours)] = np.asarray(colours, np.uint8)
     return table
 
 
-def coloured(labels, colours):
+def coloured(labels: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
     """[H, W, 3] uint8 RGB of labels [H, W]."""
     return colour_table(colours)[labels]
 
 
-def as_rgb(image):
+def as_rgb(image: np.ndarray) -> np.ndarray:
     """[H, W, 3] uint8 of an image [H, W, C]: its first three channels, or the first one three times."""
     image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
     if image.dtype == np.uint8:
@@ -37,7 +39,9 @@ def as_rgb(image):
     return np.clip((image - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
 
 
-def overlay(image, labels, colours, *, transparent=()):
+def overlay(
+    image: np.ndarray, labels: np.ndarray, colours: Sequence[Sequence[int]], *, transparent: Sequence[int] = ()
+) -> np.ndarray:
     """Labels in their colours over an image, with an outline between them.
 
     Args:
@@ -63,7 +67,14 @@ def overlay(image, labels, colours, *, transparent=()):
     return mixed
 
 
-def comparison(images, predicted, labels, colours, *, side=640):
+def comparison(
+    images: Mapping[str, np.ndarray],
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    colours: Sequence[Sequence[int]],
+    *,
+    side: int = 640,
+) -> np.ndarray:
     """Images, the prediction and the labels side by side, each below its title.
 
     Args:
@@ -98,7 +109,7 @@ def _titled(panel, title):
     return np.concatenate([strip, panel])
 
 
-def legend(width, class_names, colours):
+def legend(width: int, class_names: Sequence[str], colours: Sequence[Sequence[int]]) -> np.ndarray:
     """A strip with the names of the classes in their colours. Returns: [h, width, 3] uint8 RGB."""
     line, scale = 22, 0.5
     x, y, places = 6, 16, []

@@ -1,6 +1,7 @@
 """Where a detector's errors come from: what became of each detection, and of each labelled object."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class ErrorAnalysis(NamedTuple):
     gt_image: np.ndarray
     confused_with: np.ndarray
 
-    def confusion_matrix(self):
+    def confusion_matrix(self) -> np.ndarray:
         """[K + 1, K + 1] int64: rows are the true classes, columns the detected ones, the last of each is background.
 
         Every object that counts stands once in its row (in the last column if it was missed), and every detection that
@@ -53,10 +54,10 @@ class ErrorAnalysis(NamedTuple):
         np.add.at(matrix, (self.gt_label[counted], found_as[counted]), 1)
         kinds = ("wrong angle", "poor overlap", "duplicate", "background")
         nothing_found = np.isin(self.kind, [KINDS.index(kind) for kind in kinds])
-        np.add.at(matrix, (num_classes, self.label[nothing_found]), 1)
+        matrix[-1] += np.bincount(self.label[nothing_found], minlength=num_classes + 1)
         return matrix
 
-    def by_size(self, edges=(16, 32, 64, 128, 256)):
+    def by_size(self, edges: Sequence[float] = (16, 32, 64, 128, 256)) -> dict[str, np.ndarray]:
         """Counts by size, the square root of the area.
 
         Args:
@@ -79,7 +80,7 @@ class ErrorAnalysis(NamedTuple):
                 counts[kind] = count(bins[self.kind == number])
         return counts
 
-    def worst_images(self, count=8):
+    def worst_images(self, count: int = 8) -> list[tuple[Any, int]]:
         """Images with most errors (false detections and missed objects): [(name, number of errors)], worst first."""
         false = (self.kind != KINDS.index("correct")) & (self.kind != KINDS.index("ignored"))
         missed = (self.gt_found_as > -2) & (self.gt_found_as != self.gt_label)
@@ -90,15 +91,15 @@ class ErrorAnalysis(NamedTuple):
 
 
 def analyse_errors(
-    detections_by_image,
-    labels_by_image,
-    class_names,
+    detections_by_image: overlaps.DetectionsByImage,
+    labels_by_image: overlaps.LabelsByImage,
+    class_names: Sequence[str],
     *,
-    iou_threshold=0.5,
-    score_threshold=0.3,
-    ignore_difficult=True,
-    ignore_truncated=False,
-):
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.3,
+    ignore_difficult: bool = True,
+    ignore_truncated: bool = False,
+) -> ErrorAnalysis:
     """Sorts detections and missed objects into kinds of errors.
 
     Detections are matched as for average precision. Of those that are not correct, one is a `duplicate` if it lies on

@@ -3,8 +3,8 @@
 import functools
 import operator
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Detections:
         read: Callable | None = None,
         num_cut: int = 0,
         error: Exception | None = None,
-    ):
+    ) -> None:
         self.boxes = np.asarray(boxes, np.float32).reshape(-1, 5)
         self.scores = np.asarray(scores, np.float32).reshape(-1)
         self.labels = np.asarray(labels, np.int32).reshape(-1)
@@ -118,7 +118,16 @@ class Detections:
     def __contains__(self, name: object) -> bool:
         return name in _ARRAYS
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: str) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> "Detections": ...
+
+    def __getitem__(self, index: Any) -> Any:
         """A named array; or one `Detection` (an int); or `Detections` (a mask, indices, a slice).
 
         Raises:
@@ -227,7 +236,7 @@ class Detections:
 
         return formats.coco_entries(self, image_id)
 
-    def to_supervision(self):
+    def to_supervision(self) -> Any:
         """A `supervision.Detections`, with the corners where its oriented boxes are kept (`data["xyxyxyxy"]`).
 
         Raises:
@@ -247,7 +256,7 @@ class Detections:
             data={"xyxyxyxy": self.polygons, "class_name": np.array(self.names, dtype=str)},
         )
 
-    def to_geodataframe(self):
+    def to_geodataframe(self) -> Any:
         """A `geopandas.GeoDataFrame` with the columns label, score and geometry, in the image's coordinate system.
 
         Without a place on the ground the geometry is in pixels, y growing downwards, and `crs` is None.

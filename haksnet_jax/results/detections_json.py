@@ -1,6 +1,9 @@
 """`detections.json`: what was found in many images, with the classes; written image by image, checked when read."""
 
 import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +11,7 @@ from haksnet_jax import files, json_files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.labels.objects import MAX_COORDINATE
+from haksnet_jax.results import overlaps
 from haksnet_jax.results.dota import image_stem
 
 MAX_BYTES = 2**31
@@ -55,7 +59,7 @@ _FILE = {
 }
 
 
-def lines(detections, class_names):
+def lines(detections: overlaps.ArraysByName, class_names: Sequence[str]) -> Iterator[str]:
     """Yields the JSON text of each detection: label, score, box and polygon."""
     boxes = np.asarray(detections["boxes"], np.float64).reshape(-1, 5)
     polygons = boxes_to_corners(boxes).reshape(-1, 8).round(4).tolist()
@@ -67,7 +71,11 @@ def lines(detections, class_names):
         yield f'{{"label": {names[label]}, "score": {score}, "box": {box}, "polygon": {polygon}}}'
 
 
-def write(path, entries, class_names):
+def write(
+    path: str | os.PathLike[str],
+    entries: Iterable[tuple[str, int | None, int | None, overlaps.ArraysByName]],
+    class_names: Sequence[str],
+) -> int:
     """Writes the file; it appears whole or not at all.
 
     Args:
@@ -97,7 +105,7 @@ def write(path, entries, class_names):
     return count
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Any]], tuple[str, ...], bool]:
     """Reads the file.
 
     Args:

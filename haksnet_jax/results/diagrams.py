@@ -4,20 +4,28 @@ They are matplotlib figures without a window: write them with `save_figure`. (Th
 """
 
 import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from haksnet_jax import files
 from haksnet_jax.results import visualize
+from haksnet_jax.results.mean_ap import MeanAveragePrecision
+
+if TYPE_CHECKING:  # half a second that drawing boxes need not pay
+    from matplotlib.figure import Figure
 
 
-def save_figure(figure, path, *, dpi=120):
+def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dpi: int = 120) -> None:
     """Writes a figure as PNG, PDF or SVG by the path's ending; the file appears whole or not at all."""
     with files.whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format=temporary.suffix[1:])
 
 
-def precision_recall_figure(result, *, iou_threshold=0.5):
+def precision_recall_figure(result: MeanAveragePrecision, *, iou_threshold: float = 0.5) -> "Figure":
     """Precision over recall, one curve a class that has labelled objects, with AP in the legend.
 
     Args:
@@ -42,7 +50,7 @@ def precision_recall_figure(result, *, iou_threshold=0.5):
     return figure
 
 
-def confusion_matrix_figure(matrix, class_names, *, with_background=True):
+def confusion_matrix_figure(matrix: ArrayLike, class_names: Sequence[str], *, with_background: bool = True) -> "Figure":
     """Confusion matrix, coloured by share of the true class, with counts.
 
     Args:
@@ -77,7 +85,7 @@ def confusion_matrix_figure(matrix, class_names, *, with_background=True):
     return figure
 
 
-def errors_by_size_figure(counts):
+def errors_by_size_figure(counts: Mapping[str, np.ndarray]) -> "Figure":
     """Found and missed objects, and false detections by kind, over the size of the objects.
 
     Args:
@@ -133,7 +141,9 @@ _LINE_NAMES = {
 }
 
 
-def training_figure(losses, scores=None):
+def training_figure(
+    losses: Mapping[str, tuple[ArrayLike, ArrayLike]], scores: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None
+) -> "Figure":
     """Curves of a training run.
 
     Args:
@@ -182,7 +192,7 @@ def _line_colour(number):
 
 def _figure(width, height, *, rows=1):
     """(figure, axes or list of axes) in the style of all figures, bound to no window."""
-    from matplotlib.figure import Figure  # half a second that drawing boxes need not pay
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, 1)

@@ -8,6 +8,8 @@ import os
 import pathlib
 import tempfile
 import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -26,23 +28,23 @@ _LONGEST_NAME = 200  # bytes of a file's name: disks take 255, and a temporary n
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
-def task1_file_name(class_name):
+def task1_file_name(class_name: str) -> str:
     """The file of a class: Task1_<class>.txt, blanks in the class as hyphens, a slash as %2F."""
     return f"Task1_{class_name.strip().replace(' ', '-').replace('/', '%2F')}.txt"
 
 
-def task1_class_name(file_name):
+def task1_class_name(file_name: str) -> str:
     """The class of a Task-1 file, as far as its name tells: blanks and hyphens in it look alike."""
     return file_name.removeprefix("Task1_").removesuffix(".txt").replace("%2F", "/")
 
 
-def check_file_names(class_names):
+def check_file_names(class_names: Iterable[str]) -> None:
     """Finds out before any work whether each class can have its Task-1 file.
 
     Raises:
       UserError: a name is empty, too long for a file, or has control characters; or two classes would share a file.
     """
-    owner = {}
+    owner: dict[str, str] = {}
     for name in class_names:
         file = task1_file_name(name)
         if not name.strip() or not name.isprintable() or len(file.encode()) > _LONGEST_NAME:
@@ -58,7 +60,7 @@ def check_file_names(class_names):
             )
 
 
-def format_task1(detections_by_image, class_names):
+def format_task1(detections_by_image: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, str]:
     """The texts of all Task-1 files.
 
     Args:
@@ -69,7 +71,7 @@ def format_task1(detections_by_image, class_names):
       A dict from file name to text, one for every class, empty ones too. Lines are in the order of the images, then by
       descending score; coordinates have two decimals, scores nine (more than float32 tells apart above 0.01).
     """
-    lines = {label: [] for label in range(len(class_names))}
+    lines: dict[int, list[str]] = {label: [] for label in range(len(class_names))}
     for image, detections in detections_by_image.items():
         scores, labels = np.asarray(detections["scores"], np.float64), np.asarray(detections["labels"], np.int64)
         if not len(scores):
@@ -101,7 +103,9 @@ def _without_area(polygons):
     return np.abs(polygon_iou.polygon_area(polygon_iou.uncross(np.round(polygons, 2)))) < 0.25e-4
 
 
-def leave_out_slivers(detections_by_image):
+def leave_out_slivers(
+    detections_by_image: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, int]]:
     """Leaves out detections that enclose no area once they are written with two decimals, which the server refuses.
 
     Args:
@@ -130,7 +134,9 @@ def _from_top_left(polygons):
     return turned[np.arange(len(polygons)), distance.argmin(axis=1)]
 
 
-def write_task1(folder, detections_by_image, class_names):
+def write_task1(
+    folder: str | os.PathLike[str], detections_by_image: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]
+) -> list[epath.Path]:
     """Writes one Task-1 file for every class; either all of them appear or, if one cannot be written, none.
 
     (In a bucket, where nothing can be renamed, each of them appears whole.)
@@ -166,7 +172,9 @@ def write_task1(folder, detections_by_image, class_names):
     return [folder / name for name in texts]
 
 
-def read_task1(folder, class_names):
+def read_task1(
+    folder: str | os.PathLike[str], class_names: Sequence[str]
+) -> tuple[dict[str, dict[str, np.ndarray]], list[Problem]]:
     """Reads the Task-1 files of a folder.
 
     Args:
@@ -192,7 +200,7 @@ def read_task1(folder, class_names):
         for path in sorted(folder.glob("Task1_*.txt"))
         if path.name not in names
     ]
-    found = {}
+    found: dict[str, list[tuple[int, list[float]]]] = {}
     for label, name in enumerate(names):
         path = folder / name
         if not path.exists():
@@ -200,12 +208,12 @@ def read_task1(folder, class_names):
             continue
         for _, image, numbers in _read_lines(str(path), path.read_bytes(), problems):
             found.setdefault(image, []).append((label, numbers))
-    detections_by_image = {}
+    detections_by_image: dict[str, dict[str, np.ndarray]] = {}
     for image, rows in found.items():
-        numbers = np.array([row for _, row in rows], np.float64)
+        table = np.array([row for _, row in rows], np.float64)
         detections_by_image[image] = {
-            "polygons": numbers[:, 1:].reshape(-1, 4, 2),
-            "scores": numbers[:, 0],
+            "polygons": table[:, 1:].reshape(-1, 4, 2),
+            "scores": table[:, 0],
             "labels": np.array([label for label, _ in rows], np.int32),
         }
     return detections_by_image, problems
@@ -235,19 +243,25 @@ def _read_lines(path, content, problems):
     return rows
 
 
-def is_image_file(path):
+def is_image_file(path: str | os.PathLike[str]) -> bool:
     """Whether a path ends like an image."""
     return pathlib.PurePath(path).suffix.lower() in _IMAGE_SUFFIXES
 
 
-def image_stem(name):
+def image_stem(name: str | os.PathLike[str]) -> str:
     """An image's name without folder and image extension; other dots stay."""
     name = pathlib.PurePath(name).name
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in _IMAGE_SUFFIXES else name
 
 
-def write_submission(path, detections_by_image, class_names, *, image_names=None):
+def write_submission(
+    path: str | os.PathLike[str],
+    detections_by_image: Mapping[str, Mapping[str, Any]],
+    class_names: Sequence[str],
+    *,
+    image_names: Iterable[str] | None = None,
+) -> list[Problem]:
     """Writes the zip for DOTA's evaluation server, checked before it appears.
 
     Args:
@@ -285,7 +299,9 @@ def write_submission(path, detections_by_image, class_names, *, image_names=None
     return problems
 
 
-def check_submission(path, class_names, *, image_names=None):
+def check_submission(
+    path: str | os.PathLike[str], class_names: Sequence[str], *, image_names: Iterable[str] | None = None
+) -> list[Problem]:
     """Checks a submission zip, whoever wrote it.
 
     Reasons: `not_a_zip`, `missing_file` (a class has no file), `unexpected_file` (also folders in the zip),
@@ -307,7 +323,7 @@ def check_submission(path, class_names, *, image_names=None):
     problems = []
     expected = [task1_file_name(name) for name in class_names]
     known = None if image_names is None else set(image_names)
-    seen = set()
+    seen: set[str] = set()
     with zipfile.ZipFile(path) as archive:
         members = archive.namelist()
         for name in sorted(set(members) - set(expected)):
@@ -328,7 +344,7 @@ def check_submission(path, class_names, *, image_names=None):
                 Problem(where, rows[row][0], "zero_area", "the four corners enclose no area")
                 for row in np.flatnonzero(_without_area(numbers[:, 1:].reshape(-1, 4, 2)))
             ]
-            first_lines = {}
+            first_lines: dict[str, int] = {}
             for line, image, _ in rows:
                 first_lines.setdefault(image, line)
             for image, line in first_lines.items():  # one report for each image and file
@@ -336,8 +352,8 @@ def check_submission(path, class_names, *, image_names=None):
                 if reason:
                     problems.append(Problem(where, line, reason, detail))
             seen.update(first_lines)
-    without = sorted((known or set()) - seen)
-    if without:
+    without = [] if known is None else sorted(known - seen)
+    if known and without:
         detail = f"{len(without)} of {len(known)} test images have no detections, for example {', '.join(without[:3])}"
         problems.append(Problem(str(path), 0, "no_detections", detail))
     return problems

@@ -1,6 +1,8 @@
 """TensorBoard's event files, on a disk or in a bucket."""
 
 import io
+import os
+from typing import Any
 
 from haksnet_jax import files
 
@@ -32,7 +34,7 @@ class _Buckets:
         """Nothing: a bucket has no folders to be made."""
 
 
-def event_writer(folder):
+def event_writer(folder: str | os.PathLike[str]) -> Any:
     """A tensorboardX.SummaryWriter. Args: folder, a path; made if it does not exist."""
     import tensorboardX  # (only the writing host needs it)
     from tensorboardX.record_writer import register_writer_factory

@@ -8,7 +8,7 @@ import csv
 import json
 import pathlib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,13 +44,13 @@ class Written(NamedTuple):
     left_out: dict[str, int]
 
 
-def write_task1(folder, images, class_names) -> Written:
+def write_task1(folder: pathlib.Path, images: Iterable[Detections], class_names: Sequence[str]) -> Written:
     """`task1/Task1_<class>.txt`, a file for every class."""
     by_image = {one.image: one.as_dict() for one in _by_stem(images)}
     return Written([pathlib.Path(path) for path in dota.write_task1(folder / "task1", by_image, class_names)], {})
 
 
-def write_geojson(folder, images, class_names) -> Written:
+def write_geojson(folder: pathlib.Path, images: Iterable[Detections], class_names: Sequence[str]) -> Written:
     """`geojson/NAME.geojson` in the image's coordinate system, and `NAME.wgs84.geojson` in longitude and latitude.
 
     Tiles whose scene has a place on the ground (`haksnet split` notes it) are merged into files of the scenes.
@@ -87,7 +87,7 @@ def _write_geojson_of(folder, name, detections, class_names, georeference, writt
         written.paths.append(path)
 
 
-def write_geopackage(folder, images, class_names) -> Written:
+def write_geopackage(folder: pathlib.Path, images: Iterable[Detections], class_names: Sequence[str]) -> Written:
     """`detections.gpkg`, a layer `detections` of polygons for each coordinate system.
 
     Images without a place on the ground are in a layer of their own, in pixels with y growing upwards from the top left
@@ -97,7 +97,7 @@ def write_geopackage(folder, images, class_names) -> Written:
     return _write_geopackage(folder / "detections.gpkg", images)
 
 
-def write_coco(folder, images, class_names) -> Written:
+def write_coco(folder: pathlib.Path, images: Iterable[Detections], class_names: Sequence[str]) -> Written:
     """`coco/results.json`, and `coco/images.json` with the numbers of images and categories that it refers to."""
     folder = folder / "coco"
     folder.mkdir(exist_ok=True)
@@ -136,7 +136,7 @@ def coco_entries(detections: Detections, image_id: int) -> list[dict[str, Any]]:
     ]
 
 
-def write_yolo_obb(folder, images, class_names) -> Written:
+def write_yolo_obb(folder: pathlib.Path, images: Iterable[Detections], class_names: Sequence[str]) -> Written:
     """`yolo-obb/NAME.txt`: number of the class, corners in shares of the image, and score, a line an object."""
     folder, written = folder / "yolo-obb", Written([], {})
     folder.mkdir(exist_ok=True)
@@ -153,7 +153,7 @@ def write_yolo_obb(folder, images, class_names) -> Written:
     return written
 
 
-def write_labels(folder, images, class_names) -> Written:
+def write_labels(folder: pathlib.Path, images: Iterable[Detections], class_names: Sequence[str]) -> Written:
     """`labels/NAME.txt`: DOTA's label lines with the score as a last column; readable as labels."""
     folder, written = folder / "labels", Written([], {})
     folder.mkdir(exist_ok=True)
@@ -163,7 +163,7 @@ def write_labels(folder, images, class_names) -> Written:
     return written
 
 
-def write_csv(folder, images, class_names) -> Written:
+def write_csv(folder: pathlib.Path, images: Iterable[Detections], class_names: Sequence[str]) -> Written:
     """`detections.csv`: a row an object, in pixels of its image."""
     del class_names
     return _write_csv(folder / "detections.csv", images)

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -31,7 +33,7 @@ class Georeference(NamedTuple):
     crs: Any
 
 
-def read_georeference(path):
+def read_georeference(path: str | os.PathLike[str]) -> tuple[Georeference | None, str]:
     """Reads where an image lies.
 
     Args:
@@ -65,7 +67,7 @@ def read_georeference(path):
     return None, "it is not georeferenced"
 
 
-def scene_of_tile(path):
+def scene_of_tile(path: str | os.PathLike[str]) -> Georeference | None:
     """The Georeference of the scene that a tile of `haksnet split` was cut from, or None. Args: path of the tile."""
     path = pathlib.Path(path)
     if not tiles.is_tile_name(path.stem):
@@ -73,7 +75,7 @@ def scene_of_tile(path):
     return read_places(path.parent).get(tiles.parse_tile_name(path.stem).image)
 
 
-def of_tile(path, scene, width):
+def of_tile(path: str | os.PathLike[str], scene: Georeference, width: int) -> Georeference:
     """The Georeference of a tile.
 
     Args:
@@ -88,7 +90,7 @@ def of_tile(path, scene, width):
     return Georeference(transform, scene.crs)
 
 
-def read_places(folder):
+def read_places(folder: str | os.PathLike[str]) -> dict[str, Georeference]:
     """Where the images lie that the tiles of a folder were cut from, as `haksnet split` notes it beside the tiles.
 
     Args:
@@ -126,7 +128,7 @@ class _Place(msgspec.Struct):
     crs: str | None
 
 
-def to_ground(corners, georeference):
+def to_ground(corners: np.ndarray, georeference: Georeference) -> np.ndarray:
     """Corners in pixels as points on the ground.
 
     Args:
@@ -141,7 +143,14 @@ def to_ground(corners, georeference):
     return np.stack([a * columns + b * rows + c, d * columns + e * rows + f], axis=-1)
 
 
-def feature_collection(detections, class_names, georeference, *, wgs84=False, image=None):
+def feature_collection(
+    detections: Mapping[str, Any],
+    class_names: Sequence[str],
+    georeference: Georeference,
+    *,
+    wgs84: bool = False,
+    image: str | None = None,
+) -> dict[str, Any]:
     """Detections as a GeoJSON FeatureCollection.
 
     Args:
@@ -162,7 +171,7 @@ def feature_collection(detections, class_names, georeference, *, wgs84=False, im
     points = to_ground(boxes_to_corners(boxes), georeference)
     if not (np.isfinite(points).all() and np.isfinite(detections["scores"]).all()):
         raise ValueError("boxes or scores are not finite, or lie beyond all numbers on the ground")
-    collection = {"type": "FeatureCollection"}
+    collection: dict[str, Any] = {"type": "FeatureCollection"}
     if image is not None:
         collection["name"] = image
     digits = 3  # millimetres, or feet
@@ -218,7 +227,7 @@ def _to_wgs84(points, crs):
     return converted
 
 
-def crs_name(crs):
+def crs_name(crs: Any) -> str:
     """The name that GDAL writes: a URN of the registry's code, else the definition as text."""
     authority = crs.to_authority()
     if authority == ("EPSG", "4326"):
@@ -226,7 +235,7 @@ def crs_name(crs):
     return f"urn:ogc:def:crs:{authority[0]}::{authority[1]}" if authority else crs.to_wkt()
 
 
-def write_geojson(path, collection):
+def write_geojson(path: str | os.PathLike[str], collection: Mapping[str, Any]) -> None:
     """Writes a FeatureCollection, one feature a line; the file appears whole or not at all."""
     head = json.dumps({name: value for name, value in collection.items() if name != "features"}, ensure_ascii=False)
     with files.whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +33,16 @@ class MapWriter:
       preview: [h, w] uint8: every so many rows and columns of the map.
     """
 
-    def __init__(self, path, height, width, colours, georeference=None, *, preview_side=2048):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        height: int,
+        width: int,
+        colours: Sequence[Sequence[int]],
+        georeference: geojson.Georeference | None = None,
+        *,
+        preview_side: int = 2048,
+    ) -> None:
         self._height, self._width = height, width
         self._colours = colours
         self._stack = contextlib.ExitStack()
@@ -41,7 +52,8 @@ class MapWriter:
         self.counts = np.zeros(256, np.int64)
         self._pending = np.zeros((0, width), np.uint8)
         self._row = 0
-        self._dataset = self._whole = None
+        self._whole: np.ndarray | None = None
+        self._dataset: Any = None
         self._temporary = temporary
         if temporary.suffix == ".tif":
             self._dataset = self._stack.enter_context(self._create(temporary, georeference))
@@ -64,7 +76,7 @@ class MapWriter:
         dataset.write_colormap(1, {label: (*map(int, table[label]), 255) for label in range(256)})
         return dataset
 
-    def __call__(self, first, rows):
+    def __call__(self, first: int, rows: np.ndarray) -> None:
         """Takes the next rows. Args: first, their number; rows [n, width] uint8."""
         self.counts += np.bincount(rows.reshape(-1), minlength=256)
         seen = np.arange(-(-first // self._step) * self._step, first + len(rows), self._step)
@@ -81,7 +93,7 @@ class MapWriter:
             self._dataset.write(self._pending[:ready], 1, window=window)
             self._row, self._pending = self._row + ready, self._pending[ready:].copy()
 
-    def close(self):
+    def close(self) -> None:
         """Ends the file, which then appears."""
         if self._whole is not None:
             image = Image.fromarray(self._whole)
@@ -89,7 +101,7 @@ class MapWriter:
             image.save(self._temporary)
         self._stack.close()
 
-    def discard(self):
+    def discard(self) -> None:
         """Leaves no file."""
         with contextlib.suppress(_Discarded), self._stack:
             raise _Discarded
@@ -103,7 +115,7 @@ class Ground(geojson.Georeference):
     """A georeference that knows the size of its pixels."""
 
     @property
-    def square_metres(self):
+    def square_metres(self) -> float | None:
         """Of a pixel, or None where the coordinate system is in degrees or not known."""
         if self.crs is None or not self.crs.is_projected:
             return None
@@ -111,13 +123,13 @@ class Ground(geojson.Georeference):
         return abs(a * e - b * d) * self.crs.linear_units_factor[1] ** 2
 
 
-def read_ground(path):
+def read_ground(path: str | os.PathLike[str]) -> tuple[Ground | None, str]:
     """(Ground or None, reason or ""): where an image lies. Args: path of an image file."""
     georeference, reason = geojson.read_georeference(path)
     return (None, reason) if georeference is None else (Ground(*georeference), reason)
 
 
-def has_rasterio():
+def has_rasterio() -> bool:
     """Whether the extra that reads and writes GeoTIFF is installed."""
     try:
         import rasterio  # noqa: F401
@@ -126,7 +138,7 @@ def has_rasterio():
     return True
 
 
-def areas(counts, class_names, square_metres=None):
+def areas(counts: np.ndarray, class_names: Sequence[str], square_metres: float | None = None) -> dict[str, Any]:
     """{"classes": {name: {"pixels", "share", "square_metres"}}, "without_data": pixels} of the counts of a map."""
     total = int(counts[: len(class_names)].sum())
     entries = {}
@@ -137,7 +149,15 @@ def areas(counts, class_names, square_metres=None):
     return {"classes": entries, "without_data": int(counts[IGNORED])}
 
 
-def write_polygons(path, map_path, class_names, *, ground=None, labels=None, min_pixels=1):
+def write_polygons(
+    path: str | os.PathLike[str],
+    map_path: str | os.PathLike[str],
+    class_names: Sequence[str],
+    *,
+    ground: Ground | None = None,
+    labels: Iterable[int] | None = None,
+    min_pixels: int = 1,
+) -> tuple[int, int]:
     """Writes the outlines of a map's areas as GeoJSON.
 
     Neighbours are pixels that share a side. Coordinates are those of the map's coordinate system, or pixels where it
@@ -165,7 +185,7 @@ def write_polygons(path, map_path, class_names, *, ground=None, labels=None, min
     wanted = set(range(len(class_names)) if labels is None else labels)
     a, b, c, d, e, f = (1, 0, 0, 0, 1, 0) if ground is None else ground.transform
     pixel = None if ground is None else ground.square_metres
-    head = {"type": "FeatureCollection", "name": os.path.splitext(os.path.basename(path))[0]}
+    head: dict[str, Any] = {"type": "FeatureCollection", "name": os.path.splitext(os.path.basename(path))[0]}
     digits = 3
     if ground is not None and ground.crs is not None:
         head["crs"] = {"type": "name", "properties": {"name": geojson.crs_name(ground.crs)}}

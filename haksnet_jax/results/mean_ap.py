@@ -4,6 +4,8 @@ Detections and labels of an image come as `results.overlaps` says.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,7 @@ class MeanAveragePrecision:
     scores: tuple[np.ndarray, ...]
     outcomes: tuple[np.ndarray, ...]
 
-    def threshold_index(self, iou_threshold):
+    def threshold_index(self, iou_threshold: float) -> int:
         """Position of an IoU threshold.
 
         Raises:
@@ -50,7 +52,7 @@ class MeanAveragePrecision:
             raise ValueError(f"AP at IoU {iou_threshold} was not computed, only at {self.iou_thresholds}.")
         return int(close[0])
 
-    def precision_recall(self, label, iou_threshold=0.5):
+    def precision_recall(self, label: int, iou_threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Precision-recall curve of a class, one point for each detection that is not ignored, best score first.
 
         Args:
@@ -65,7 +67,7 @@ class MeanAveragePrecision:
         recall, precision = _precision_recall(outcome[counted], self.num_gts[label], self.scores[label][counted])
         return recall, precision, self.scores[label][counted]
 
-    def figures(self, label=None):
+    def figures(self, label: int | None = None) -> dict[str, float | None]:
         """The four published figures of a class, or their means over the classes with labelled objects.
 
         Args:
@@ -92,12 +94,12 @@ class MeanAveragePrecision:
             "AP50:95": mean(self.ap_voc12, IOU_THRESHOLDS),
         }
 
-    def num_tied(self):
+    def num_tied(self) -> int:
         """Detections that share their score with another one of their class."""
         counts = [np.unique(scores, return_counts=True)[1] for scores in self.scores]
         return int(sum(count[count > 1].sum() for count in counts))
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """{"mean": figures, "classes": {name: figures and "num_gts", "num_detections"}}, ready for json.dumps."""
         classes = {
             name: {
@@ -109,7 +111,7 @@ class MeanAveragePrecision:
         }
         return {"mean": self.figures(), "classes": classes}
 
-    def table(self):
+    def table(self) -> str:
         """The figures as text in columns, in percent; "-" for classes without labelled objects."""
         width = max(len(name) for name in ("class", "mean", *self.class_names))
         heads = ("AP50 voc07", "AP50 voc12", "AP75 voc12", "AP50:95")
@@ -132,14 +134,14 @@ class MeanAveragePrecision:
 
 
 def mean_average_precision(
-    detections_by_image,
-    labels_by_image,
-    class_names,
+    detections_by_image: overlaps.DetectionsByImage,
+    labels_by_image: overlaps.LabelsByImage,
+    class_names: Sequence[str],
     *,
-    iou_thresholds=IOU_THRESHOLDS,
-    ignore_difficult=True,
-    ignore_truncated=False,
-):
+    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+    ignore_difficult: bool = True,
+    ignore_truncated: bool = False,
+) -> MeanAveragePrecision:
     """Average precision as DOTA's own tool defines it, for all classes and thresholds.
 
     Within a class the detections of all images are taken by descending score. Each one is matched to the object of its

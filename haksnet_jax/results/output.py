@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +29,7 @@ _OF_IMAGE = (
 _OF_ALL = ("detections.csv", "detections.gpkg", "coco/results.json", "coco/images.json", "yolo-obb/classes.txt")
 
 
-def prepare(folder):
+def prepare(folder: str | os.PathLike[str]) -> pathlib.Path:
     """Makes an output folder and finds out whether it can be written to, before any work is done.
 
     Args:
@@ -42,7 +44,7 @@ def prepare(folder):
     return files.output_folder(folder)
 
 
-def require_finished(predictions):
+def require_finished(predictions: str | os.PathLike[str]) -> None:
     """Refuses predictions of a folder in which predict runs or was stopped: some of its files may be of an earlier run.
 
     Args:
@@ -77,16 +79,27 @@ class OutputFolder:
       left_out: {reason: number of images} that a format could not hold.
     """
 
-    def __init__(self, folder, class_names, wanted, *, drawings, drawing_score, formats):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        class_names: tuple[str, ...],
+        wanted: Sequence[int] | None,
+        *,
+        drawings: bool,
+        drawing_score: float,
+        formats: Sequence[str],
+    ) -> None:
         self.folder = folder
         self.class_names = class_names
         self.wanted = wanted
         self.drawings, self.drawing_score, self.formats = drawings, drawing_score, formats
-        self.num_damaged, self.removed, self.left_out = 0, [], {}
+        self.num_damaged = 0
+        self.removed: list[str] = []
+        self.left_out: dict[str, int] = {}
         self._parts = folder / UNFINISHED
-        self._former = set()  # names of images whose files of an earlier run may lie here
+        self._former: set[str] = set()  # names of images whose files of an earlier run may lie here
 
-    def resume(self, run):
+    def resume(self, run: str) -> None:
         """Begins, or goes on with a run of the same settings. Args: run, a JSON text that says what is done."""
         self._former = self._images_of_former_run()
         record = self._parts / _RECORD
@@ -112,7 +125,7 @@ class OutputFolder:
     def _part(self, path):
         return self._parts / f"{dota.image_stem(path.name)}.npz"
 
-    def has(self, path):
+    def has(self, path: pathlib.Path) -> bool:
         """Whether an image was finished before, its file is the same, and its results are whole."""
         part = self._part(path)
         if not part.is_file():
@@ -120,14 +133,14 @@ class OutputFolder:
         try:
             arrays = npz.read(part, max_bytes=part.stat().st_size)  # (they are not packed)
             identity = tuple(arrays["identity"].tolist())
-            Detections(*(arrays[name] for name in ("boxes", "scores", "labels")), self.class_names)
+            Detections(arrays["boxes"], arrays["scores"], arrays["labels"], self.class_names)
             return identity == _identity(path) and arrays["size"].shape == (2,)
         except (OSError, ValueError, KeyError):
             self.num_damaged += 1
             part.unlink(missing_ok=True)
             return False
 
-    def add(self, path, image, detections):
+    def add(self, path: pathlib.Path, image: Any, detections: Mapping[str, np.ndarray]) -> None:
         """Writes what belongs to one image. Args: path; image, open, is closed; detections, merged."""
         try:
             if self.wanted is not None:
@@ -143,21 +156,24 @@ class OutputFolder:
                 visualize.write_image(self.folder / "drawings" / f"{dota.image_stem(path.name)}.jpg", drawing)
             part = self._part(path)
             with files.whole(part) as temporary:
-                np.savez(temporary, **detections, size=(image.width, image.height), identity=_identity(path))
+                more = {"size": (image.width, image.height), "identity": _identity(path)}
+                np.savez(temporary, **detections, **more)  # type: ignore[arg-type]  # (numpy's `allow_pickle` is not in them)
         finally:
             image.close()
 
     def _read(self, path):
         with np.load(self._part(path)) as part:
             return Detections(
-                *(part[name] for name in ("boxes", "scores", "labels")),
+                part["boxes"],
+                part["scores"],
+                part["labels"],
                 self.class_names,
                 image=path.name,
                 path=path,
                 size=tuple(part["size"].tolist()),
             )
 
-    def finish(self, paths):
+    def finish(self, paths: Sequence[pathlib.Path]) -> int:
         """Writes what is made of all images, and removes what earlier runs left of others.
 
         Args:
@@ -167,7 +183,8 @@ class OutputFolder:
           Number of detections.
         """
         files.write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in self.class_names))
-        written, left_out = set(), collections.Counter()
+        written: set[str] = set()
+        left_out: collections.Counter[str] = collections.Counter()
         for name in self.formats:
             done = formats.FORMATS[name](self.folder, map(self._read, paths), self.class_names)
             written |= {os.path.abspath(path) for path in done.paths}
@@ -208,6 +225,6 @@ def _identity(path):
     return status.st_size, status.st_mtime_ns
 
 
-def describe(settings):
+def describe(settings: Mapping[str, Any]) -> str:
     """JSON text of what a run does, by which a stopped one is told from another. Args: settings, a dict."""
     return json.dumps(settings, indent=1, default=json_files.quoted) + "\n"

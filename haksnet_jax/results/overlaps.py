@@ -5,8 +5,8 @@ pixels and radians; `"polygons": [n, 4, 2]` may stand in for `"boxes"`, as in te
 {"polygons": [n, 4, 2], "labels": [n], "difficulty": [n]}: 0 counts, 1 is difficult, 2 was truncated by tiling.
 """
 
-import collections.abc
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,18 @@ from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.wording import counted
 
 _MAX_PAIRS_AT_ONCE = 4_000_000
+
+
+class ArraysByName(Protocol):
+    """What was detected in an image: a dict of arrays, or `results.detections.Detections`."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+
+DetectionsByImage = Mapping[Any, ArraysByName] | Sequence[ArraysByName | None]
+LabelsByImage = Mapping[Any, Mapping[str, Any]] | Sequence[Mapping[str, Any] | None]
 
 
 class Detected(NamedTuple):
@@ -35,16 +47,15 @@ class Labelled(NamedTuple):
     image: np.ndarray
 
 
-def ignored_difficulties(ignore_difficult, ignore_truncated):
+def ignored_difficulties(ignore_difficult: bool, ignore_truncated: bool) -> list[int]:
     return [1] * bool(ignore_difficult) + [2] * bool(ignore_truncated)
 
 
-def pair_up(detections_by_image, labels_by_image):
+def pair_up(
+    detections_by_image: DetectionsByImage, labels_by_image: LabelsByImage
+) -> list[tuple[Any, ArraysByName | None, Mapping[str, Any] | None]]:
     """[(name, detections or None, labels)] of every labelled image."""
-    by_name = isinstance(labels_by_image, collections.abc.Mapping)
-    if by_name != isinstance(detections_by_image, collections.abc.Mapping):
-        raise ValueError("Expected detections and labels both as dicts by image or both as lists.")
-    if by_name:
+    if isinstance(labels_by_image, Mapping) and isinstance(detections_by_image, Mapping):
         unknown = [name for name in detections_by_image if name not in labels_by_image]
         if unknown:
             raise ValueError(
@@ -52,6 +63,8 @@ def pair_up(detections_by_image, labels_by_image):
                 "average precision needs the labels of every image (an image without objects has an empty list)."
             )
         return [(name, detections_by_image.get(name), labels) for name, labels in labels_by_image.items()]
+    if isinstance(labels_by_image, Mapping) or isinstance(detections_by_image, Mapping):
+        raise ValueError("Expected detections and labels both as dicts by image or both as lists.")
     if len(detections_by_image) != len(labels_by_image):
         raise ValueError(
             f"Expected as many detections as labels, got {len(detections_by_image)} and {len(labels_by_image)}."
@@ -59,7 +72,11 @@ def pair_up(detections_by_image, labels_by_image):
     return [(i, *pair) for i, pair in enumerate(zip(detections_by_image, labels_by_image, strict=True))]
 
 
-def pool(images, num_classes, score_threshold=-np.inf):
+def pool(
+    images: Iterable[tuple[Any, ArraysByName | None, Mapping[str, Any] | None]],
+    num_classes: int,
+    score_threshold: float = -np.inf,
+) -> tuple[Detected, Labelled]:
     """(Detected, Labelled) of all images."""
     detected, labelled = [], []
     for number, (name, detections, labels) in enumerate(images):
@@ -108,7 +125,9 @@ def _check_finite(what, *arrays):
         raise ValueError(f"The {what} hold numbers that are not finite.")
 
 
-def overlapping_pairs(detections, labels, *, same_class):
+def overlapping_pairs(
+    detections: Detected, labels: Labelled, *, same_class: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Overlapping pairs within images: (detection [P], label [P], IoU [P]), IoU > 0."""
     low, high = detections.polygons.min(axis=1, initial=np.inf), detections.polygons.max(axis=1, initial=-np.inf)
     gt_low, gt_high = labels.polygons.min(axis=1, initial=np.inf), labels.polygons.max(axis=1, initial=-np.inf)
@@ -136,7 +155,9 @@ def overlapping_pairs(detections, labels, *, same_class):
     return rows[overlapping], columns[overlapping], iou[overlapping]
 
 
-def best_labels(detections, labels, det_index, gt_index, iou):
+def best_labels(
+    detections: Detected, labels: Labelled, det_index: np.ndarray, gt_index: np.ndarray, iou: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(label [D], IoU [D]) that each detection overlaps most; -1 and 0 where there is none."""
     best, best_iou = np.full(len(detections.labels), -1), np.zeros(len(detections.labels))
     order = np.lexsort((gt_index, -iou, det_index))  # of equal overlaps the first label
@@ -146,7 +167,7 @@ def best_labels(detections, labels, det_index, gt_index, iou):
     return best, best_iou
 
 
-def outcomes(best, matched, ignored):
+def outcomes(best: np.ndarray, matched: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     """[n] int8 of detections in score order: 1 true positive, 0 false positive, -1 ignored."""
     outcome = np.zeros(len(best), np.int8)
     on_ignored = matched.copy()

@@ -3,7 +3,8 @@
 import base64
 import html
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -43,7 +44,7 @@ class Column(NamedTuple):
     sections: Callable[[int, int], Iterator[str]]
 
 
-def write(path, columns: Sequence[Column], *, comparison: str = "", num_images: int = 4) -> int:
+def write(path: str | os.PathLike[str], columns: Sequence[Column], *, comparison: str = "", num_images: int = 4) -> int:
     """Writes a report, with images as large as the limit of the file allows.
 
     Args:
@@ -86,7 +87,7 @@ def section(name: str, title: str, content: str) -> str:
     return f'<section class="{name}"><h3>{html.escape(title)}</h3>{content}</section>'
 
 
-def table(head: Sequence[Any], rows, *, names: int = 1) -> str:
+def table(head: Sequence[Any], rows: Iterable[Iterable[Any]], *, names: int = 1) -> str:
     """HTML table. Args: head, texts; rows, of texts; names, how many columns are names and not numbers."""
     cells = "".join(f"<th>{html.escape(str(text))}</th>" for text in head)
     body = "".join(
@@ -193,7 +194,11 @@ def _cell(matrix, share, row, column, shares):
     return f"{100 * share[row, column]:.1f}" if shares else str(matrix[row, column])
 
 
-def comparison(titles: Sequence[str], metrics: Sequence[str], rows) -> str:
+def comparison(
+    titles: Sequence[str],
+    metrics: Sequence[str],
+    rows: Iterable[tuple[str, Sequence[tuple[float | None, float | None]]]],
+) -> str:
     """HTML of two results beside each other, with their differences.
 
     Args:
@@ -208,8 +213,8 @@ def comparison(titles: Sequence[str], metrics: Sequence[str], rows) -> str:
     for name, pairs in rows:
         line = [name]
         for pair in pairs:
-            known = not any(value is None or np.isnan(value) for value in pair)
-            line += [*map(percent, pair), f"{100 * (pair[1] - pair[0]):+.2f}" if known else "-"]
+            first, second = (np.nan if value is None else value for value in pair)
+            line += [*map(percent, pair), "-" if np.isnan(second - first) else f"{100 * (second - first):+.2f}"]
         lines.append(line)
     return section("comparison", "Side by side", table(head, lines))
 
@@ -221,7 +226,7 @@ def numbered(titles: Sequence[str]) -> list[str]:
     return [f"{title} ({number})" for number, title in enumerate(titles, start=1)]
 
 
-def read_history(lines) -> list[dict[str, float]]:
+def read_history(lines: Iterable[str]) -> list[dict[str, float]]:
     """Records of `metrics.jsonl`. Args: lines, of the file; one that is cut off at the end is left out."""
     records = []
     for line in lines:

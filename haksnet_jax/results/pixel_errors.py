@@ -29,7 +29,7 @@ class PixelErrors:
       thresholds: [K, 2, 256] int64: labelled pixels by the probability of the class, of other classes and of this one.
     """
 
-    def __init__(self, class_names: Sequence[str], of_interest: Sequence[int] | None = None):
+    def __init__(self, class_names: Sequence[str], of_interest: Sequence[int] | None = None) -> None:
         self.class_names = tuple(class_names)
         self.of_interest = tuple(range(len(class_names))) if of_interest is None else tuple(of_interest)
         self.by_image: dict[str, np.ndarray] = {}

@@ -3,6 +3,7 @@
 import functools
 import html
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ class Subject(NamedTuple):
     warnings: list[str]
 
 
-def write_report(path, subjects: Sequence[Subject], *, num_images: int = 4) -> int:
+def write_report(path: str | os.PathLike[str], subjects: Sequence[Subject], *, num_images: int = 4) -> int:
     """Writes the report.
 
     Args:

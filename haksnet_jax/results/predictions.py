@@ -1,6 +1,8 @@
 """Predictions in files, in any form that commands take: Task-1 files, a detections.json, or a folder with one."""
 
+import os
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +28,7 @@ class Predictions(NamedTuple):
     listed: bool
 
 
-def read(source, class_names=None) -> Predictions:
+def read(source: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> Predictions:
     """Reads predictions.
 
     Args:
@@ -54,7 +56,7 @@ def read(source, class_names=None) -> Predictions:
     return predictions if class_names is None else with_classes(predictions, class_names, path)
 
 
-def with_classes(predictions, class_names, source) -> Predictions:
+def with_classes(predictions: Predictions, class_names: Sequence[str], source: str | os.PathLike[str]) -> Predictions:
     """The same predictions with another list of classes.
 
     Args:
@@ -111,12 +113,14 @@ def _listed_beside(folder):
     return None
 
 
-def original_images(names):
+def original_images(names: Iterable[str]) -> set[str]:
     """Names of the images that tiles were cut from; names that are not those of tiles stay."""
     return {tiles.parse_tile_name(name).image if tiles.is_tile_name(name) else name for name in names}
 
 
-def merge_if_tiles(by_image, iou_threshold):
+def merge_if_tiles(
+    by_image: Mapping[str, Mapping[str, Any]], iou_threshold: float
+) -> tuple[Mapping[str, Mapping[str, Any]], int, str]:
     """Predictions for tiles merged into predictions for images, others as they are.
 
     Args:

@@ -3,6 +3,7 @@
 import functools
 import html
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -50,7 +51,9 @@ class _Scored(NamedTuple):
     errors: detection_errors.ErrorAnalysis
 
 
-def write_report(path, subjects: Sequence[Subject], *, score: float = 0.3, num_images: int = 4) -> int:
+def write_report(
+    path: str | os.PathLike[str], subjects: Sequence[Subject], *, score: float = 0.3, num_images: int = 4
+) -> int:
     """Writes the report.
 
     Args:

@@ -1,9 +1,11 @@
 """Windows over a large image, the names of tiles, and the merging of detections of overlapping tiles."""
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import polygon_iou
@@ -15,7 +17,9 @@ _MAX_CELLS = 2**20  # along an axis
 _PAIRS_AT_ONCE = 2**20
 
 
-def windows(width, height, tile, overlap, *, min_image_rate=0.6, padding=True):
+def windows(
+    width: int, height: int, tile: ArrayLike, overlap: ArrayLike, *, min_image_rate: float = 0.6, padding: bool = True
+) -> np.ndarray:
     """Windows that cover an image, in the order of the tile files: column after column, each from top to bottom.
 
     Windows stand `tile - overlap` apart; the last one of a row or column moves back inside the image. An image smaller
@@ -91,7 +95,7 @@ class TileName(NamedTuple):
     y: int
 
     @property
-    def rate(self):
+    def rate(self) -> float:
         """Factor by which the original image was resized before cutting: 1.0 where `scale` is a window's side."""
         return float(self.scale) if isinstance(self.scale, float) or self.scale < 16 else 1.0
 
@@ -99,7 +103,7 @@ class TileName(NamedTuple):
 _TILE_NAME = re.compile(r"(?P<image>.+)__(?P<scale>\d+(?:\.\d+)?)__(?P<x>-?\d+)___(?P<y>-?\d+)")
 
 
-def parse_tile_name(name):
+def parse_tile_name(name: str) -> TileName:
     """Reads `<image>__<window or rate>__<x>___<y>`, for example `P0706__1024__0___824` or `P0706__0.5__0___824`.
 
     Args:
@@ -118,17 +122,19 @@ def parse_tile_name(name):
     return TileName(match["image"], float(scale) if "." in scale else int(scale), int(match["x"]), int(match["y"]))
 
 
-def is_tile_name(name):
+def is_tile_name(name: str) -> bool:
     """Whether `name` has the form that `parse_tile_name` reads."""
     return _TILE_NAME.fullmatch(name) is not None
 
 
-def format_tile_name(image, window, x, y):
+def format_tile_name(image: str, window: int | float | str, x: int, y: int) -> str:
     """The name of the tile of `image` that starts at column x and row y, `window` pixels wide: P0706__1024__0___824."""
     return f"{image}__{window}__{x}___{y}"
 
 
-def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
+def merge_tiles(
+    detections_by_tile: Mapping[str, Mapping[str, Any]], *, iou_threshold: float = 0.1
+) -> dict[str, dict[str, np.ndarray]]:
     """Merges the detections of tiles into detections of the images they were cut from.
 
     Args:
@@ -144,7 +150,7 @@ def merge_tiles(detections_by_tile, *, iou_threshold=0.1):
     Raises:
       ValueError: a name is not that of a tile, or a tile is larger than the window that its name gives.
     """
-    parts = {}
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {}
     resized = _resized_side(detections_by_tile)
     for name, detections in detections_by_tile.items():
         tile = parse_tile_name(name)
@@ -209,7 +215,9 @@ def _resized_side(detections_by_tile):
     return None
 
 
-def merge_detections(boxes, scores, labels, *, iou_threshold=0.1):
+def merge_detections(
+    boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike, *, iou_threshold: float = 0.1
+) -> np.ndarray:
     """Greedy suppression of overlapping detections, class by class, over a whole image.
 
     The detections are taken by descending score, equal scores in the given order. Each one is kept unless its exact IoU
@@ -232,7 +240,9 @@ def merge_detections(boxes, scores, labels, *, iou_threshold=0.1):
     return _suppress(np.asarray(boxes, np.float64).reshape(-1, 5), None, scores, labels, iou_threshold)
 
 
-def merge_polygons(polygons, scores, labels, *, iou_threshold=0.1):
+def merge_polygons(
+    polygons: ArrayLike, scores: ArrayLike, labels: ArrayLike, *, iou_threshold: float = 0.1
+) -> np.ndarray:
     """As `merge_detections`, by the exact IoU of quadrilaterals.
 
     Args:

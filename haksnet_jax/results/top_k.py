@@ -1,8 +1,10 @@
 """What is measured of a classifier: top-1, top-5, each class, and which is taken for which."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from haksnet_jax.wording import counted
 
@@ -24,16 +26,16 @@ class ClassificationResult(NamedTuple):
     num_in_best: int
 
     @property
-    def num_images(self):
+    def num_images(self) -> int:
         """Images that were counted."""
         return int(self.matrix.sum())
 
-    def recall(self):
+    def recall(self) -> np.ndarray:
         """[K] share of a class's images that are recognised; NaN where it has none."""
         count = self.matrix.sum(axis=1)
         return np.where(count > 0, np.diag(self.matrix) / np.maximum(count, 1), np.nan)
 
-    def figures(self):
+    def figures(self) -> dict[str, float | None]:
         """{name: share or None}: top1 and top5 over all images, mean_recall over the classes that have any."""
         total = self.num_images
         if not total:
@@ -44,14 +46,14 @@ class ClassificationResult(NamedTuple):
             "mean_recall": float(np.nanmean(self.recall())),
         }
 
-    def table(self):
+    def table(self) -> str:
         """Text in percent: the shares, and the worst classes with what they are most often taken for."""
-        figures = self.figures()
-        if figures["top1"] is None:
+        shares = {name: f"{100 * share:.2f} %" for name, share in self.figures().items() if share is not None}
+        if not shares:
             return "no image"
         lines = [
-            f"top-1 {100 * figures['top1']:.2f} %   top-5 {100 * figures['top5']:.2f} %   mean over classes "
-            f"{100 * figures['mean_recall']:.2f} %   ({counted(self.num_images, 'image')})"
+            f"top-1 {shares['top1']}   top-5 {shares['top5']}   mean over classes {shares['mean_recall']}   "
+            f"({counted(self.num_images, 'image')})"
         ]
         recall = self.recall()
         order = [index for index in np.argsort(recall, kind="stable") if not np.isnan(recall[index])]
@@ -69,7 +71,7 @@ class ClassificationResult(NamedTuple):
             lines.append(f"  and {len(order) - SHOWN_CLASSES} better classes")
         return "\n".join(lines)
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """{"mean", "classes", "confusion"} of plain numbers."""
         predicted = self.matrix.sum(axis=0)
         classes = {}
@@ -83,7 +85,7 @@ class ClassificationResult(NamedTuple):
         return {"mean": self.figures(), "classes": classes, "confusion": self.matrix.tolist()}
 
 
-def classification_result(labels, best, class_names):
+def classification_result(labels: ArrayLike, best: ArrayLike, class_names: Sequence[str]) -> ClassificationResult:
     """Counts predictions.
 
     Args:

@@ -3,9 +3,14 @@
 Images are uint8 [H, W, 3] RGB, or [H, W] grey. Drawing functions answer with a new RGB image and leave theirs alone.
 """
 
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 from etils import epath
+from numpy.typing import ArrayLike
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
@@ -40,12 +45,21 @@ _SHIFT = 4  # cv2 takes coordinates in sixteenths of a pixel
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def class_colour(label):
+def class_colour(label: int) -> tuple[int, int, int]:
     """(red, green, blue) in 0..255 of a class number; the same in every drawing."""
     return _PALETTE[int(label) % len(_PALETTE)]
 
 
-def draw_detections(image, boxes, scores, labels, class_names, *, text=True, legend=False):
+def draw_detections(
+    image: np.ndarray,
+    boxes: ArrayLike,
+    scores: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    text: bool = True,
+    legend: bool = False,
+) -> np.ndarray:
     """Draws detections, each class in its colour, with "class score" beside those that leave room for it.
 
     Texts never cover another object or another text: in a dense scene most of them are left out, and the best scores
@@ -79,7 +93,16 @@ def draw_detections(image, boxes, scores, labels, class_names, *, text=True, leg
     return _with_legend(canvas, _class_entries(labels, class_names)) if legend else canvas
 
 
-def draw_labels(image, polygons, labels, class_names, *, difficulty=None, text=True, legend=False):
+def draw_labels(
+    image: np.ndarray,
+    polygons: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    difficulty: ArrayLike | None = None,
+    text: bool = True,
+    legend: bool = False,
+) -> np.ndarray:
     """Draws labelled objects, each class in its colour; objects with a difficulty above 0 are dashed.
 
     Args:
@@ -104,7 +127,16 @@ def draw_labels(image, polygons, labels, class_names, *, difficulty=None, text=T
     return _with_legend(canvas, _class_entries(labels, class_names)) if legend else canvas
 
 
-def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5, score_threshold=0.3, side=None):
+def draw_comparison(
+    image: np.ndarray,
+    detections: Mapping[str, Any],
+    labels: Mapping[str, Any],
+    class_names: Sequence[str],
+    *,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.3,
+    side: int | None = None,
+) -> np.ndarray:
     """Draws what is right and wrong in an image, with a legend: found objects, false detections, missed objects.
 
     Args:
@@ -162,7 +194,9 @@ def draw_comparison(image, detections, labels, class_names, *, iou_threshold=0.5
     return _with_legend(canvas, entries)
 
 
-def contact_sheet(images, captions=None, *, columns=4, cell=320):
+def contact_sheet(
+    images: Iterable[np.ndarray], captions: Sequence[str] | None = None, *, columns: int = 4, cell: int = 320
+) -> np.ndarray:
     """Images side by side, each scaled to fit a square, with captions below.
 
     Args:
@@ -203,7 +237,7 @@ def contact_sheet(images, captions=None, *, columns=4, cell=320):
     return sheet
 
 
-def write_image(path, image):
+def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Writes an RGB image; the ending of the path says how. The file appears whole or not at all.
 
     Raises:

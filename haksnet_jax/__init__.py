@@ -5,7 +5,9 @@ detections = detector("harbour.tif")
 detections.boxes, detections.scores, detections.names
 """
 
+import os
 import sys
+from typing import Any
 
 from haksnet_jax.version import __version__
 
@@ -17,7 +19,7 @@ if sys.argv[:1] == ["-m"]:  # of `python -m haksnet_jax.SOMETHING`, before it is
 __all__ = ["Detections", "__version__", "load"]
 
 
-def load(directory, **options):
+def load(directory: str | os.PathLike[str], **options: Any) -> Any:
     """Loads a trained or converted model.
 
     Args:
@@ -43,7 +45,7 @@ def load(directory, **options):
     return (dense_predictor if task in dense_predictor.TASKS else predictor).load(directory, **options)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name == "Detections":
         from haksnet_jax.results.detections import Detections
 

@@ -7,26 +7,30 @@ import logging as python_logging
 import os
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from absl import logging
 
 from haksnet_jax.cli import program
+
+if TYPE_CHECKING:
+    import ml_collections
 
 # EX_TEMPFAIL of sysexits.h, "try again later": what a scheduler that restarts failed jobs restarts, told from an error.
 STOPPED = 75
 
 
 def train(
-    config,
-    workdir=None,
+    config: "ml_collections.ConfigDict",
+    workdir: str | None = None,
     *,
-    coordinator=None,
-    num_hosts=None,
-    host=None,
-    join_timeout=300.0,
-    join_token=None,
-    resume="same",
-):
+    coordinator: str | None = None,
+    num_hosts: int | None = None,
+    host: int | None = None,
+    join_timeout: float = 300.0,
+    join_token: str | None = None,
+    resume: str = "same",
+) -> int:
     """Joins the other hosts, trains and evaluates.
 
     Args:

@@ -6,10 +6,12 @@
 The first run of a part compiles it, which is timed apart.
 """
 
+import argparse
+
 from haksnet_jax.cli import terminal
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     terminal.add_list(parser, "--only", default=["*"], help="parts to measure: patterns as of file names")
@@ -36,7 +38,7 @@ def add_arguments(parser):
     add("--json", metavar="FILE", help="file for the numbers")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     from haksnet_jax.tools.benchmark import command
 

@@ -20,7 +20,7 @@ from haksnet_jax.wording import counted
 DATA_SETS = ("dior_r", "fair1m", "hrsc2016", "hrsid", "ssdd")
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     add("name", nargs="?", type=_data_set, metavar="NAME", help=f"{', '.join(DATA_SETS)}; none: one's own folders")
@@ -52,7 +52,7 @@ def _data_set(name):
     )
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     from haksnet_jax.preparation import building, records
 

@@ -1,6 +1,9 @@
 """A detector's detections on a labelled split, as `evaluate --checkpoint` scores them."""
 
+import os
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -19,7 +22,7 @@ from haksnet_jax.results import dota
 from haksnet_jax.wording import counted
 
 
-def run_settings(directory):
+def run_settings(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The configuration of the run that a checkpoint belongs to, a dict, or None for a converted model.
 
     Raises:
@@ -75,7 +78,7 @@ _RUN_CONFIG = {
 }
 
 
-def run_caps(settings):
+def run_caps(settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], float]:
     """What a run evaluates itself with. Args: settings, its configuration. Returns: ({caps of `Session`}, score)."""
     detection = dict(settings["detection"])
     score = detection.pop("score_threshold")
@@ -84,17 +87,17 @@ def run_caps(settings):
 
 
 def open_split(
-    class_names,
-    settings,
+    class_names: Sequence[str],
+    settings: Mapping[str, Any] | None,
     *,
-    images=None,
-    labels=None,
-    dataset=None,
-    split="val",
-    labels_format="dota",
-    allow_unknown_classes=False,
-    read_by=image_settings.DEFAULT,
-):
+    images: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    dataset: str | os.PathLike[str] | None = None,
+    split: str = "val",
+    labels_format: str = "dota",
+    allow_unknown_classes: bool = False,
+    read_by: image_settings.ImageSettings = image_settings.DEFAULT,
+) -> Any:
     """The labelled examples that are meant.
 
     Args:
@@ -163,23 +166,23 @@ class _Readable:
 
 
 def evaluate_checkpoint(
-    checkpoint,
+    checkpoint: str | os.PathLike[str],
     *,
-    images=None,
-    labels=None,
-    dataset=None,
-    split="val",
-    resize="auto",
-    pad="full",
-    overlap=None,
-    precision="float32",
-    batch_size=None,
-    num_workers=0,
-    labels_format="dota",
-    allow_unknown_classes=False,
-    given_settings=image_settings.DEFAULT,
-    without_labels=False,
-):
+    images: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    dataset: str | os.PathLike[str] | None = None,
+    split: str = "val",
+    resize: str = "auto",
+    pad: str = "full",
+    overlap: int | None = None,
+    precision: str = "float32",
+    batch_size: int | None = None,
+    num_workers: int = 0,
+    labels_format: str = "dota",
+    allow_unknown_classes: bool = False,
+    given_settings: image_settings.ImageSettings = image_settings.DEFAULT,
+    without_labels: bool = False,
+) -> Evaluated:
     """Detections of a checkpoint on a split, beside its labels.
 
     A run's checkpoint is evaluated with the thresholds and caps of the run, whatever way its images are looked at.

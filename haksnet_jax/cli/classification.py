@@ -1,11 +1,14 @@
 """Classes of whole images: what the commands `predict` and `evaluate` do with classifiers."""
 
+import argparse
 import csv
 import io
 import json
+import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 import ml_collections
 
@@ -24,7 +27,7 @@ from haksnet_jax.wording import counted
 _SHEET = 40  # images on the drawn sheet
 
 
-def predict(arguments):
+def predict(arguments: argparse.Namespace) -> int:
     """Writes the likeliest classes of images. Args: arguments, of `cli.predict`. Returns: exit status."""
     started = time.monotonic()
     from haksnet_jax.inference.images import find_images
@@ -88,7 +91,7 @@ def _draw(path, found):
     visualize.write_image(path, visualize.contact_sheet(images, captions, columns=8, cell=160))
 
 
-def evaluate(arguments):
+def evaluate(arguments: argparse.Namespace) -> int:
     """Scores a classifier on labelled images. Args: arguments, of `cli.evaluate`. Returns: exit status."""
     if arguments.labels or arguments.predictions or arguments.masks or arguments.before or arguments.after:
         raise UserError("a classifier's labels are the folders of its images: --images=DIR with one folder a class")
@@ -112,7 +115,14 @@ def evaluate(arguments):
     return 1 if evaluator.num_unread else 0
 
 
-def evaluator_of(classifier, source, *, batch_size=None, num_workers=0, **options):
+def evaluator_of(
+    classifier: image_classifier.ImageClassifier,
+    source: Any,
+    *,
+    batch_size: int | None = None,
+    num_workers: int = 0,
+    **options: Any,
+) -> ClassificationEvaluator:
     """ClassificationEvaluator of an ImageClassifier. Args: batch_size, None for 32; options, of the evaluator."""
     info = classifier.model_info
     row = EvaluationRow(size=info["input_size"], share=info.get("crop_share", 0.875), num_bands=len(info["pixel_mean"]))
@@ -128,7 +138,9 @@ def evaluator_of(classifier, source, *, batch_size=None, num_workers=0, **option
     )
 
 
-def open_source(arguments, checkpoint, classifier):
+def open_source(
+    arguments: argparse.Namespace, checkpoint: str | os.PathLike[str], classifier: image_classifier.ImageClassifier
+) -> Any:
     """The labelled images that a command's arguments name. Args: arguments, with images, dataset and split; checkpoint.
 
     Raises:

@@ -1,5 +1,6 @@
 """From --config and --set to a configuration: which file is meant, and values of the types of those that are there."""
 
+import argparse
 import ast
 import difflib
 import importlib.util
@@ -8,9 +9,14 @@ import pathlib
 import sys
 import traceback
 import types
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from haksnet_jax.cli import terminal
 from haksnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import ml_collections
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
@@ -24,7 +30,7 @@ _CHOICES = {
 _MEANT = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32", "half": "bfloat16", "float16": "bfloat16"}
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds --config and --set. Args: parser, terminal.Parser."""
     parser.add_argument("file", nargs="?", metavar="CONFIG", help="the same as --config=CONFIG")
     parser.add_argument("--config", help="a configuration of the package by its name, or a file of your own")
@@ -38,7 +44,7 @@ def add_arguments(parser):
     )
 
 
-def of(arguments):
+def of(arguments: argparse.Namespace) -> "ml_collections.ConfigDict":
     """The configuration that a command's options name.
 
     Args:
@@ -67,12 +73,12 @@ def of(arguments):
     return config
 
 
-def names():
+def names() -> list[str]:
     """Names of the configurations that belong to the package."""
     return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
 
 
-def find(name):
+def find(name: str) -> pathlib.Path:
     """The file that is meant by a name.
 
     Args:
@@ -97,7 +103,7 @@ def find(name):
     )
 
 
-def load(name):
+def load(name: str) -> "ml_collections.ConfigDict":
     """The configuration of a file, its values as they stand there.
 
     Args:
@@ -112,7 +118,7 @@ def load(name):
     path = find(name)
     _let_configs_be_imported()
     spec = importlib.util.spec_from_file_location(f"haksnet_config_{path.stem}", path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise UserError(f"--config={name}: expected a Python file, FILE.py")
     module = importlib.util.module_from_spec(spec)
     try:
@@ -149,7 +155,7 @@ def _let_configs_be_imported():
         sys.modules["configs"] = package
 
 
-def paths(config, before=""):
+def paths(config: Mapping[str, Any], before: str = "") -> Iterator[str]:
     """Yields the dotted names of all settings, those of groups too."""
     for key, value in config.items():
         yield before + key
@@ -157,7 +163,7 @@ def paths(config, before=""):
             yield from paths(value, f"{before}{key}.")
 
 
-def assign(config, key, text):
+def assign(config: "ml_collections.ConfigDict", key: str, text: str) -> None:
     """Sets one value; it gets the type of the one that is there.
 
     Args:
@@ -171,7 +177,7 @@ def assign(config, key, text):
     if not key:
         raise UserError(f"--set: expected KEY=VALUE, got '={text}'")
     *groups, last = key.split(".")
-    group = config
+    group: Any = config
     for name in groups:
         group = group.get(name) if hasattr(group, "items") and name in group else None
     if not hasattr(group, "items") or last not in group:
@@ -198,7 +204,7 @@ def _nearest(config, key):
     return f"meant is {' or '.join(near)}?" if near else f"the groups are {', '.join(config)}"
 
 
-def parse(key, text, present):
+def parse(key: str, text: str, present: Any) -> Any:
     """The value of a text, of the type of another value.
 
     Args:
@@ -273,7 +279,7 @@ _LENGTHS = {
 }
 
 
-def check(config):
+def check(config: "ml_collections.ConfigDict") -> None:
     """Finds values that can be told to be wrong without data and devices.
 
     Args:
@@ -283,7 +289,7 @@ def check(config):
       UserError: names the key.
     """
     for key, choices in _CHOICES.items():
-        value = config
+        value: Any = config
         for name in key.split("."):
             value = value.get(name) if hasattr(value, "get") else None
         if value is not None and value not in choices:

@@ -7,13 +7,14 @@
 --input may be a checkpoint of this format too: --to writes it with upstream's names.
 """
 
+import argparse
 import os
 import sys
 
 from haksnet_jax.cli import terminal
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     add(
@@ -33,7 +34,7 @@ def add_arguments(parser):
     add("--reinit-classifier", action="store_true", help="start the classifier anew")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     if bool(arguments.output) == bool(arguments.to):
         raise terminal.UsageError("expected either --output=DIR or --to=FILE")

@@ -6,6 +6,8 @@ make demo && python -m haksnet_jax.cli.demo_files --ship=runs/demo       in a ch
 
 import argparse
 import json
+import os
+import pathlib
 import shutil
 import tempfile
 
@@ -15,7 +17,7 @@ from haksnet_jax.cli import configuration, program
 _SHIPPED = (3, 10, 17, 27)  # numbers of validation scenes, in which each class is shown
 
 
-def write_scenes(folder, num_scenes):
+def write_scenes(folder: str | os.PathLike[str], num_scenes: int) -> tuple[pathlib.Path, pathlib.Path]:
     """Writes validation scenes of `make demo` with their labels. Returns: (folder of images, folder of labels)."""
     from haksnet_jax.pipeline import sources
 
@@ -24,7 +26,7 @@ def write_scenes(folder, num_scenes):
     return sources.write_dota_folder(sources.open_source("scenes", data.class_names, **options), folder)
 
 
-def ship(checkpoint):
+def ship(checkpoint: str | os.PathLike[str]) -> None:
     """Replaces model and scenes of the package. Args: checkpoint, folder of a run of `make demo`."""
     import numpy as np
     from safetensors.numpy import save_file

@@ -1,7 +1,10 @@
 """Scores a segmenter or a change detector on labelled images: what the command `evaluate` does with models of these."""
 
+import argparse
 import json
+import os
 import pathlib
+from typing import Any
 
 import ml_collections
 from etils import epath
@@ -22,7 +25,9 @@ _FOLDERS = {
 _GIVEN = ("images", "masks", "before", "after", "labels")
 
 
-def open_source(arguments, checkpoint, predictor):
+def open_source(
+    arguments: argparse.Namespace, checkpoint: str | os.PathLike[str], predictor: dense_predictor.DensePredictor
+) -> tuple[Any, tuple[str, ...], dense.Settings]:
     """What a command's arguments name: examples, the classes that means leave out, how the run looks at images.
 
     Args:
@@ -61,7 +66,7 @@ def open_source(arguments, checkpoint, predictor):
     return tasks.of(config).open_source(config, split), tuple(config.evaluation.left_out), looked_at
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, of `cli.evaluate`. Returns: exit status."""
     from haksnet_jax.distributed import mesh as devices
 

@@ -1,7 +1,9 @@
 """Classes of pixels, or changed pixels, of images: what the command `predict` does with models of the dense tasks."""
 
+import argparse
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -57,7 +59,9 @@ def _without_data(image, first, last):
     return empty
 
 
-def find_pairs(before, after):
+def find_pairs(
+    before: str | os.PathLike[str], after: str | os.PathLike[str]
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
     """[(path, path)] of two files, or of the images of equal names in two folders.
 
     Raises:
@@ -82,7 +86,7 @@ def find_pairs(before, after):
     return [(earlier[name], later[name]) for name in sorted(earlier)]
 
 
-def predict(arguments):
+def predict(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status.
 
     Raises:

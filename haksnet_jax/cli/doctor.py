@@ -7,16 +7,19 @@ Versions, devices and their memory, folders, limits, and for ten seconds how fas
 status 1: there is a problem; each is named with its remedy. --json is what to add to a report of a fault.
 """
 
+import argparse
 import json
 
+from haksnet_jax.cli import terminal
 
-def add_arguments(parser):
+
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--fast", action="store_true", help="measure nothing")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     from haksnet_jax.tools import doctor
 

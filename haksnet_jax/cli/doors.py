@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from collections.abc import Sequence
 
 from haksnet_jax.cli.program import COMMANDS, WRONG_USE
 
@@ -10,7 +11,7 @@ _DOORS = ("main", "convert", "__main__", "cli.demo_files", "cli.reference")
 _FORMER = {"detector": "predict", "splitting": "split", "validation": "validate", "loop": "train", "training": "train"}
 
 
-def check(argv):
+def check(argv: Sequence[str]) -> None:
     """Ends the process with a sentence where a module that is no command is started as one.
 
     Python would run its definitions in silence, or say that there is no such module.

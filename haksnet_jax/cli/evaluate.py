@@ -10,11 +10,13 @@
 --json stores the numbers; --output adds curves, confusion matrix, errors by size and the worst images.
 """
 
+import argparse
+
 from haksnet_jax import demo
 from haksnet_jax.cli import terminal, view_options
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     add("--checkpoint", metavar="DIR", help="a converted model, a run's folder, or one of its checkpoints")
@@ -87,7 +89,7 @@ def _refuse_what_says_nothing(arguments, task):
             )
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     if bool(arguments.checkpoint) == bool(arguments.predictions):
         raise terminal.UsageError("expected either --checkpoint=DIR or --predictions=PATH")

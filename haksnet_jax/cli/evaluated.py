@@ -1,5 +1,6 @@
 """What evaluation found, beside what is labelled: what the commands score, draw and report."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -15,19 +16,19 @@ class Evaluated(NamedTuple):
       warnings: sentences to be read beside the result.
     """
 
-    detections: dict[str, Any]
-    labels: dict[str, Any]
+    detections: Mapping[str, Any]
+    labels: Mapping[str, Any]
     class_names: tuple[str, ...]
     picture: Any
     failed: dict[str, str]
     warnings: list[str]
 
 
-def num_objects(labels_by_image):
+def num_objects(labels_by_image: Mapping[str, Any]) -> int:
     """Labelled objects of all images. Args: labels_by_image, see `Evaluated`."""
     return sum(len(one["labels"]) for one in labels_by_image.values())
 
 
-def has_objects(labels_by_image):
+def has_objects(labels_by_image: Mapping[str, Any]) -> bool:
     """Whether anything is labelled. Args: labels_by_image, see `Evaluated`."""
     return num_objects(labels_by_image) > 0

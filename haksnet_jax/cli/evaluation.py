@@ -1,7 +1,10 @@
 """Scores a detector, or predictions in files, against labels: what the command `evaluate` does."""
 
 import json
+import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -12,7 +15,7 @@ from haksnet_jax.cli.evaluated import has_objects
 from haksnet_jax.cli.file_evaluation import evaluated_files
 from haksnet_jax.errors import UserError
 from haksnet_jax.results import detection_errors, detections_json, diagrams, dota, visualize
-from haksnet_jax.results.mean_ap import mean_average_precision
+from haksnet_jax.results.mean_ap import MeanAveragePrecision, mean_average_precision
 from haksnet_jax.wording import counted
 
 _PICTURE_SIDE = 2048  # pixels: larger images are drawn reduced to this
@@ -22,20 +25,20 @@ _SHOWN = 10  # images that could not be used and are named
 
 def evaluate(
     *,
-    checkpoint=None,
-    predicted=None,
-    labels=None,
-    images=None,
-    classes=None,
-    labels_format="dota",
-    allow_unknown_classes=False,
-    ignore_truncated=False,
-    json_file=None,
-    output=None,
-    worst=8,
-    score=0.3,
-    **options,
-):
+    checkpoint: str | os.PathLike[str] | None = None,
+    predicted: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    classes: str | None = None,
+    labels_format: str = "dota",
+    allow_unknown_classes: bool = False,
+    ignore_truncated: bool = False,
+    json_file: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    worst: int = 8,
+    score: float = 0.3,
+    **options: Any,
+) -> int:
     """Scores a checkpoint or predictions, says the result on the terminal and writes what is asked for.
 
     Args:
@@ -58,9 +61,9 @@ def evaluate(
     Raises:
       UserError, OSError: with one sentence.
     """
-    if predicted:
+    if predicted and labels:
         found = evaluated_files(predicted, labels, images, classes, labels_format, allow_unknown_classes)
-    else:
+    elif checkpoint:
         found = evaluate_checkpoint(
             checkpoint,
             images=images,
@@ -70,8 +73,10 @@ def evaluate(
             without_labels=bool(output),
             **options,
         )
+    else:
+        raise UserError("expected a checkpoint, or predictions and labels")
     if not has_objects(found.labels):
-        if predicted:
+        if predicted or not output:
             raise UserError(
                 "no object is labelled, so there is nothing to score; predictions on unlabelled images are for "
                 "`haksnet submit`"
@@ -109,7 +114,7 @@ def _many_ties(result):
     ]
 
 
-def say_failed(failed):
+def say_failed(failed: Mapping[str, str]) -> int:
     """Names images that could not be read. Args: failed, see `Evaluated`. Returns: exit status."""
     if not failed:
         return 0
@@ -139,7 +144,17 @@ def _write_output(output, found, result, ignore_truncated, score, worst, *, with
     return [f"{len(missing)} of the worst images are not drawn: give their folder with --images"]
 
 
-def write_report(folder, result, detections, labels_by_image, class_names, picture, *, score, num_worst):
+def write_report(
+    folder: str | os.PathLike[str],
+    result: MeanAveragePrecision,
+    detections: Mapping[str, Any],
+    labels_by_image: Mapping[str, Any],
+    class_names: Sequence[str],
+    picture: Callable[[str], np.ndarray | None],
+    *,
+    score: float,
+    num_worst: int,
+) -> list[str]:
     """Draws where the errors are.
 
     Args:
@@ -177,7 +192,9 @@ def write_report(folder, result, detections, labels_by_image, class_names, pictu
     return missing
 
 
-def write_predictions(folder, detections, class_names):
+def write_predictions(
+    folder: str | os.PathLike[str], detections: Mapping[str, Any], class_names: Sequence[str]
+) -> None:
     """Writes detections.json, classes.txt and task1/ as `predict` does. Args: folder; detections by image; classes."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

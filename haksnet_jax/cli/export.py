@@ -10,12 +10,14 @@ FILE.json beside it says in which shapes. Before the command says done, the file
 runtime and compared with the live model. examples/ has a script for each form.
 """
 
+import argparse
+
 from haksnet_jax.cli import terminal
 
 _FORMS = ("stablehlo", "onnx", "savedmodel")  # (named here, so that help needs no JAX)
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a run's folder, one of its checkpoints, a converted model")
@@ -36,7 +38,7 @@ def add_arguments(parser):
     )
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     if arguments.size and len(arguments.size) > 2:
         raise terminal.UsageError("--size: expected one number, or rows and columns such as 608,1024")

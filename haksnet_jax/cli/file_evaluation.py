@@ -1,6 +1,12 @@
 """Predictions in files beside labels in files, as `evaluate --predictions` scores them."""
 
+import os
+import pathlib
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from haksnet_jax.cli.evaluated import Evaluated, num_objects
 from haksnet_jax.errors import UserError
@@ -9,11 +15,18 @@ from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.labels import problems as label_problems
 from haksnet_jax.labels.classes import read_class_names
 from haksnet_jax.labels.label_set import NEEDS_IMAGES, LabelSet
+from haksnet_jax.labels.problems import Problem
 from haksnet_jax.results import dota, predictions
 from haksnet_jax.wording import counted
 
 
-def read_label_folder(folder, class_names, *, labels_format="dota", images=None):
+def read_label_folder(
+    folder: str | os.PathLike[str],
+    class_names: Sequence[str],
+    *,
+    labels_format: str = "dota",
+    images: Mapping[str, pathlib.Path] | None = None,
+) -> tuple[dict[str, dict[str, np.ndarray]], list[Problem]]:
     """Reads the labels of many images.
 
     Args:
@@ -48,7 +61,14 @@ def _label_set(folder, labels_format):
     return label_set
 
 
-def evaluate_files(source, labels, class_names=None, *, labels_format="dota", images=None):
+def evaluate_files(
+    source: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+    *,
+    labels_format: str = "dota",
+    images: Mapping[str, pathlib.Path] | None = None,
+) -> tuple[Mapping[str, Any], dict[str, Any], tuple[str, ...], list[Problem], list[str]]:
     """Predictions and labels in files, image by image.
 
     Args:
@@ -122,7 +142,14 @@ def _pictures_of(paths):
     return read
 
 
-def evaluated_files(source, labels, images, classes, labels_format, allow_unknown):
+def evaluated_files(
+    source: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
+    classes: str | None,
+    labels_format: str,
+    allow_unknown: bool,
+) -> Evaluated:
     """Predictions and labels in files. Args: as `evaluate`. Returns: Evaluated."""
     paths = _images_of(images)
     names = read_class_names(classes) if classes else None

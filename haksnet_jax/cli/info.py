@@ -7,16 +7,19 @@
 Checkpoints, runs, .pth and .safetensors files, images, folders of images or labels, and records.
 """
 
+import argparse
 import json
 
+from haksnet_jax.cli import terminal
 
-def add_arguments(parser):
+
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files and folders")
     parser.add_argument("--json", action="store_true", help="as JSON, one object for each path")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
     """Runs the command. Args: arguments, parsed."""
     import os
 

@@ -6,8 +6,12 @@
 Exit status 1: a row is not within its tolerance.
 """
 
+import argparse
 
-def add_arguments(parser):
+from haksnet_jax.cli import terminal
+
+
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     add("--goldens", required=True, metavar="DIR", help="folder of recorded outputs")
@@ -23,7 +27,7 @@ def add_arguments(parser):
     add("--platform", choices=("cpu", "cuda", "tpu"), default="cpu", help="where to compute; default: %(default)s")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     from haksnet_jax.tools.parity import command
 

@@ -8,10 +8,12 @@ machine with Linux). For GPUs, whose compiler needs the GPU, the step is compile
 has no GPU, and the numbers are an estimate. Exit status 1: it does not fit.
 """
 
+import argparse
+
 from haksnet_jax.cli import configuration, terminal
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     configuration.add_arguments(parser)
     add = parser.add_argument
@@ -31,7 +33,7 @@ def add_arguments(parser):
     add("--json", metavar="FILE", help="file that the numbers are written to as well")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     if not arguments.topology:
         raise terminal.UsageError(

@@ -20,7 +20,7 @@ from haksnet_jax import demo
 from haksnet_jax.cli import terminal, view_options
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a run's folder, one of its checkpoints, a converted model")
@@ -78,7 +78,7 @@ def add_arguments(parser):
     add("--geojson", action=argparse.BooleanOptionalAction, default=True, help="--no-geojson leaves out GeoJSON")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     # What GDAL keeps of decoded blocks: by default a twentieth of the machine's memory.
     os.environ.setdefault("GDAL_CACHEMAX", "256")

@@ -4,8 +4,11 @@ import collections
 import concurrent.futures
 import hashlib
 import json
+import os
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,18 +59,18 @@ class _Progress:
 
 def predict(
     *,
-    checkpoint,
-    images,
-    output_folder,
-    classes=None,
-    precision="float32",
-    batch_size=None,
-    drawings=True,
-    drawing_score=0.3,
-    formats_out=formats.DEFAULT,
-    given_settings=image_settings.DEFAULT,
-    **settings,
-):
+    checkpoint: str | os.PathLike[str],
+    images: Sequence[str],
+    output_folder: str | os.PathLike[str],
+    classes: Sequence[str] | None = None,
+    precision: str = "float32",
+    batch_size: int | None = None,
+    drawings: bool = True,
+    drawing_score: float = 0.3,
+    formats_out: Sequence[str] = formats.DEFAULT,
+    given_settings: image_settings.ImageSettings = image_settings.DEFAULT,
+    **settings: Any,
+) -> int:
     """Finds objects in images and writes what it found.
 
     Args:

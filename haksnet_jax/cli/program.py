@@ -19,6 +19,8 @@ import pathlib
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from haksnet_jax.cli import terminal
 from haksnet_jax.errors import UserError
@@ -67,7 +69,7 @@ _DESCRIPTION = """Oriented object detection in aerial images: HAKSNet and Orient
 """
 
 
-def main(argv=None, *, prog="haksnet"):
+def main(argv: Sequence[str] | None = None, *, prog: str = "haksnet") -> int:
     """Runs a command.
 
     Args:
@@ -83,6 +85,8 @@ def main(argv=None, *, prog="haksnet"):
         sys.stdout.flush()
         return status
     except SystemExit as end:  # argparse: help, version, wrong use
+        if isinstance(end.code, str):  # a sentence, which Python prints
+            raise
         return end.code or OK
     except BrokenPipeError:  # whoever read has seen enough: `haksnet info ... | head`
         with contextlib.suppress(OSError):
@@ -90,17 +94,17 @@ def main(argv=None, *, prog="haksnet"):
         return OK
 
 
-def run_as(*command):
+def run_as(*command: str) -> NoReturn:
     """A command under its own name: `python -m haksnet_jax.main`. Args: command, its words. Ends the process."""
     _exit(main([*command, *sys.argv[1:]]))
 
 
-def entry():
+def entry() -> NoReturn:
     """Entry point of the installed program. Ends the process."""
     _exit(main())
 
 
-def _exit(status):
+def _exit(status: int) -> NoReturn:
     if status in (STOPPED, FAILED):
         # At once: what still runs on a device crashes when the interpreter is taken apart under it, and a library's
         # thread may wait for ever for what failed.
@@ -125,16 +129,16 @@ def _dispatch(argv, prog):
         return guarded(module.run, arguments, verbose=arguments.verbose, prog=parser.prog)
 
 
-def parser_of(command, prog="haksnet"):
+def parser_of(command: str, prog: str = "haksnet") -> terminal.Parser:
     """The parser of a command's options. Args: command, a key of COMMANDS; prog. Returns: terminal.Parser."""
     module = importlib.import_module(f"haksnet_jax.cli.{command}")
-    parser = terminal.Parser(f"{prog} {command}", module.__doc__)
+    parser = terminal.Parser(f"{prog} {command}", module.__doc__ or "")
     module.add_arguments(parser)
     parser.add_common()
     return parser
 
 
-def guarded(function, *arguments, verbose=False, prog="haksnet"):
+def guarded(function: Callable[..., int | None], *arguments: Any, verbose: bool = False, prog: str = "haksnet") -> int:
     """Runs a function; a user's mistake is printed in one sentence.
 
     Args:

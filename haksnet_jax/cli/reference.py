@@ -16,7 +16,7 @@ _SETTING = re.compile(r"    config\.([\w.]+) = (.+?)(?:  # (.*))?$")
 _FIELD = re.compile(r"    (\w+): .+? = (.+?)(?:  # (.*))?$")  # of settings beside the code that they steer
 
 
-def page():
+def page() -> str:
     """The whole page, a text."""
     lines = [
         "# Reference",

@@ -10,11 +10,13 @@ It holds the card of the run, its curves, the metrics by class, precision and re
 kind and size, the worst and the best images with labels beside predictions, and statistics of the labels.
 """
 
+import argparse
+
 from haksnet_jax import demo
 from haksnet_jax.cli import terminal
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     add("--checkpoint", metavar="DIR", help="a run's folder, one of its checkpoints, or a converted model")
@@ -44,7 +46,7 @@ def add_arguments(parser):
     )
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     if bool(arguments.checkpoint) == bool(arguments.predictions):
         raise terminal.UsageError("expected either --checkpoint=DIR or --predictions=PATH")

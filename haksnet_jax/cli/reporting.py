@@ -1,9 +1,12 @@
 """Gathers what a report shows: what the command `report` does."""
 
+import argparse
 import functools
 import json
+import os
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +24,7 @@ from haksnet_jax.wording import counted
 _MOST_SCORES = 100  # classes of an image whose probabilities are kept, for precision over recall
 
 
-def write(arguments):
+def write(arguments: argparse.Namespace) -> int:
     """Evaluates one or two checkpoints, or predictions in files, and writes the report of them.
 
     Args:
@@ -203,7 +206,7 @@ def _title(source):
     return pathlib.PurePath(str(source)).name or str(source)
 
 
-def history_of(checkpoint):
+def history_of(checkpoint: str | os.PathLike[str]) -> list[dict[str, float]]:
     """Records of the training of a checkpoint; [] for what belongs to no run. Args: checkpoint, of it."""
     folder = _run_folder(checkpoint)
     if folder is None or not (folder / "metrics.jsonl").exists():
@@ -211,7 +214,7 @@ def history_of(checkpoint):
     return page.read_history((folder / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines())
 
 
-def facts_of(checkpoint):
+def facts_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """What a run's card says of it, without the metrics; {} for what is no run. Args: checkpoint, of it."""
     folder = _run_folder(checkpoint)
     if folder is None or not (folder / "result.json").exists():

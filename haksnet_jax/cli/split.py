@@ -7,6 +7,7 @@ The output folder gets images/, labelTxt/, classes.txt and split_problems.txt: w
 line. A command that was stopped goes on where it ended when it is given again.
 """
 
+import argparse
 import itertools
 import os
 import pathlib
@@ -19,7 +20,7 @@ from haksnet_jax.wording import counted
 _TILE_FORMATS = ("png", "jpg", "tif")
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     from haksnet_jax.images import settings as image_settings
 
@@ -48,7 +49,7 @@ def add_arguments(parser):
     add("--workers", type=terminal.number(0, whole=True), help="worker processes; default: one a core")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     from haksnet_jax.images import settings as image_settings
     from haksnet_jax.preparation import splitting

@@ -1,8 +1,10 @@
 """Packs predictions for DOTA's evaluation server and checks the zip: what the command `submit` does."""
 
 import collections
+import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import encodings
@@ -12,7 +14,7 @@ from haksnet_jax.wording import counted
 _SHOWN = 20
 
 
-def image_names(source):
+def image_names(source: str | os.PathLike[str]) -> list[str]:
     """Image names without extension: of the files in a folder and below, or of the lines of a text file.
 
     Raises:
@@ -30,7 +32,15 @@ def image_names(source):
     return list(dict.fromkeys(dota.image_stem(name) for name in names))
 
 
-def submit(source, output, class_names, *, test_images=None, train_images=None, iou_threshold=0.1):
+def submit(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    class_names: Sequence[str],
+    *,
+    test_images: Sequence[str] | None = None,
+    train_images: Sequence[str] | None = None,
+    iou_threshold: float = 0.1,
+) -> bool:
     """Reads predictions, merges tiles, writes the zip and says on the terminal what it did and found.
 
     Args:

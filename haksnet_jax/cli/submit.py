@@ -6,10 +6,12 @@ Predictions for tiles (P0706__1024__0___824, resized or not) are merged into pre
 without area are left out and counted. No file is written if the server would refuse it; the exit status is 1 then.
 """
 
+import argparse
+
 from haksnet_jax.cli import terminal
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
     add(
@@ -39,7 +41,7 @@ def add_arguments(parser):
     )
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     if arguments.images and arguments.image_list:
         raise terminal.UsageError("expected --images or --image-list, not both")

@@ -5,6 +5,8 @@ import difflib
 import math
 import os
 import re
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 _CONFIG = "--config."
 # Those of labels.label_set, which is too heavy to be imported for a help text; a test compares them.
@@ -24,7 +26,7 @@ class Parser(argparse.ArgumentParser):
       **more: of argparse.ArgumentParser.
     """
 
-    def __init__(self, prog, description="", **more):
+    def __init__(self, prog: str, description: str = "", **more: Any) -> None:
         super().__init__(
             prog=prog,
             description=description.strip(),
@@ -34,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             **more,
         )
 
-    def add_common(self):
+    def add_common(self) -> None:
         """Adds the options of every command; called last, so that the help shows them last."""
         from haksnet_jax.version import __version__
 
@@ -44,14 +46,14 @@ class Parser(argparse.ArgumentParser):
         group.add_argument("--quiet", action="store_true", help="warnings, errors and results alone")
         group.add_argument("--verbose", action="store_true", help="say more, and show where an error was raised")
 
-    def format_usage(self):
+    def format_usage(self) -> str:
         """The required options alone: what else there is stands below."""
         required = [action for action in self._actions if action.required]
         words = [f"{action.option_strings[0]}={_metavar(action)}" for action in required if action.option_strings]
         words += [action.dest for action in required if not action.option_strings]
         return f"usage: {' '.join([self.prog, *words, '[options]'])}\n"
 
-    def format_help(self):
+    def format_help(self) -> str:
         """See the base class."""
         formatter = self._get_formatter()
         formatter.add_text(self.description)
@@ -62,12 +64,12 @@ class Parser(argparse.ArgumentParser):
             formatter.end_section()
         return f"{self.format_usage()}\n{formatter.format_help().strip()}\n"
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         """Wrong use: one sentence, exit status 2."""
         message = re.sub(r"^argument (--[^:]*|[a-z_]+): ", r"\1: ", message)
         self.exit(2, f"error: {message} ({self.prog} --help shows the options)\n")
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See the base class. Options may be spelled with underscores; an unknown one is answered with the nearest."""
         known, unknown = self.parse_known_args([*self._respelled(args)], namespace)
         if unknown:
@@ -140,7 +142,7 @@ class _Listed(argparse.Action):
         setattr(namespace, self.dest, before + [value for some in values for value in some])
 
 
-def add_list(parser, name, *, kind=str, **more):
+def add_list(parser: argparse._ActionsContainer, name: str, *, kind: Callable[[str], Any] = str, **more: Any) -> None:
     """Adds an option that takes a list: `--scales=0.5,1`, `--scales 0.5 1` or the option repeated.
 
     Args:
@@ -158,11 +160,14 @@ def add_list(parser, name, *, kind=str, **more):
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
 
-    split.metavar = {int: "N", float: "X"}.get(kind, name.lstrip("-").upper().replace("-", "_"))
+    metavars: dict[Any, str] = {int: "N", float: "X"}
+    split.metavar = metavars.get(kind, name.lstrip("-").upper().replace("-", "_"))  # type: ignore[attr-defined]
     parser.add_argument(name, nargs="+", type=split, action=_Listed, **more)
 
 
-def number(low, high=math.inf, *, whole=False, above=False, hint=""):
+def number(
+    low: float, high: float = math.inf, *, whole: bool = False, above: bool = False, hint: str = ""
+) -> Callable[[str], float]:
     """The type of an option that takes a number between bounds.
 
     Args:
@@ -187,5 +192,5 @@ def number(low, high=math.inf, *, whole=False, above=False, hint=""):
             raise argparse.ArgumentTypeError(f"expected {what}{hint and f' ({hint})'}, got {text!r}")
         return value
 
-    parse.metavar = "N" if whole else "X"
+    parse.metavar = "N" if whole else "X"  # type: ignore[attr-defined]
     return parse

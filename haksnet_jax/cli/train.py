@@ -9,12 +9,13 @@ on where the run stopped. On several hosts the same command is started on each (
 run was asked to stop and has saved all it did.
 """
 
+import argparse
 import os
 
 from haksnet_jax.cli import configuration, terminal
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     configuration.add_arguments(parser)
     add = parser.add_argument
@@ -44,7 +45,7 @@ def add_arguments(parser):
     )
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     config = configuration.of(arguments)
     _require_data(config)

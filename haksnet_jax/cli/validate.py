@@ -10,12 +10,13 @@
 Exit status 1: something would be lost in training.
 """
 
+import argparse
 import collections
 
 from haksnet_jax.cli import terminal
 
 
-def add_arguments(parser):
+def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     from haksnet_jax.images import settings as image_settings
 
@@ -55,7 +56,7 @@ def add_arguments(parser):
     )
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     from haksnet_jax.images import settings as image_settings
     from haksnet_jax.labels import classes
@@ -99,7 +100,7 @@ def run(arguments):
         print("\nno problems")
         return 0
     print()
-    shown = collections.Counter()
+    shown: collections.Counter[str] = collections.Counter()
     for problem in report.problems:
         shown[problem.reason] += 1
         if shown[problem.reason] <= arguments.show:
@@ -155,7 +156,7 @@ def _run_masks(arguments, class_names):
     print(report.describe())
     if arguments.keep and arguments.images:
         _keep(arguments)
-    shown = collections.Counter()
+    shown: collections.Counter[str] = collections.Counter()
     for problem in report.problems:
         shown[problem.reason] += 1
         if shown[problem.reason] <= arguments.show:
@@ -177,7 +178,7 @@ def _run_class_folders(arguments):
     )
     print(report.describe())
     print("\nno problems" if not report.problems else "")
-    shown = collections.Counter()
+    shown: collections.Counter[str] = collections.Counter()
     for problem in report.problems:
         shown[problem.reason] += 1
         if shown[problem.reason] <= arguments.show:

@@ -1,11 +1,12 @@
 """The options of `predict` and `evaluate` that say how images are read and looked at."""
 
 import argparse
+from typing import Any
 
 from haksnet_jax.cli import terminal
 
 
-def add(parser, *, pad, scales, auto, batch_size):
+def add(parser: terminal.Parser, *, pad: str, scales: Any, auto: str, batch_size: str) -> None:
     """Adds the options.
 
     Args:

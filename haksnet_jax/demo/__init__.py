@@ -7,6 +7,7 @@ The detector is that of `make demo`: narrow, trained on generated scenes of 192 
 not what HAKSNet can do. `haksnet_jax.cli.demo_files` made the files here, and writes more scenes.
 """
 
+import os
 import pathlib
 
 NAME = "demo"
@@ -16,7 +17,7 @@ IMAGES = _FOLDER / "scenes" / "images"
 LABELS = _FOLDER / "scenes" / "labelTxt"
 
 
-def or_path(name, shipped):
+def or_path(name: str | os.PathLike[str], shipped: pathlib.Path) -> str | os.PathLike[str]:
     """What a user means by a path: `demo` is what comes with the package, unless something of that name is here.
 
     Args:

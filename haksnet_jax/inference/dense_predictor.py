@@ -70,9 +70,10 @@ class DensePredictor:
     ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise UserError(f"precision: expected float32 or bfloat16, got {precision!r}")
-        self.task = model_info.get("task")
-        if self.task not in TASKS:
-            raise CheckpointError(f"its task is {self.task!r}, expected one of {', '.join(TASKS)}")
+        task = model_info.get("task")
+        if task not in TASKS:
+            raise CheckpointError(f"its task is {task!r}, expected one of {', '.join(TASKS)}")
+        self.task: str = task
         try:
             self.class_names = tuple(model_info["class_names"])
             self.tile = int(model_info["input_size"][0])

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "haksnet_jax"
 ROOMS = (
     "files.py", "json_files.py", "npz.py", "structures.py", "target.py", "geometry", "kernels", "models", "distributed",
     "images", "labels", "training", "pipeline", "tasks", "inference",
-    "weights", "results", "cli", "main.py", "demo", "__init__.py",
+    "weights", "results", "cli", "main.py", "demo", "__init__.py", "preparation", "tools",
 )  # fmt: skip
 
 

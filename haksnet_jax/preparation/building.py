@@ -5,6 +5,8 @@ import importlib
 import os
 import pathlib
 import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from haksnet_jax import files
 from haksnet_jax.images import settings as image_settings
@@ -13,19 +15,27 @@ from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.labels.problems import UNREAD
 from haksnet_jax.preparation import records
 from haksnet_jax.preparation.data_sets.dota import Dota, Folder, split_folders
+from haksnet_jax.preparation.records import Folders
 from haksnet_jax.preparation.whole_folder import whole_folder
 
 DATA_SETS = {"dior_r": "DiorR", "fair1m": "Fair1m", "hrsc2016": "Hrsc2016", "hrsid": "Hrsid", "ssdd": "Ssdd"}
 _DOTA_CONFIGS = {"dota10": "v1.0", "dota15": "v1.5", "dota20": "v2.0"}
 
 
-def builder_class(name):
+def builder_class(name: str) -> type[records.OrientedBuilder]:
     """The builder of a published data set. Args: name, a key of DATA_SETS."""
     module = importlib.import_module(f"haksnet_jax.preparation.data_sets.{name}")
     return getattr(module, DATA_SETS[name])
 
 
-def folder_builder(splits, class_list, *, format="dota", lossy=False, images=image_settings.DEFAULT):
+def folder_builder(
+    splits: Folders,
+    class_list: str | None,
+    *,
+    format: str = "dota",
+    lossy: bool = False,
+    images: image_settings.ImageSettings = image_settings.DEFAULT,
+) -> Callable[..., records.OrientedBuilder]:
     """A function of data_dir that makes the builder of some folders.
 
     Args:
@@ -41,15 +51,15 @@ def folder_builder(splits, class_list, *, format="dota", lossy=False, images=ima
     """
     for folder, _ in splits.values():  # (the bands, of which the records' description speaks; limits come later)
         images = images._replace(bands=images.bands or image_settings.read_folder(folder)[0].bands)
-    common = {"lossy": lossy, "images": images, "folders": splits, "format": format}
+    common: dict[str, Any] = {"lossy": lossy, "images": images, "folders": splits, "format": format}
     names = listed_classes(splits, format) if class_list is None else None
-    if names is None and (class_list or "dota10") in _DOTA_CONFIGS:
-        return functools.partial(Dota, config=_DOTA_CONFIGS[class_list or "dota10"], **common)
-    names = names or classes.read_class_names(class_list)
-    return functools.partial(Folder, class_names=names, **common)
+    class_list = class_list or "dota10"
+    if names is None and class_list in _DOTA_CONFIGS:
+        return functools.partial(Dota, config=_DOTA_CONFIGS[class_list], **common)
+    return functools.partial(Folder, class_names=names or classes.read_class_names(class_list), **common)
 
 
-def listed_classes(splits, format):
+def listed_classes(splits: Folders, format: str) -> tuple[str, ...] | None:
     """The classes that the labels of some splits list themselves (data.yaml, categories, classes.txt), or None."""
     for _, labels in splits.values():
         if labels is not None:
@@ -59,7 +69,9 @@ def listed_classes(splits, format):
     return None
 
 
-def splits_of(source, images, labels, names):
+def splits_of(
+    source: str | os.PathLike[str] | None, images: Sequence[str], labels: Sequence[str], names: Sequence[str]
+) -> Folders:
     """The folders of each split.
 
     Args:
@@ -83,14 +95,19 @@ def splits_of(source, images, labels, names):
             f"expected as many --split and --labels as --images, got {len(names)} splits, {len(labels)} folders of "
             f"labels and {len(images)} of images"
         )
-    annotations = [pathlib.Path(folder) for folder in labels] or [None] * len(names)
     return {
-        name: (pathlib.Path(folder), annotation)
-        for name, folder, annotation in zip(names, images, annotations, strict=True)
+        name: (pathlib.Path(folder), pathlib.Path(labels[index]) if labels else None)
+        for index, (name, folder) in enumerate(zip(names, images, strict=True))
     }
 
 
-def write_dota(builder, source, output, *, overwrite=False):
+def write_dota(
+    builder: records.OrientedBuilder,
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> dict[str, int]:
     """Writes a data set as folders in DOTA's format, whole or not at all.
 
     Args:

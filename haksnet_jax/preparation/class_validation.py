@@ -5,6 +5,7 @@ import concurrent.futures
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images.files import is_image
 from haksnet_jax.images.headers import EXTENSIONS_OF, ImageError
 from haksnet_jax.images.reader import ImageFile
-from haksnet_jax.images.settings import DEFAULT
+from haksnet_jax.images.settings import DEFAULT, ImageSettings
 from haksnet_jax.labels.problems import Problem, Reason, losses, of_image, printable
 from haksnet_jax.pipeline.classification_sources import class_folders
 
@@ -37,11 +38,11 @@ class ClassReport(NamedTuple):
     problems: list
 
     @property
-    def lost(self):
+    def lost(self) -> list[Problem]:
         """The problems by which an image or a class would be lost."""
         return losses(self.problems)
 
-    def describe(self):
+    def describe(self) -> str:
         """Text: images of each class and split, and their sizes."""
         names = [printable(name) for name in self.class_names]
         width = max([5, *map(len, names)])
@@ -90,7 +91,9 @@ def _check(path, settings):
     return _Seen(digest, size, problems)
 
 
-def validate_class_folders(folders, *, settings=DEFAULT, num_threads=None):
+def validate_class_folders(
+    folders: Sequence[str | os.PathLike[str]], *, settings: ImageSettings = DEFAULT, num_threads: int | None = None
+) -> ClassReport:
     """Checks splits of labelled images: unreadable ones, empty classes, classes of one split alone, images twice.
 
     Args:
@@ -104,13 +107,12 @@ def validate_class_folders(folders, *, settings=DEFAULT, num_threads=None):
     Raises:
       UserError: a split's folder is missing, or holds no folder; or one is named twice.
     """
-    folders = [str(folder) for folder in folders]
     if len({os.path.realpath(folder) for folder in folders}) < len(folders):
         raise UserError("two of the folders are the same: name the folder of each split once")
-    found = {folder: class_folders(folder) for folder in folders}
+    found = {str(folder): class_folders(folder) for folder in folders}
     class_names = tuple(sorted(set().union(*found.values())))
     problems, counts, sizes = [], {}, []
-    first_seen = {}
+    first_seen: dict[bytes, pathlib.Path] = {}
     with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
         for folder, own in found.items():
             counts[folder] = np.zeros(len(class_names), int)

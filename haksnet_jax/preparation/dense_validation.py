@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
-from haksnet_jax.images.settings import DEFAULT
+from haksnet_jax.images.settings import DEFAULT, ImageSettings
 from haksnet_jax.labels import encodings, masks, problems
 from haksnet_jax.labels.problems import Problem, Reason
 from haksnet_jax.pipeline.dense_sources import CHANGE_CLASSES
@@ -34,7 +35,7 @@ class DenseReport(NamedTuple):
     counts: np.ndarray
     problems: list
 
-    def describe(self):
+    def describe(self) -> str:
         """Text: images, and each class with its share of the pixels."""
         total = int(self.counts.sum())
         width = max(len("without a label"), *map(len, self.class_names))
@@ -44,7 +45,12 @@ class DenseReport(NamedTuple):
         return "\n".join(lines)
 
 
-def legend_of(images_dir, classes=None, palette=None, values=None):
+def legend_of(
+    images_dir: str | os.PathLike[str],
+    classes: Sequence[str] | None = None,
+    palette: str | os.PathLike[str] | None = None,
+    values: Sequence[int] | None = None,
+) -> tuple[tuple[str, ...], masks.Legend]:
     """The classes and the legend of a folder's masks.
 
     Args:
@@ -76,7 +82,16 @@ def legend_of(images_dir, classes=None, palette=None, values=None):
     return tuple(classes), masks.number_legend(len(classes), values)
 
 
-def validate_masks(images_dir, masks_dir, class_names, legend, *, settings=DEFAULT, decode=True, num_threads=None):
+def validate_masks(
+    images_dir: str | os.PathLike[str],
+    masks_dir: str | os.PathLike[str],
+    class_names: Sequence[str],
+    legend: masks.Legend,
+    *,
+    settings: ImageSettings = DEFAULT,
+    decode: bool = True,
+    num_threads: int | None = None,
+) -> DenseReport:
     """Checks a folder of images and one of masks.
 
     Args:
@@ -96,7 +111,15 @@ def validate_masks(images_dir, masks_dir, class_names, legend, *, settings=DEFAU
     return _validate({"image": images_dir}, masks_dir, class_names, legend, settings, decode, num_threads)
 
 
-def validate_pairs(before_dir, after_dir, masks_dir, *, settings=DEFAULT, decode=True, num_threads=None):
+def validate_pairs(
+    before_dir: str | os.PathLike[str],
+    after_dir: str | os.PathLike[str],
+    masks_dir: str | os.PathLike[str],
+    *,
+    settings: ImageSettings = DEFAULT,
+    decode: bool = True,
+    num_threads: int | None = None,
+) -> DenseReport:
     """Checks folders of pairs and of masks of change. Args, Returns and Raises: as `validate_masks`."""
     legend = masks.number_legend(2, ((0,), (1, 255)), ignored=())
     folders = {"before": before_dir, "after": after_dir}

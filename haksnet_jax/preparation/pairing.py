@@ -2,17 +2,25 @@
 
 import functools
 import pathlib
+from collections.abc import Callable, Sequence
+
+from numpy.typing import ArrayLike
 
 from haksnet_jax.images import files as image_files
 from haksnet_jax.labels import encodings, folders, objects
-from haksnet_jax.labels.formats import items, voc_xml
+from haksnet_jax.labels.classes import Finder
+from haksnet_jax.labels.formats import items, structured, voc_xml
 from haksnet_jax.labels.formats.structured import FormatError
 from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.labels.problems import Problem, Reason
 from haksnet_jax.preparation.records import DataError, Record
 
+ReadAnnotations = Callable[[pathlib.Path], tuple[objects.Objects, list[Problem]]]
 
-def pair_labels(images, labels, class_names, format="dota"):
+
+def pair_labels(
+    images: pathlib.Path, labels: pathlib.Path | None, class_names: tuple[str, ...] | None, format: str = "dota"
+) -> tuple[list[Record], list[Problem]]:
     """Records of a folder of images and labels in one of the formats that are read.
 
     Args:
@@ -40,7 +48,9 @@ def pair_labels(images, labels, class_names, format="dota"):
     return _paired(paths, label_set.files, read, label_set.problems, labels, images)
 
 
-def pair_files(images, annotations, read):
+def pair_files(
+    images: pathlib.Path, annotations: pathlib.Path | None, read: ReadAnnotations
+) -> tuple[list[Record], list[Problem]]:
     """Records of a folder of images and a folder of XML files of the same names.
 
     Args:
@@ -63,7 +73,9 @@ def pair_files(images, annotations, read):
     return _paired(paths, found, lambda path: read(found[path.stem]), problems, annotations, images)
 
 
-def pair_coco(path, images, class_names):
+def pair_coco(
+    path: pathlib.Path, images: pathlib.Path, class_names: tuple[str, ...]
+) -> tuple[list[Record], list[Problem]]:
     """Records of the images that a COCO file lists, in its order; others of the folder are not of the split.
 
     Args:
@@ -96,7 +108,9 @@ def _paired(paths, labels, read, problems, labels_path, images_dir):
     return records, [*problems, *folders.pair(images, labels, labels_path, images_dir)]
 
 
-def pair_listed(list_file, image_folders, annotations, read):
+def pair_listed(
+    list_file: pathlib.Path, image_folders: Sequence[pathlib.Path], annotations: pathlib.Path, read: ReadAnnotations
+) -> tuple[list[Record], list[Problem]]:
     """Records of the images that a split's list names, in its order.
 
     Args:
@@ -136,7 +150,13 @@ def pair_listed(list_file, image_folders, annotations, read):
     return records, problems
 
 
-def read_xml(path, finder, *, objects_at="object", describe=None):
+def read_xml(
+    path: pathlib.Path,
+    finder: Finder,
+    *,
+    objects_at: str = "object",
+    describe: Callable[[structured.Node], tuple[str, ArrayLike, str | None]] | None = None,
+) -> tuple[objects.Objects, list[Problem]]:
     """Reads the objects of one XML annotation file.
 
     Args:

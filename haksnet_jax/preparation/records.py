@@ -19,6 +19,7 @@ import io
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import cv2
@@ -29,7 +30,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import reader, scaling
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.labels.problems import UNREAD, count_reasons, listed, losses, of_image, unknown_classes
+from haksnet_jax.labels.problems import UNREAD, Problem, count_reasons, listed, losses, of_image, unknown_classes
 from haksnet_jax.pipeline import record_index, sources
 from haksnet_jax.preparation.whole_folder import whole_folder
 
@@ -44,6 +45,10 @@ class Record(NamedTuple):
 
     image: pathlib.Path
     read: Any
+
+
+Content = tuple[dict[str, list[Record]], list[Problem]]  # of a data set: each split, and problems of the folders
+Folders = dict[str, tuple[pathlib.Path, pathlib.Path | None]]  # of images and of labels, by split
 
 
 class DataError(UserError):
@@ -65,20 +70,22 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     CITATION: str | None = None
     CLASSES: tuple[str, ...] = ()
 
-    def __init__(self, *, lossy=False, images=image_settings.DEFAULT, **kwargs):
+    def __init__(
+        self, *, lossy: bool = False, images: image_settings.ImageSettings = image_settings.DEFAULT, **kwargs: Any
+    ) -> None:
         self.lossy = lossy
         self.images = images
-        self.problems = []  # what was wrong with the source, filled while building
+        self.problems: list[Problem] = []  # what was wrong with the source, filled while building
         self.num_objects = 0  # that were read
         super().__init__(file_format="array_record", **kwargs)
 
     @property
-    def class_names(self):
+    def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels."""
         return self.CLASSES
 
     @abc.abstractmethod
-    def records(self, source):
+    def records(self, source: pathlib.Path) -> Content:
         """The data set's content.
 
         Args:
@@ -160,7 +167,7 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for polygon, label, difficulty, _ in zip(*objects, strict=True)
         ]
 
-    def refuse_losses(self, what):
+    def refuse_losses(self, what: str) -> None:
         """Raises DataError when the problems so far lose something and that was not asked for."""
         lost = losses(self.problems)
         if not lost or self.lossy:
@@ -185,7 +192,9 @@ class OrientedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield path.stem, {"image": io.BytesIO(data), "image_id": path.stem, "objects": objects}
 
 
-def encoded_image(path, settings=image_settings.DEFAULT):
+def encoded_image(
+    path: str | os.PathLike[str], settings: image_settings.ImageSettings = image_settings.DEFAULT
+) -> bytes:
     """The bytes of an image of eight bits: as they are where they fit, else decoded and as PNG.
 
     Args:
@@ -204,7 +213,7 @@ def encoded_image(path, settings=image_settings.DEFAULT):
     scaled = settings.limits is not None and settings.limits[1] <= 255
     as_it_is = settings.bands is None and settings.nodata is None and not scaled
     if as_it_is and header.format in ("PNG", "JPEG") and header.channels == 3 and header.bits == 8:
-        return path.read_bytes()
+        return pathlib.Path(path).read_bytes()
     pixels = reader.read(path, settings)
     if pixels.shape[-1] == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
@@ -213,7 +222,7 @@ def encoded_image(path, settings=image_settings.DEFAULT):
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-def prepare(builder, source):
+def prepare(builder: OrientedBuilder, source: str | os.PathLike[str]) -> pathlib.Path:
     """Builds a data set in TFDS's own layout, builder.data_dir.
 
     Args:
@@ -238,7 +247,7 @@ def prepare(builder, source):
     return pathlib.Path(builder.data_dir)
 
 
-def write_index(folder, splits):
+def write_index(folder: pathlib.Path, splits: Iterable[str]) -> None:
     """Reads all records once and writes their index, in the order in which training reads them.
 
     Args:
@@ -254,7 +263,12 @@ def write_index(folder, splits):
     record_index.write(folder, indexes)
 
 
-def prepare_at(make_builder, source, output, overwrite=False):
+def prepare_at(
+    make_builder: Callable[..., OrientedBuilder],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    overwrite: bool = False,
+) -> OrientedBuilder:
     """Builds a data set so that its records lie in `output` itself; the folder appears whole or not at all.
 
     Args:

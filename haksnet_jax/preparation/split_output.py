@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
@@ -10,6 +12,7 @@ from haksnet_jax.images import settings as image_settings
 from haksnet_jax.labels import folders
 from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.labels.problems import Problem
+from haksnet_jax.preparation.tiling import Job, Result
 from haksnet_jax.results.geojson import PLACES
 
 COUNTS = ("num_objects", "num_written", "num_truncated", "num_blank")
@@ -19,7 +22,7 @@ class SplitError(UserError):
     """The run cannot begin or go on; the message says what is wrong and what to do."""
 
 
-def signature(job):
+def signature(job: Job) -> str:
     """Size and time of an image and its labels: a finished image is done again when these change."""
     parts = []
     for path in filter(None, (job.image, job.labels)):
@@ -40,7 +43,7 @@ class OutputFolder:
       finished: list of dicts, one for each finished image of this run's jobs.
     """
 
-    def __init__(self, path, settings):
+    def __init__(self, path: pathlib.Path, settings: Mapping[str, Any]) -> None:
         """Opens the folder for a run; the caller holds it.
 
         Args:
@@ -50,7 +53,8 @@ class OutputFolder:
         Raises:
           SplitError: the folder was begun with other settings, or holds other files.
         """
-        self.path, self.finished = path, []
+        self.path = path
+        self.finished: list[dict[str, Any]] = []
         self._done_path = path / "split_done.jsonl"
         with _writing(path):
             for folder in (path, path / "images", path / "labelTxt"):
@@ -96,7 +100,7 @@ class OutputFolder:
                     file.write("\n")
         return done
 
-    def waiting(self, jobs):
+    def waiting(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs that are not finished; what an earlier run made of changed images is removed. Args: jobs."""
         waiting = []
         for job in jobs:
@@ -110,11 +114,11 @@ class OutputFolder:
             waiting.append(job)
         return waiting
 
-    def mark_unfinished(self):
+    def mark_unfinished(self) -> None:
         """Says that what is here is a part of the data, until `finish`."""
         self._write(self.path / folders.UNFINISHED, "")
 
-    def add(self, job, result):
+    def add(self, job: Job, result: Result) -> None:
         """Notes an image as finished."""
         entry = {
             "image": pathlib.Path(job.image).name,
@@ -129,11 +133,11 @@ class OutputFolder:
             file.write(json.dumps(entry) + "\n")
         self.finished.append(entry)
 
-    def problems(self):
+    def problems(self) -> list[Problem]:
         """List of Problem of all finished images."""
         return [Problem(*problem) for entry in self.finished for problem in entry["problems"]]
 
-    def finish(self, problems, class_names):
+    def finish(self, problems: Sequence[Problem], class_names: tuple[str, ...] | None) -> None:
         """Writes what belongs to the whole: problems, classes, places on the ground. Then the folder is finished.
 
         Args:
@@ -172,7 +176,9 @@ class _writing:
             raise SplitError(f"Cannot write {self._what}: {error.strerror or error}.") from None
 
 
-def settings_for(folder, paths, given):
+def settings_for(
+    folder: pathlib.Path, paths: Sequence[str], given: image_settings.ImageSettings
+) -> image_settings.ImageSettings:
     """The settings for all images of this run and those before, kept beside the tiles where they say something."""
     before, _ = image_settings.read_folder(folder)
     settings = scaling.for_images(paths, given, max_measured=None) if paths else image_settings.merged(given, before)

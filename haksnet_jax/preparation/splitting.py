@@ -25,6 +25,7 @@ import pathlib
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -34,7 +35,7 @@ from haksnet_jax.images import files as image_files
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.labels import classes, folders
 from haksnet_jax.labels.label_set import LabelSet
-from haksnet_jax.labels.problems import losses
+from haksnet_jax.labels.problems import Problem, losses
 from haksnet_jax.preparation import split_output
 from haksnet_jax.preparation.split_output import SplitError
 from haksnet_jax.preparation.tiling import Job, Parameters, cut_image
@@ -55,7 +56,13 @@ def _cut_in_worker(job, *arguments):
     return cut_image(job, *arguments, stop=_stop)
 
 
-def find_jobs(image_folders, label_paths, *, format="dota", class_names=None):
+def find_jobs(
+    image_folders: Sequence[str | os.PathLike[str]],
+    label_paths: Sequence[str | os.PathLike[str]],
+    *,
+    format: str = "dota",
+    class_names: tuple[str, ...] | None = None,
+) -> tuple[list[Job], list[Problem], tuple[str, ...] | None]:
     """Pairs images with their labels.
 
     Args:
@@ -72,8 +79,10 @@ def find_jobs(image_folders, label_paths, *, format="dota", class_names=None):
     """
     if label_paths and len(label_paths) != len(image_folders):
         raise SplitError(f"Expected one --labels for each of {len(image_folders)} --images, got {len(label_paths)}.")
-    jobs, problems, seen = [], [], {}
-    for images_dir, labels in zip(image_folders, label_paths or [None] * len(image_folders), strict=True):
+    jobs, problems = [], []
+    seen: dict[str, str] = {}
+    for index, images_dir in enumerate(image_folders):
+        labels = label_paths[index] if label_paths else None
         label_set = None if labels is None else LabelSet(labels, format)
         folders.require_finished(images_dir)
         images = {}
@@ -82,7 +91,7 @@ def find_jobs(image_folders, label_paths, *, format="dota", class_names=None):
             if stem in seen:
                 raise SplitError(f"{seen[stem]} and {path} would give tiles of the same names: rename one of them.")
             seen[stem] = images[stem] = path
-        if label_set is None:
+        if labels is None or label_set is None:
             jobs += [Job(path, None) for path in images.values()]
             continue
         problems += label_set.problems
@@ -131,22 +140,22 @@ class Summary(NamedTuple):
     seconds: float
 
     @property
-    def lost(self):
+    def lost(self) -> list[Problem]:
         """The problems by which an image or an object is missing in the output."""
         return losses(self.problems)
 
 
 def split(
-    image_folders,
-    label_paths,
-    output,
-    parameters,
+    image_folders: Sequence[str | os.PathLike[str]],
+    label_paths: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    parameters: Parameters,
     *,
-    format="dota",
-    classes_from=None,
-    num_workers=None,
-    progress=None,
-):
+    format: str = "dota",
+    classes_from: str | None = None,
+    num_workers: int | None = None,
+    progress: Callable[..., None] | None = None,
+) -> Summary:
     """Cuts all images of some folders into tiles. A second call with the same arguments completes the first.
 
     Args:

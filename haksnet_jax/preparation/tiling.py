@@ -1,8 +1,9 @@
 """Tiles of one image, with the objects that belong to each."""
 
+import os
 import pathlib
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -99,7 +100,13 @@ class Result(NamedTuple):
     stopped: bool = False
 
 
-def cut_image(job, output, parameters, settings=image_settings.DEFAULT, stop=None):
+def cut_image(
+    job: Job,
+    output: str | os.PathLike[str],
+    parameters: Parameters,
+    settings: image_settings.ImageSettings = image_settings.DEFAULT,
+    stop: Any = None,
+) -> Result:
     """Cuts one image into the output folder.
 
     Args:
@@ -132,7 +139,7 @@ def cut_image(job, output, parameters, settings=image_settings.DEFAULT, stop=Non
     return cut.result(begin)
 
 
-def read_any_labels(path, class_names):
+def read_any_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Objects, list[Problem], tuple[str, ...]]:
     """The objects of a label file in DOTA's format, whatever their classes are.
 
     Args:
@@ -258,7 +265,7 @@ def _place(path, image):
     return {"transform": list(found.transform), "crs": found.crs.to_string() if found.crs else None}
 
 
-def inside_fractions(polygons, windows):
+def inside_fractions(polygons: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """How much of each object's area each window holds.
 
     Args:

@@ -8,6 +8,7 @@ import concurrent.futures
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ class Report(NamedTuple):
     has_labels: bool
 
     @property
-    def lost(self):
+    def lost(self) -> list[Problem]:
         """The problems by which an image or an object would be lost."""
         return losses(self.problems)
 
@@ -143,7 +144,15 @@ def _check_objects(found, size, path, min_side):
     return objects.select(found, keep), boxes[keep], problems
 
 
-def check_one(image, label_set, class_names, *, decode=True, min_side=2.0, settings=DEFAULT):
+def check_one(
+    image: str,
+    label_set: LabelSet | None,
+    class_names: tuple[str, ...],
+    *,
+    decode: bool = True,
+    min_side: float = 2.0,
+    settings: image_settings.ImageSettings = DEFAULT,
+) -> Checked:
     """Checks one image and its labels.
 
     Args:
@@ -159,7 +168,8 @@ def check_one(image, label_set, class_names, *, decode=True, min_side=2.0, setti
     """
     size, problems = _check_image(image, decode, settings)
     stem = pathlib.Path(image).stem
-    found, odd, path = objects.none(), [], image
+    found, path = objects.none(), image
+    odd: list[Problem] = []
     if label_set is not None and stem in label_set.files:
         path = str(label_set.files[stem])
         found, odd = label_set.read(stem, class_names, image)
@@ -169,16 +179,16 @@ def check_one(image, label_set, class_names, *, decode=True, min_side=2.0, setti
 
 
 def validate(
-    images_dir,
-    labels=None,
-    class_names=None,
+    images_dir: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] | None = None,
     *,
-    format="dota",
-    decode=True,
-    min_side=2.0,
-    num_threads=None,
-    settings=DEFAULT,
-):
+    format: str = "dota",
+    decode: bool = True,
+    min_side: float = 2.0,
+    num_threads: int | None = None,
+    settings: image_settings.ImageSettings = DEFAULT,
+) -> Report:
     """Checks images and labelled objects.
 
     Args:

@@ -1,6 +1,7 @@
 """What a validated data set holds, as text and as drawn samples."""
 
 import itertools
+import os
 import pathlib
 
 import cv2
@@ -10,7 +11,7 @@ from haksnet_jax import files
 from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.labels.problems import printable
-from haksnet_jax.preparation.validation import ValidationError
+from haksnet_jax.preparation.validation import Report, ValidationError
 from haksnet_jax.results import visualize
 from haksnet_jax.wording import counted
 
@@ -21,7 +22,7 @@ def _count(number, noun):
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def describe(report):
+def describe(report: Report) -> str:
     """Text: images, classes with their counts, and how large the objects are."""
     sizes = np.array([image.size for image in report.images if image.size], np.int64).reshape(-1, 2)
     lines = [_count(len(report.images), "image")]
@@ -61,7 +62,7 @@ def describe(report):
     return "\n".join(lines)
 
 
-def contact_sheet(report, num_images=12, seed=0, side=512):
+def contact_sheet(report: Report, num_images: int = 12, seed: int = 0, side: int = 512) -> np.ndarray:
     """Drawn samples: images with objects first, and of images larger than `side` a cut-out around one of the objects.
 
     Args:
@@ -80,7 +81,8 @@ def contact_sheet(report, num_images=12, seed=0, side=512):
     usable = [image for image in report.images if image.size]
     rng.shuffle(usable)
     usable.sort(key=lambda image: not len(image.boxes))
-    drawn, captions = [], []
+    drawn: list[np.ndarray] = []
+    captions = []
     for image in usable:
         if len(drawn) == num_images:
             break
@@ -108,7 +110,7 @@ def contact_sheet(report, num_images=12, seed=0, side=512):
     return visualize.contact_sheet(drawn, captions)
 
 
-def write_sheet(report, path):
+def write_sheet(report: Report, path: str | os.PathLike[str]) -> None:
     """Draws samples to a file. Args: report; path, ending like an image. Raises: ValidationError."""
     encoded = cv2.imencode(pathlib.Path(path).suffix or ".png", contact_sheet(report)[..., ::-1])[1]
     try:

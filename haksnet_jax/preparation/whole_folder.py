@@ -4,13 +4,14 @@ import contextlib
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def whole_folder(output, *, overwrite, known_by):
+def whole_folder(output: str | os.PathLike[str], *, overwrite: bool, known_by: str) -> Iterator[pathlib.Path]:
     """Gives an empty folder to fill; at the end it becomes `output`.
 
     It lies in a hidden folder beside the output, which a killed process leaves behind: no command takes it for data,

@@ -43,12 +43,12 @@ class Array(NamedTuple):
     on_chip: bool
 
     @property
-    def elements(self):
+    def elements(self) -> int:
         """Number of elements."""
         return math.prod(self.sizes)
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> int:
         """Bytes that it takes in memory, with what its layout adds to fill tiles."""
         bits = _BITS.get(self.dtype)
         if bits is None:
@@ -77,7 +77,7 @@ class Collective(NamedTuple):
     """A collective operation: its kind, bytes that each chip puts in, and how often it runs in a step."""
 
     kind: str
-    num_bytes: int
+    num_bytes: float
     times: int
 
 
@@ -129,9 +129,10 @@ def _closing(text, start):
     raise ValueError(f"unbalanced brackets: {text[start : start + 80]!r}")
 
 
-def parse(text):
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """Splits a program's text. Returns: (dict computation name -> list of Instruction, name of the entry)."""
-    computations, entry, body = {}, None, None
+    computations: dict[str, list[Instruction]] = {}
+    entry, body = None, None
     for line in text.splitlines():
         if header := _HEADER.match(line):
             body = computations.setdefault(header.group(2), [])
@@ -406,7 +407,7 @@ class _Program:
                 visit(instruction, names, times)
 
 
-def program_cost(text):
+def program_cost(text: str) -> Cost:
     """Adds up the work of a compiled program.
 
     Args:

@@ -3,9 +3,16 @@
 import math
 import re
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import logging
+
+if TYPE_CHECKING:
+    import jax
+    import ml_collections
+
+    from haksnet_jax.tools import compiled_cost
 
 _MAX_COMPILATIONS = 5
 
@@ -13,7 +20,7 @@ _MAX_COMPILATIONS = 5
 class Lowered(NamedTuple):
     """A traced training step (`program`, jax.stages.Lowered) and the bytes of its whole state and of its parameters."""
 
-    program: object
+    program: Any
     state: float
     params: float
 
@@ -35,12 +42,12 @@ class Step(NamedTuple):
     memory: float
     state: float
     params: float
-    cost: object
+    cost: "compiled_cost.Cost | None"
     cost_analysis: dict
     seconds: float
 
 
-def lower_step(config, mesh, batch_per_device):
+def lower_step(config: "ml_collections.ConfigDict", mesh: "jax.sharding.Mesh", batch_per_device: int) -> Lowered:
     """The training step of a configuration, traced for a mesh and not compiled.
 
     Args:
@@ -83,7 +90,7 @@ def _num_bytes(tree):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def compile_lowered(program):
+def compile_lowered(program: Any) -> "tuple[float, compiled_cost.Cost | None, dict[str, float]]":
     """Compiles a traced step.
 
     Args:
@@ -118,7 +125,13 @@ def compile_lowered(program):
     )
 
 
-def compile_step(config, mesh, batch_per_device, *, num_devices=None):
+def compile_step(
+    config: "ml_collections.ConfigDict",
+    mesh: "jax.sharding.Mesh",
+    batch_per_device: int,
+    *,
+    num_devices: int | None = None,
+) -> Step:
     """Traces and compiles the training step.
 
     Args:
@@ -139,7 +152,7 @@ def compile_step(config, mesh, batch_per_device, *, num_devices=None):
     return Step(batch_per_device, memory, lowered.state, lowered.params, cost, analysis, time.monotonic() - began)
 
 
-def largest_fitting(compile_at, limit, first):
+def largest_fitting(compile_at: Callable[[int], Step], limit: float, first: int) -> tuple[Step, bool]:
     """The largest batch that fits, from few compilations: memory is close to affine in the batch.
 
     Args:
@@ -151,7 +164,7 @@ def largest_fitting(compile_at, limit, first):
       (Step of the largest batch that was seen fitting, or the smallest that did not; whether the next larger batch was
       shown not to fit, by compiling it or by what the line through the others says).
     """
-    steps = {}
+    steps: dict[int, Step] = {}
 
     def fits(step):
         return step.cost is not None and step.memory <= limit
@@ -165,9 +178,10 @@ def largest_fitting(compile_at, limit, first):
         )  # fmt: skip
         fitting = [size for size, other in steps.items() if fits(other)]
         failing = [size for size, other in steps.items() if not fits(other)]
-        low, high = max(fitting, default=0), min(failing, default=math.inf)
+        low: int = max(fitting, default=0)
+        high: float = min(failing, default=math.inf)
         if high == low + 1:
-            return steps[low or high], True
+            return steps[low or low + 1], True
         # The line through the two nearest points, or through one and what the state takes alone.
         nearest = sorted(steps, key=lambda size: abs(steps[size].memory - limit))[:2]
         if len(nearest) == 2:
@@ -183,6 +197,6 @@ def largest_fitting(compile_at, limit, first):
     return steps[max(fitting) if fitting else min(steps)], False
 
 
-def gibibytes(num_bytes):
+def gibibytes(num_bytes: float) -> str:
     """Args: num_bytes. Returns: text, in GiB."""
     return f"{num_bytes / 2**30:.2f} GiB"

@@ -9,6 +9,7 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from haksnet_jax.version import __version__
@@ -42,7 +43,7 @@ class Row(NamedTuple):
     remedy: str = ""
 
 
-def examine(*, measure=True):
+def examine(*, measure: bool = True) -> Iterator[Row]:
     """Looks at everything.
 
     Args:
@@ -59,7 +60,7 @@ def examine(*, measure=True):
         yield from speed()
 
 
-def versions():
+def versions() -> Iterator[Row]:
     """Yields rows of Python, the package and the packages it runs on."""
     yield Row("haksnet_jax", f"{__version__} in {pathlib.Path(__file__).parents[1]}")
     wrong = sys.version_info < (3, 11)
@@ -90,7 +91,7 @@ def _version(name):
     return Row(name, found)
 
 
-def machine():
+def machine() -> Iterator[Row]:
     """Yields rows of cores, memory, shared memory and open files."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Row("cores", f"{cores} of {platform.machine()}, {platform.system()} {platform.release()}")
@@ -126,7 +127,7 @@ def _memory_gib():
     return free / 2**30
 
 
-def devices():
+def devices() -> Iterator[Row]:
     """Yields rows of what JAX sees, and of accelerators that are there and not seen."""
     chosen = os.environ.get("JAX_PLATFORMS")
     if chosen:
@@ -180,7 +181,7 @@ def _unseen(platform_name, driver):
     return ()
 
 
-def folders():
+def folders() -> Iterator[Row]:
     """Yields rows of the compilation cache and of the folders that are written to."""
     from haksnet_jax.distributed import mesh
 
@@ -188,7 +189,7 @@ def folders():
         import jax
 
         mesh.enable_compilation_cache()
-        cache = pathlib.Path(jax.config.jax_compilation_cache_dir)
+        cache = pathlib.Path(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
         size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 1e6
         yield _writable("compilation cache", cache, f"{size:.0f} MB", "JAX_COMPILATION_CACHE_DIR=DIR names another")
     except OSError as error:
@@ -208,7 +209,7 @@ def _writable(name, folder, more, remedy):
     return Row(name, value)
 
 
-def speed():
+def speed() -> Iterator[Row]:
     """Yields rows of a matrix product, a copy and decoding, each measured for two seconds, beside an H100's numbers."""
     import cv2
     import jax

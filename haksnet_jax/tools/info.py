@@ -1,8 +1,11 @@
 """What a file or folder is: a model, a run, weights of PyTorch, an image, labels or records, as named facts."""
 
 import collections
+import os
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from haksnet_jax import demo, files, json_files
 from haksnet_jax.errors import UserError
@@ -12,7 +15,7 @@ _SHOWN = 20  # classes that are named one by one
 _LABEL_ENDINGS = (".txt", ".xml", ".json", ".geojson")
 
 
-def describe(path):
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Says what a path is.
 
     Args:
@@ -31,7 +34,7 @@ def describe(path):
     return describe_it(path)
 
 
-def table(facts, indent=""):
+def table(facts: Mapping[str, Any], indent: str = "") -> str:
     """The facts as lines for a terminal."""
     width = max((len(name) for name in facts), default=0)
     lines = []

@@ -5,11 +5,13 @@ out (normalisation, activations, sampling, suppression) is a few percent of it.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend import core
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.inference import session
@@ -18,7 +20,7 @@ from haksnet_jax.models.roi_head import DetectionSettings
 from haksnet_jax.models.rpn import ProposalSettings
 
 
-def of_model(info):
+def of_model(info: dict[str, Any]) -> tuple[int, tuple[int, int]]:
     """Counts what a model computes for one image of its input size, or for one pair.
 
     Args:
@@ -57,7 +59,7 @@ def of_model(info):
     return multiply_adds(program.jaxpr), (rows, columns)
 
 
-def multiply_adds(jaxpr):
+def multiply_adds(jaxpr: core.Jaxpr) -> int:
     """Multiply-adds of convolutions and products in a traced program.
 
     Args:

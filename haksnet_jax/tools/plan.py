@@ -8,15 +8,23 @@ and the figures are an estimate. Exit status 1: does not fit, or a mistake of us
 """
 
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from haksnet_jax.tools import compiled_step
 from haksnet_jax.tools import topology as topologies
-from haksnet_jax.tools.compiled_step import gibibytes
+from haksnet_jax.tools.compiled_step import Step, gibibytes
+from haksnet_jax.tools.topology import Topology
+
+if TYPE_CHECKING:
+    import ml_collections
+
+    from haksnet_jax.tools import compiled_cost
 
 _HOP = 1e-6  # seconds from one chip to the next: what an all-reduce of nothing costs, once a chip along each axis
 
 
-def times(cost, topology):
+def times(cost: "compiled_cost.Cost", topology: Topology) -> dict[str, float]:
     """Seconds that a step needs each part of the device for.
 
     A step takes at least the longest of them, and about their sum where nothing overlaps.
@@ -47,7 +55,7 @@ def times(cost, topology):
     return result
 
 
-def schedule(config, global_batch, num_images):
+def schedule(config: "ml_collections.ConfigDict", global_batch: int, num_images: int) -> dict[str, float]:
     """Learning rate, warm-up and steps that follow from the global batch, as training computes them.
 
     Args:
@@ -69,7 +77,15 @@ def schedule(config, global_batch, num_images):
     return result
 
 
-def figures(config, topology, step, *, num_images=0, is_largest=False, is_estimate=False):
+def figures(
+    config: "ml_collections.ConfigDict",
+    topology: Topology,
+    step: Step,
+    *,
+    num_images: int = 0,
+    is_largest: bool = False,
+    is_estimate: bool = False,
+) -> dict[str, Any]:
     """All figures of a plan as one dict of plain values (see the printed table for their meaning)."""
     limit = topology.chip.memory
     global_batch = step.batch_per_device * topology.num_devices * config.accumulate_steps
@@ -109,7 +125,7 @@ def figures(config, topology, step, *, num_images=0, is_largest=False, is_estima
     return result
 
 
-def table(found):
+def table(found: Mapping[str, Any]) -> str:
     """The figures of a plan as text. Args: found, from `figures`. Returns: lines."""
     rows = [("config", found["config"]), ("devices", f"{found['topology']} ({found['num_devices']})")]
     largest = ", the most that fit" if found["is_largest"] else ""
@@ -171,7 +187,9 @@ def table(found):
     return "\n".join(lines)
 
 
-def make_plan(config, topology, *, batch_per_device=0, num_images=0):
+def make_plan(
+    config: "ml_collections.ConfigDict", topology: Topology, *, batch_per_device: int = 0, num_images: int = 0
+) -> dict[str, Any]:
     """Compiles and counts.
 
     Args:
@@ -203,7 +221,9 @@ def make_plan(config, topology, *, batch_per_device=0, num_images=0):
     return figures(config, topology, step, num_images=num_images, is_largest=is_largest, is_estimate=is_estimate)
 
 
-def run(config, topology, *, batch_per_device=0, num_images=0):
+def run(
+    config: "ml_collections.ConfigDict", topology: str, *, batch_per_device: int = 0, num_images: int = 0
+) -> dict[str, Any]:
     """What the command asks for: `make_plan` in a process that has not yet started JAX.
 
     Args:

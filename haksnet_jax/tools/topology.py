@@ -3,9 +3,12 @@
 import math
 import os
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from haksnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 
 class Chip(NamedTuple):
@@ -57,12 +60,12 @@ class Topology(NamedTuple):
     is_tpu: bool
 
     @property
-    def num_devices(self):
+    def num_devices(self) -> int:
         """Number of chips."""
         return math.prod(self.sides)
 
 
-def parse_topology(name):
+def parse_topology(name: str) -> Topology:
     """Args: name, as "v5e:16x16" or "h100:8". Returns: Topology. Raises: PlanError: not such a name."""
     kind, _, shape = (name or "").partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
@@ -73,7 +76,7 @@ def parse_topology(name):
     return Topology(name, CHIPS[kind], tuple(int(side) for side in shape.split("x")), kind in TPUS)
 
 
-def topology_mesh(topology, *, fsdp=1):
+def topology_mesh(topology: Topology, *, fsdp: int = 1) -> "jax.sharding.Mesh":
     """The mesh over the devices of a slice that is not here.
 
     For GPUs: over those of this machine where it has enough of them, else one device of this machine.

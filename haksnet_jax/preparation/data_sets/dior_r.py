@@ -5,9 +5,11 @@ et al., "Object Detection in Optical Remote Sensing Images: A Survey and a New B
 """
 
 import functools
+import pathlib
 
 from haksnet_jax.labels import classes
 from haksnet_jax.preparation import pairing, records
+from haksnet_jax.preparation.records import Content
 
 
 class DiorR(records.OrientedBuilder, skip_registration=True):
@@ -25,7 +27,7 @@ class DiorR(records.OrientedBuilder, skip_registration=True):
   ImageSets/Main/train.txt  ImageSets/Main/val.txt  ImageSets/Main/test.txt
 """
 
-    def records(self, source):
+    def records(self, source: pathlib.Path) -> Content:
         """See the base class."""
         read = functools.partial(pairing.read_xml, finder=classes.finder(self.class_names))
         images = {"train": "JPEGImages-trainval", "val": "JPEGImages-trainval", "test": "JPEGImages-test"}

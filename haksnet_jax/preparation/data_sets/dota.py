@@ -4,10 +4,15 @@ Sources: Xia et al., "DOTA: A Large-scale Dataset for Object Detection in Aerial
 "Object Detection in Aerial Images: A Large-Scale Benchmark and Challenges", TPAMI 2021.
 """
 
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow_datasets as tfds
 
 from haksnet_jax.labels import classes
 from haksnet_jax.preparation import pairing, records
+from haksnet_jax.preparation.records import Content, Folders
 
 FOLDER_HELP = """The source folder holds one folder a split (train, val, trainval, test or any other name), each with
 
@@ -29,11 +34,11 @@ class FolderBuilder(records.OrientedBuilder, skip_registration=True):
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = FOLDER_HELP
 
-    def __init__(self, *, folders=None, format="dota", **kwargs):
+    def __init__(self, *, folders: Folders | None = None, format: str = "dota", **kwargs: Any) -> None:
         self.folders, self.format = folders, format
         super().__init__(**kwargs)
 
-    def records(self, source):
+    def records(self, source: pathlib.Path) -> Content:
         """See the base class."""
         folders = self.folders or split_folders(source)
         splits, problems = {}, []
@@ -43,7 +48,7 @@ class FolderBuilder(records.OrientedBuilder, skip_registration=True):
         return splits, problems
 
 
-def split_folders(source):
+def split_folders(source: pathlib.Path) -> Folders:
     """dict from split to (folder of images, folder of labels or None) of a source folder.
 
     Raises:
@@ -83,7 +88,7 @@ by `haksnet split` first, and build from its output.
 {FOLDER_HELP}"""
 
     @property
-    def class_names(self):
+    def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the published order."""
         return classes.CLASSES[{"v1.0": "dota10", "v1.5": "dota15", "v2.0": "dota20"}[self.builder_config.name]]
 
@@ -98,11 +103,11 @@ class Folder(FolderBuilder, skip_registration=True):
 
     DESCRIPTION = "A data set of one's own in DOTA's format."
 
-    def __init__(self, *, class_names, **kwargs):
+    def __init__(self, *, class_names: Sequence[str], **kwargs: Any) -> None:
         self._class_names = tuple(class_names)
         super().__init__(**kwargs)
 
     @property
-    def class_names(self):
+    def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels."""
         return self._class_names

@@ -6,14 +6,16 @@ by `haksnet split`, and build from the tiles by `haksnet build` --classes=fair1m
 """
 
 import functools
+import pathlib
 
 from haksnet_jax.labels import classes
-from haksnet_jax.labels.formats.structured import FormatError, finite
+from haksnet_jax.labels.formats.structured import FormatError, Node, finite
 from haksnet_jax.labels.problems import Reason
 from haksnet_jax.preparation import pairing, records
+from haksnet_jax.preparation.records import Content, Record
 
 
-def describe(node):
+def describe(node: Node) -> tuple[str, list[list[float]], None]:
     """Class, corners and difficulty of an <object>: its first four points, since the fifth repeats the first."""
     points = node.all("points/point")
     if len(points) < 4:
@@ -42,7 +44,7 @@ folder of its path names the split:
   validation/images/0.tif    validation/labelXml/0.xml    test/images/0.tif
 """
 
-    def records(self, source):
+    def records(self, source: pathlib.Path) -> Content:
         """See the base class."""
         read = functools.partial(
             pairing.read_xml,
@@ -50,7 +52,8 @@ folder of its path names the split:
             objects_at="objects/object",
             describe=describe,
         )
-        splits, problems = {}, []
+        splits: dict[str, list[Record]] = {}
+        problems = []
         for images in sorted(path for path in source.rglob("images") if path.is_dir()):
             split = images.relative_to(source).parts[0]
             beside = [path for path in sorted(images.parent.iterdir()) if path.name.lower().startswith("labelxml")]

@@ -5,16 +5,21 @@ ICPRAM 2017. Boxes are centre, width, height and an angle in radians that grows 
 """
 
 import functools
+import pathlib
+
+import numpy as np
 
 from haksnet_jax.labels import classes
 from haksnet_jax.labels.formats import items, voc_xml
+from haksnet_jax.labels.formats.structured import Node
 from haksnet_jax.preparation import pairing, records
+from haksnet_jax.preparation.records import Content
 
 
-def describe(node):
+def describe(node: Node) -> tuple[str, np.ndarray, str | None]:
     """Class, corners and difficulty of an <HRSC_Object>; all ships are one class, as in the published results."""
-    box = [node.number(f"mbox_{name}") for name in ("cx", "cy", "w", "h", "ang")]
-    return "ship", items.rotated(*box, "<HRSC_Object>", node.line), voc_xml.difficulty(node)
+    cx, cy, w, h, angle = (node.number(f"mbox_{name}") for name in ("cx", "cy", "w", "h", "ang"))
+    return "ship", items.rotated(cx, cy, w, h, angle, "<HRSC_Object>", node.line), voc_xml.difficulty(node)
 
 
 class Hrsc2016(records.OrientedBuilder, skip_registration=True):
@@ -31,7 +36,7 @@ one folder, the source:
   ImageSets/train.txt  ImageSets/val.txt  ImageSets/test.txt
 """
 
-    def records(self, source):
+    def records(self, source: pathlib.Path) -> Content:
         """See the base class."""
         read = functools.partial(
             pairing.read_xml,

@@ -4,8 +4,11 @@ Source: Wei et al., "HRSID: A High-Resolution SAR Images Dataset for Ship Detect
 Access 2020. It has outlines and axis-parallel boxes; the oriented box is the smallest rectangle around the outline.
 """
 
+import pathlib
+
 from haksnet_jax.labels import classes
 from haksnet_jax.preparation import pairing, records
+from haksnet_jax.preparation.records import Content
 
 
 class Hrsid(records.OrientedBuilder, skip_registration=True):
@@ -22,7 +25,7 @@ source is its folder HRSID_JPG:
   annotations/train2017.json  annotations/test2017.json
 """
 
-    def records(self, source):
+    def records(self, source: pathlib.Path) -> Content:
         """See the base class."""
         splits, problems = {}, []
         for split in ("train", "test"):

@@ -6,9 +6,11 @@ corners are read.
 """
 
 import functools
+import pathlib
 
 from haksnet_jax.labels import classes
 from haksnet_jax.preparation import pairing, records
+from haksnet_jax.preparation.records import Content
 
 _COPIES = ("000615", "000635")  # of 000610 and 000013
 
@@ -33,7 +35,7 @@ is its folder RBox_SSDD/voc_style:
 The official training split becomes train (814 images) and val (114: numbers that end in 5); train+val is all of it.
 """
 
-    def records(self, source):
+    def records(self, source: pathlib.Path) -> Content:
         """See the base class."""
         read = functools.partial(pairing.read_xml, finder=classes.finder(self.class_names))
         splits, problems = {}, []
@@ -48,6 +50,6 @@ The official training split becomes train (814 images) and val (114: numbers tha
         return {split: found for split, found in splits.items() if found}, problems
 
 
-def is_validation(name):
+def is_validation(name: str) -> bool:
     """Whether an image of the official training split belongs to `val`. Args: name, its number as text: "000005"."""
     return name.endswith("5") and name not in _COPIES

@@ -12,10 +12,13 @@ On CPUs without --image and --batch a small size is taken, to show that all part
 Exit status: 0 done; 1 not possible, with a sentence; 2 wrong use.
 """
 
+import argparse
 import fnmatch
 import json
 import pathlib
 import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +28,10 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.results.card import code_version
 from haksnet_jax.tools.benchmark import fed, parts, profile, timing
+from haksnet_jax.tools.benchmark.timing import Ceilings, Row
 
 
-def table(rows, ceilings):
+def table(rows: Sequence[Row], ceilings: Ceilings) -> str:
     """The rows as Markdown."""
     lines = [
         f"{devices.hardware()}, jax {jax.__version__}, code {code_version()}. Measured: copy "
@@ -50,7 +54,7 @@ def _text(value, form):
     return "" if value is None else format(value, form)
 
 
-def run(options):
+def run(options: argparse.Namespace) -> int:
     """Runs the command. Args: options, of `cli.benchmark`. Returns: exit status."""
     small = jax.default_backend() == "cpu"
     image = options.image or (128 if small else 1024)
@@ -84,7 +88,7 @@ def run(options):
                     profile.profile(makers[name]())
             return 0
         ceilings = timing.measure_ceilings()
-        facts = {"hardware": devices.hardware(), "jax": jax.__version__, "commit": code_version()}
+        facts: dict[str, Any] = {"hardware": devices.hardware(), "jax": jax.__version__, "commit": code_version()}
         facts["ceilings"] = ceilings._asdict()
         rows = []
         for name in chosen:

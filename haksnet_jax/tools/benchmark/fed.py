@@ -1,5 +1,6 @@
 """The input pipeline: alone on one core, and feeding a training step."""
 
+import pathlib
 import time
 
 import jax
@@ -10,7 +11,7 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.pipeline.sources import FolderSource, SceneSource, write_dota_folder
 from haksnet_jax.tools.benchmark.parts import OBJECTS, one_device, training_config
-from haksnet_jax.tools.benchmark.timing import Row, compile_part
+from haksnet_jax.tools.benchmark.timing import Part, Row, compile_part
 
 
 def _tiles(folder, image, count=24):
@@ -37,7 +38,7 @@ def _batches(folder, image, batch, *, num_workers, **augment):
 PIPELINES = {"input_pipeline/core": "host", "input_pipeline_device_rotation/core": "device"}
 
 
-def measure_pipeline(name, folder, image, batch):
+def measure_pipeline(name: str, folder: pathlib.Path, image: int, batch: int) -> Row:
     """Row of the input pipeline in this process alone: decoding, turning, padding and batching of JPEG tiles."""
     batches = _batches(folder, image, batch, num_workers=0, rotation_probability=1.0, rotate_on=PIPELINES[name])
     stream = iter(batches)
@@ -53,7 +54,9 @@ def measure_pipeline(name, folder, image, batch):
     return Row(name, 1e3 * seconds * batch, 1 / seconds, None, None, None)
 
 
-def measure_end_to_end(part, folder, image, batch, num_workers, *, mesh=None):
+def measure_end_to_end(
+    part: Part, folder: pathlib.Path, image: int, batch: int, num_workers: int, *, mesh: jax.sharding.Mesh | None = None
+) -> Row:
     """Row of a training step on a mesh (default: the first device) fed by worker processes; says how long it waits."""
     mesh = mesh or one_device()
     compiled, seconds, memory = compile_part(part)

@@ -1,9 +1,11 @@
 """The parts that are timed on the device: each function makes one, of random inputs, with the work that it must do."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 
@@ -17,7 +19,7 @@ from haksnet_jax.inference.session import make_step
 from haksnet_jax.kernels import roi_align
 from haksnet_jax.kernels.depthwise import depthwise_conv
 from haksnet_jax.models.architecture import haksnet_detector
-from haksnet_jax.models.backbones.haksnet import SIZES, HAKSNet
+from haksnet_jax.models.backbones.haksnet import SIZES, BackboneSize, HAKSNet
 from haksnet_jax.models.detection_loss import AnchorSampling
 from haksnet_jax.models.oriented_rcnn import BoxSettings
 from haksnet_jax.models.roi_head import DetectionSettings
@@ -38,7 +40,7 @@ def _maps(image, batch):
     return [batch * (image // stride) ** 2 for stride in STRIDES]
 
 
-def backbone_work(size, image, batch, *, bytes_each=2):
+def backbone_work(size: BackboneSize, image: int, batch: int, *, bytes_each: int = 2) -> Work:
     """Forward pass of the backbone: each block reads its input and writes its output once."""
     total = Work()
     channels_in, taps = 3, 49
@@ -58,7 +60,16 @@ def backbone_work(size, image, batch, *, bytes_each=2):
     return total
 
 
-def neck_and_heads_work(size, image, batch, rois, *, channels=256, hidden=1024, bytes_each=2):
+def neck_and_heads_work(
+    size: BackboneSize,
+    image: int,
+    batch: int,
+    rois: int,
+    *,
+    channels: int = 256,
+    hidden: int = 1024,
+    bytes_each: int = 2,
+) -> Work:
     """Forward pass of pyramid, RPN and RoI head: each map is written and read once."""
     total = Work()
     for positions, c in zip(_maps(image, batch), (*size.channels, 0), strict=True):
@@ -69,7 +80,7 @@ def neck_and_heads_work(size, image, batch, rois, *, channels=256, hidden=1024, 
     return total + Work(2 * pooled * bytes_each + weights * bytes_each, 2 * batch * rois * weights)
 
 
-def random_ground_truth(batch, image, objects=OBJECTS, seed=0):
+def random_ground_truth(batch: int, image: int, objects: int = OBJECTS, seed: int = 0) -> GroundTruth:
     """GroundTruth of random boxes between 12 and 200 pixels. Args: batch; image, side in pixels; objects an image."""
     generator = np.random.default_rng(seed)
     boxes = random_boxes(batch * objects, image, seed=seed).reshape(batch, objects, 5)
@@ -81,7 +92,7 @@ def random_ground_truth(batch, image, objects=OBJECTS, seed=0):
     )
 
 
-def random_boxes(count, image, seed=0):
+def random_boxes(count: int, image: int, seed: int = 0) -> np.ndarray:
     """[count, 5] float32 oriented boxes within a square image."""
     generator = np.random.default_rng(seed)
     long = np.exp(generator.uniform(np.log(12), np.log(200), count)) * image / 1024
@@ -90,12 +101,12 @@ def random_boxes(count, image, seed=0):
     return np.stack([*centre, long, short, generator.uniform(-np.pi / 2, np.pi / 2, count)], axis=-1).astype(np.float32)
 
 
-def random_images(batch, image, seed=0):
+def random_images(batch: int, image: int, seed: int = 0) -> jax.Array:
     """[batch, image, image, 3] uint8 on the device."""
     return jnp.asarray(np.random.default_rng(seed).integers(0, 256, (batch, image, image, 3), np.uint8))
 
 
-def backbone(name, image, batch, dtype, *, gradient=False):
+def backbone(name: str, image: int, batch: int, dtype: np.dtype, *, gradient: bool = False) -> Part:
     """Part: the backbone's forward pass, or forward and backward."""
     size = SIZES[name]
     graph, variables = nnx.split(HAKSNet(size, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -125,11 +136,11 @@ def _detector(name, dtype, mesh):
     return graph, *jax.device_put((nnx.as_pure(params), nnx.as_pure(stats)), devices.replicated(mesh))
 
 
-def one_device():
+def one_device() -> jax.sharding.Mesh:
     return devices.data_mesh(jax.local_devices()[:1])
 
 
-def detector(name, image, batch, dtype):
+def detector(name: str, image: int, batch: int, dtype: np.dtype) -> Part:
     """Part: detection, the last suppression included."""
     graph, params, stats = _detector(name, dtype, one_device())
     variables = {"params": params, "batch_stats": stats}
@@ -140,7 +151,7 @@ def detector(name, image, batch, dtype):
     return Part(f"detect_{name}/{batch}", step, arguments, batch, work)
 
 
-def training_config(name, image, dtype):
+def training_config(name: str, image: int, dtype: np.dtype) -> ml_collections.ConfigDict:
     """The configuration of a training step that is timed: DOTA's, with the size, image and arithmetic given."""
     config = dota_ss_t.get_config()
     with config.unlocked():
@@ -152,7 +163,7 @@ def training_config(name, image, dtype):
     return config
 
 
-def training(name, image, batch, dtype, *, mesh=None):
+def training(name: str, image: int, batch: int, dtype: np.dtype, *, mesh: jax.sharding.Mesh | None = None) -> Part:
     """Part: a whole training step, the optimiser included, on a mesh's devices (default: the first device)."""
     mesh = mesh or one_device()
     truth = jax.tree.map(np.asarray, random_ground_truth(batch, image)._asdict())
@@ -164,7 +175,7 @@ def training(name, image, batch, dtype, *, mesh=None):
     return Part(f"train_{name}/{batch}", step, (state, placed, np.float32(1e-4)), batch, work, state=True)
 
 
-def pretraining(name, image, batch, dtype):
+def pretraining(name: str, image: int, batch: int, dtype: np.dtype) -> Part:
     """Part: a whole step of ImageNet's recipe: augmentation on the device, the network, the optimiser, the averages."""
     config = imagenet_t.get_config()
     with config.unlocked():
@@ -193,7 +204,7 @@ def _num_parameters(state):
     return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-def depthwise_cascade(image, batch, dtype, *, gradient=False):
+def depthwise_cascade(image: int, batch: int, dtype: np.dtype, *, gradient: bool = False) -> Part:
     """Part: the depthwise convolutions 3, 5, 7 and 9 of a block of the first stage of T, one after another."""
     x = jax.random.normal(jax.random.key(0), (batch, image // 4, image // 4, 32), dtype)
     kernels = [jax.random.normal(jax.random.key(k), (k, k, 32)) / k for k in (3, 5, 7, 9)]
@@ -215,7 +226,7 @@ def depthwise_cascade(image, batch, dtype, *, gradient=False):
     return Part(f"depthwise_cascade/{batch}", jax.jit(forward), (x, kernels), batch, work)
 
 
-def iou(image, count):
+def iou(image: int, count: int) -> Part:
     """Part: overlaps of all pairs."""
     boxes = jnp.asarray(random_boxes(count, image))
     # About 215 operations a pair as the code is (see the module); the matrix is written once.
@@ -223,7 +234,7 @@ def iou(image, count):
     return Part(f"rotated_iou/{count}", jax.jit(rotated_iou.rotated_iou_matrix), (boxes, boxes), 1, work)
 
 
-def suppression(image, count):
+def suppression(image: int, count: int) -> Part:
     """Part: rotated suppression of one image's boxes, IoU 0.1, all of one class."""
     boxes = jnp.asarray(random_boxes(count, image))
     scores = jax.random.uniform(jax.random.key(0), (count,))
@@ -235,7 +246,7 @@ def suppression(image, count):
     return Part(f"nms_rotated/{count}", jax.jit(suppress), (boxes, scores), 1, work)
 
 
-def pooling(image, batch, dtype, *, gradient=False, rois=512):
+def pooling(image: int, batch: int, dtype: np.dtype, *, gradient: bool = False, rois: int = 512) -> Part:
     """Part: rotated RoIAlign on four levels, or its gradient alone."""
     shapes = [(batch, image // stride, image // stride, 256) for stride in STRIDES[:4]]
     maps = tuple(jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes))
@@ -265,7 +276,7 @@ def _anchors(image):
     return anchor_grid((image, image), STRIDES, scale=boxes.anchor_scale, ratios=boxes.anchor_ratios)
 
 
-def anchor_matching(image, batch):
+def anchor_matching(image: int, batch: int) -> Part:
     """Part: matching of all anchors with the objects."""
     anchors = jnp.asarray(_anchors(image))
     truth = random_ground_truth(batch, image)
@@ -285,7 +296,7 @@ def anchor_matching(image, batch):
     return Part(f"match_anchors/{batch}", jax.jit(match), (anchors, truth), batch, work)
 
 
-def proposal_selection(image, batch):
+def proposal_selection(image: int, batch: int) -> Part:
     """Part: the best 2,000 anchors of each level decoded, suppressed, and the best 2,000 of all taken."""
     anchors = _anchors(image)
     logits = jax.random.normal(jax.random.key(0), (batch, len(anchors)))
@@ -301,9 +312,11 @@ def proposal_selection(image, batch):
     return Part(f"proposals/{batch}", function, (logits, deltas), batch, Work(logits.nbytes, 0, 15 * pairs))
 
 
-def device_parts(image, batch, dtype, *, pretraining_image=224, pretraining_batch=512):
+def device_parts(
+    image: int, batch: int, dtype: np.dtype, *, pretraining_image: int = 224, pretraining_batch: int = 512
+) -> dict[str, Callable[[], Part]]:
     """All parts that run on the device. Returns: {name: function that makes the Part}."""
-    makers = {}
+    makers: dict[str, Callable[[], Part]] = {}
     for name in SIZES:
         makers[f"pretrain_{name}/{pretraining_batch}"] = functools.partial(
             pretraining, name, pretraining_image, pretraining_batch, dtype

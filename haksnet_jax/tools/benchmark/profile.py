@@ -4,13 +4,15 @@ import collections
 import pathlib
 import re
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from haksnet_jax.tools.benchmark.timing import compile_part, time_calls
+from haksnet_jax.tools.benchmark.timing import Part, compile_part, time_calls
 
 
-def profile(part, steps=5):
+def profile(part: Part, steps: int = 5) -> None:
     """Prints how long each named piece of a part keeps the device busy, and its longest kernels.
 
     Args:
@@ -32,17 +34,19 @@ def profile(part, steps=5):
     if not kernels:
         print("(this backend's profile names no kernels)")
         return
-    by_piece = collections.Counter()
+    by_piece: collections.defaultdict[str, float] = collections.defaultdict(float)
     for (name, piece), entry in kernels.items():
         by_piece[_short(piece) or f"({name})"] += entry[1]
-    for piece, milliseconds in by_piece.most_common(40):
+    for piece, milliseconds in sorted(by_piece.items(), key=lambda item: -item[1])[:40]:
         print(f"  {milliseconds:8.3f} ms  {piece}")
     print("  longest kernels:")
     for (name, piece), entry in sorted(kernels.items(), key=lambda item: -item[1][1])[:40]:
         print(f"  {entry[1]:8.3f} ms  {entry[0] // steps:4d} x  {name:40s} {piece[-110:]}")
 
 
-def kernel_times(compiled, arguments, *, state=False, steps=5):
+def kernel_times(
+    compiled: Callable[..., Any], arguments: tuple[Any, ...], *, state: bool = False, steps: int = 5
+) -> dict[str, list[float]]:
     """Records how long each kernel keeps the devices busy.
 
     Args:
@@ -63,7 +67,7 @@ def kernel_times(compiled, arguments, *, state=False, steps=5):
             jax.block_until_ready(result)
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(path))
-    kernels = collections.defaultdict(lambda: [0, 0.0])
+    kernels: collections.defaultdict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0])
     for plane in data.planes:
         if not plane.name.startswith("/device:"):
             continue

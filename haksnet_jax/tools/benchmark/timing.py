@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +23,10 @@ class Work(NamedTuple):
     matrix: float = 0.0
     vector: float = 0.0
 
-    def __add__(self, other):
+    def __add__(self, other: Any) -> "Work":
         return Work(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def times(self, factor):
+    def times(self, factor: float) -> "Work":
         """The same work `factor` times."""
         return Work(*(factor * value for value in self))
 
@@ -37,7 +38,7 @@ class Ceilings(NamedTuple):
     matrix: float
     vector: float
 
-    def floor(self, work):
+    def floor(self, work: Work) -> float:
         """Seconds that `work` takes at least; matrix and vector units can work at the same time."""
         return max(work.num_bytes / self.bandwidth, work.matrix / self.matrix, work.vector / self.vector)
 
@@ -63,22 +64,22 @@ class Part(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The figures of a part."""
+    """The figures of a part. What does not apply to it, or is not known, is None."""
 
     part: str
     milliseconds: float
     images_per_second: float
-    memory_gib: float
-    compile_seconds: float
-    floor_milliseconds: float
+    memory_gib: float | None
+    compile_seconds: float | None
+    floor_milliseconds: float | None
 
     @property
-    def ratio(self):
+    def ratio(self) -> float | None:
         """How many times its floor the part takes; None where no floor is known."""
         return self.floor_milliseconds and self.milliseconds / self.floor_milliseconds
 
 
-def measure_ceilings():
+def measure_ceilings() -> Ceilings:
     """Bandwidth, matrix and vector rate of the first device: the best of several sizes and types. Returns: Ceilings."""
     small = jax.default_backend() == "cpu"
     key = jax.random.key(0)
@@ -108,7 +109,9 @@ def measure_ceilings():
     return Ceilings(bandwidth, matrix, vector)
 
 
-def time_calls(function, arguments, *, state=False, seconds=0.6):
+def time_calls(
+    function: Callable[..., Any], arguments: tuple[Any, ...], *, state: bool = False, seconds: float = 0.6
+) -> tuple[float, tuple[Any, ...]]:
     """Median time of a call, warm and synchronised.
 
     Args:
@@ -135,7 +138,7 @@ def time_calls(function, arguments, *, state=False, seconds=0.6):
     # Short calls are timed several at a time, or waiting for the device would count as their work; so are steps of
     # training, which follow one another without waiting.
     group = max(5 if state else 1, min(50, int(0.005 / once)))
-    samples = []
+    samples: list[float] = []
     until = time.perf_counter() + seconds
     while len(samples) < 5 or (time.perf_counter() < until and len(samples) < 200):
         start = time.perf_counter()
@@ -146,7 +149,7 @@ def time_calls(function, arguments, *, state=False, seconds=0.6):
     return statistics.median(samples), arguments
 
 
-def compile_part(part, **options):
+def compile_part(part: Part, **options: Any) -> tuple[jax.stages.Compiled, float, float]:
     """Compiles a part ahead of its calls.
 
     Args:
@@ -166,7 +169,7 @@ def compile_part(part, **options):
     return compiled, seconds, memory / 2**30
 
 
-def measure(part, ceilings):
+def measure(part: Part, ceilings: Ceilings) -> Row:
     """Compiles and times a part. Returns: Row."""
     compiled, seconds, memory = compile_part(part)
     median, _ = time_calls(compiled, part.arguments, state=part.state)

@@ -1,9 +1,12 @@
 """An exported program beside the live model, on generated images."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from haksnet_jax.geometry.polygon_iou import rotated_iou_pairs
 from haksnet_jax.pipeline.sources import SceneSource
+from haksnet_jax.tools.export.programs import Program
 
 # What an exported program may differ by from the live one: both are compiled, each its own way, in float32.
 _MIN_IOU, _MAX_SCORE_DIFFERENCE = 0.999, 1e-3
@@ -11,7 +14,9 @@ _MIN_IOU, _MAX_SCORE_DIFFERENCE = 0.999, 1e-3
 _SCORES = (0.05, 0.005, 0.0005)
 
 
-def compare(program, call, *, num_images=4):
+def compare(
+    program: Program, call: Callable[..., dict[str, np.ndarray]], *, num_images: int = 4
+) -> tuple[str, list[str]]:
     """Runs the exported program beside the live model.
 
     Args:

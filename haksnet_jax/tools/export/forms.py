@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.target import portable_mesh
 from haksnet_jax.tools.export import onnx_graph
 from haksnet_jax.tools.export.onnx_rules import RULES
-from haksnet_jax.tools.export.programs import arithmetic
+from haksnet_jax.tools.export.programs import Program, arithmetic
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _ENDINGS = {".stablehlo": "stablehlo", ".onnx": "onnx"}
@@ -42,7 +42,7 @@ class Made(NamedTuple):
     size: int
 
 
-def form_of(output, form=None):
+def form_of(output: str | os.PathLike[str], form: str | None = None) -> str:
     """The form that is meant, by the option and the name of the file.
 
     Args:
@@ -65,7 +65,7 @@ def form_of(output, form=None):
 
 
 @contextlib.contextmanager
-def made(program, form, *, opset=None):
+def made(program: Program, form: str, *, opset: int | None = None) -> Iterator[Made]:
     """An exported program.
 
     Args:
@@ -91,7 +91,7 @@ _NEEDED = {
 }
 
 
-def check_installed(form):
+def check_installed(form: str) -> None:
     """Raises UserError, with the command that installs it, where a package is missing that a form needs."""
     modules, command = _NEEDED[form]
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
@@ -203,7 +203,7 @@ def _copy_folder(source, target):
 FORMS = {"stablehlo": _stablehlo, "onnx": _onnx, "savedmodel": _saved_model}
 
 
-def write(program, result, path):
+def write(program: Program, result: Made, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the file or folder, and the facts beside it as JSON.
 
     Args:

@@ -11,10 +11,15 @@ other than elementwise arithmetic asks for them, since ONNX broadcasts by itself
 """
 
 import math
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.extend import core
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
 from haksnet_jax.errors import UserError
 
@@ -32,7 +37,12 @@ _SAME = {"name", "stop_gradient", "optimization_barrier", "copy", "copy_p", "sha
 _LARGE = 1 << 20  # bytes: what is larger than this and than what it is made of is made when the file is run
 
 
-def inlined(closed, replaced=None):
+Rules = Mapping[str, Callable[..., Any]]  # by the name of a JAX operator: (graph, equation, *operands) -> results
+
+
+def inlined(
+    closed: core.ClosedJaxpr, replaced: Mapping[str, Callable[..., list[Any]]] | None = None
+) -> core.ClosedJaxpr:
     """A closed jaxpr without calls, barriers and names.
 
     Args:
@@ -107,7 +117,7 @@ def _bytes(aval):
 class Value:
     """An array of the graph. Attributes: name; shape, as it is there: axes that are to be broadcast have length 1."""
 
-    def __init__(self, name, shape, dtype):
+    def __init__(self, name: str, shape: Sequence[int], dtype: DTypeLike) -> None:
         self.name, self.shape, self.dtype = name, tuple(shape), np.dtype(dtype)
 
 
@@ -120,17 +130,20 @@ class Graph:
       outer: Graph around it, or None.
     """
 
-    def __init__(self, onnx, rules, outer=None):
-        self.onnx, self.rules, self.nodes = onnx, rules, []
-        self.root = outer.root if outer else self
+    def __init__(self, onnx: types.ModuleType, rules: Rules, outer: "Graph | None" = None) -> None:
+        self.onnx, self.rules = onnx, rules
+        self.nodes: list[Any] = []
+        self.root: Graph = outer.root if outer else self
         if not outer:
-            self.initializers, self.num_names, self._constants = [], 0, {}
+            self.num_names = 0
+            self.initializers: list[Any] = []
+            self._constants: dict[tuple[Any, ...], Value] = {}
 
-    def name(self):
+    def name(self) -> str:
         self.root.num_names += 1
         return f"v{self.root.num_names}"
 
-    def constant(self, array):
+    def constant(self, array: np.ndarray) -> Value:
         """The Value of a numpy array."""
         array = np.ascontiguousarray(array).reshape(np.shape(array))
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -140,53 +153,57 @@ class Graph:
             self.root._constants[key] = Value(name, array.shape, array.dtype)
         return self.root._constants[key]
 
-    def ints(self, numbers):
+    def ints(self, numbers: ArrayLike) -> Value:
         return self.constant(np.asarray(numbers, np.int64))
 
-    def node(self, kind, operands, shape, dtype, **attributes):
+    def node(
+        self, kind: str, operands: Sequence[Value], shape: Sequence[int], dtype: DTypeLike, **attributes: Any
+    ) -> Value:
         """Adds a node of one result. Args: operands, of Value. Returns: its Value."""
         result = Value(self.name(), shape, dtype)
         self.add(kind, operands, [result], **attributes)
         return result
 
-    def add(self, kind, operands, results, **attributes):
+    def add(self, kind: str, operands: Sequence[Value | None], results: Sequence[Value], **attributes: Any) -> None:
         names = [operand.name if operand else "" for operand in operands]
         outputs = [result.name for result in results]
         self.nodes.append(self.onnx.helper.make_node(kind, names, outputs, **attributes))
 
-    def full(self, value, aval):
+    def full(self, value: Value, aval: Any) -> Value:
         """The value in the whole shape of an aval."""
         if value.shape == tuple(aval.shape):
             return value
         return self.node("Expand", [value, self.ints(aval.shape)], aval.shape, value.dtype)
 
-    def cast(self, value, dtype):
+    def cast(self, value: Value, dtype: DTypeLike) -> Value:
         dtype = np.dtype(dtype)
         if value.dtype == dtype:
             return value
         kind = self.onnx.helper.np_dtype_to_tensor_dtype(dtype)
         return self.node("Cast", [value], value.shape, dtype, to=kind)
 
-    def reshape(self, value, shape):
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
         if value.shape == tuple(shape):
             return value
         return self.node("Reshape", [value, self.ints(shape)], shape, value.dtype)
 
-    def transpose(self, value, order):
+    def transpose(self, value: Value, order: Iterable[int]) -> Value:
         order = [int(axis) for axis in order]
         if order == list(range(len(order))):
             return value
         return self.node("Transpose", [value], [value.shape[axis] for axis in order], value.dtype, perm=order)
 
-    def elementwise(self, kind, operands, dtype, **attributes):
+    def elementwise(self, kind: str, operands: Sequence[Value], dtype: DTypeLike, **attributes: Any) -> Value:
         shape = np.broadcast_shapes(*(operand.shape for operand in operands))
         return self.node(kind, operands, shape, dtype, **attributes)
 
-    def run(self, jaxpr, values):
+    def run(self, jaxpr: core.Jaxpr, values: dict[Any, Value]) -> list[Value]:
         """Adds the equations of a jaxpr. Args: values, {variable: Value}, extended. Returns: Values of its results."""
         return self.run_equations(jaxpr.eqns, jaxpr.outvars, values)
 
-    def run_equations(self, equations, outvars, values):
+    def run_equations(
+        self, equations: Iterable[core.JaxprEqn], outvars: Sequence[Any], values: dict[Any, Value]
+    ) -> list[Value]:
         """As `run`, of some of the equations. Raises: UserError, an operator without a rule."""
 
         def value(atom):
@@ -206,7 +223,7 @@ class Graph:
             values.update(zip(equation.outvars, results, strict=True))
         return [value(atom) for atom in outvars]
 
-    def by_jax(self, function, avals, operands):
+    def by_jax(self, function: Callable[..., Any], avals: Sequence[Any], operands: Sequence[Value]) -> Value:
         """What a JAX function of elementwise arithmetic gives, whose own equations have rules."""
         shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
         closed = inlined(jax.make_jaxpr(function)(*shapes))
@@ -215,7 +232,7 @@ class Graph:
         return self.run(closed.jaxpr, values)[0]
 
 
-def info(onnx, value):
+def info(onnx: types.ModuleType, value: Value) -> Any:
     """ONNX' description of a Value: name, type, shape."""
     kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
     return onnx.helper.make_tensor_value_info(value.name, kind, list(value.shape))
@@ -229,7 +246,15 @@ def _names(node):
             yield from _names(inner)
 
 
-def lower(onnx, rules, function, arguments, *, input_names, opset=OPSETS[0]):
+def lower(
+    onnx: types.ModuleType,
+    rules: Rules,
+    function: Callable[..., dict[str, jax.Array]],
+    arguments: Sequence[Any],
+    *,
+    input_names: Sequence[str],
+    opset: int = OPSETS[0],
+) -> Any:
     """The ONNX model of a JAX function.
 
     Args:

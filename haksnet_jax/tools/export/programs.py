@@ -7,6 +7,8 @@ segmentation    images [B, H, W, C] -> probabilities [B, K, H, W], labels [B, H,
 change          before, after [B, H, W, C] -> as segmentation; label 1 is changed
 """
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,12 +47,12 @@ class Program(NamedTuple):
     facts: dict[str, Any]
 
 
-def arithmetic():
+def arithmetic() -> contextlib.AbstractContextManager:
     """Context in which products are exact, as in predicting in float32."""
     return jax.default_matmul_precision("highest")
 
 
-def open_program(checkpoint, *, size=None, batch=1):
+def open_program(checkpoint: str | os.PathLike[str], *, size: tuple[int, int] | None = None, batch: int = 1) -> Program:
     """The program of a checkpoint.
 
     Args:

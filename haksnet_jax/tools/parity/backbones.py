@@ -19,7 +19,7 @@ from haksnet_jax.tools.parity.models import (
     reference_model,
     upstream_arrays,
 )
-from haksnet_jax.tools.parity.rows import Comparison
+from haksnet_jax.tools.parity.rows import Comparison, Fixture, Row
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.torch_weights import entries
 
@@ -64,7 +64,7 @@ def _block_module(name, weights, shape):
     return module, theirs, ours, architecture | {"fpn_channels": None, "hidden": None, "num_classes": None}
 
 
-def block_rows(fixture):
+def block_rows(fixture: Fixture) -> list[Row]:
     """Every block: output, and for those recorded with gradients these, and batch statistics."""
     rows, fused = [], []
     for name, manifest in fixture.manifest["blocks"].items():
@@ -83,7 +83,7 @@ def block_rows(fixture):
             if short != entry.theirs and short in weights:
                 named[short] = (entry, entry.ours.removeprefix(ours))
         arrays = {our: entry.layout.to_ours(weights[short], entry.scope) for short, (entry, our) in named.items()}
-        graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+        graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
         params, stats = (
             model_folder.fill(nnx.as_pure(state), arrays, what=f"{fixture.name}, {name}") for state in (params, stats)
         )
@@ -137,7 +137,7 @@ def _call_evaluating(graph, state, x):
     return nnx.merge(graph, state)(x, train=False)
 
 
-def backbone_rows(fixture):
+def backbone_rows(fixture: Fixture) -> list[Row]:
     """Stage outputs of whole backbones; outputs of every block, and statistics after training, where recorded."""
     rows = []
     for case, settings in fixture.manifest["cases"].items():
@@ -191,7 +191,7 @@ def _backbone_in_training(fixture, case, model, images):
     return [stages.row(), statistics.row()]
 
 
-def drop_path_rows(fixture):
+def drop_path_rows(fixture: Fixture) -> list[Row]:
     """Stochastic depth, given the recorded decisions, and its rates over the blocks."""
     x, mask = jnp.asarray(fixture["x"]), fixture["kept_mask"].astype(bool)
     kept_share = float(np.max(np.abs(fixture["y"]) / np.maximum(np.abs(fixture["x"]), 1e-30)))
@@ -202,15 +202,15 @@ def drop_path_rows(fixture):
         return jnp.asarray(mask).reshape(shape)
 
     try:
-        jax.random.bernoulli = recorded
-        scaled = layers.drop_path(x, rate, None)
+        jax.random.bernoulli = recorded  # type: ignore[assignment]
+        scaled = layers.drop_path(x, rate, jax.random.key(0))
     finally:
         jax.random.bernoulli = drawn
     outputs = Comparison(fixture, "scaled samples", relative=1e-6)
     outputs.add(scaled, fixture["y"])
     rates = Comparison(fixture, "rates over the blocks", absolute=1e-6)
     for name, size in haksnet.SIZES.items():
-        recorded = fixture.manifest["schedule"].get(name)
-        if recorded is not None:
-            rates.add(np.linspace(0, recorded[-1], sum(size.depths)), recorded)
+        schedule = fixture.manifest["schedule"].get(name)
+        if schedule is not None:
+            rates.add(np.linspace(0, schedule[-1], sum(size.depths)), schedule)
     return [outputs.row(f"at the recorded rate {rate:.3g}"), rates.row()]

@@ -1,9 +1,12 @@
 """The report: all rows, as they are printed and stored by the command `parity`."""
 
+import argparse
 import fnmatch
 import json
 import math
+import os
 import pathlib
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +51,19 @@ _FIGURES = ("absolute", "relative")
 _ROUNDED = ("inference_pipeline", "inference")  # what is compared in bfloat16
 
 
-def check_of(name):
+def check_of(name: str) -> str | None:
     """The key of CHECKS for a fixture's name, or None."""
     fitting = [key for key in CHECKS if name == key or name.startswith(f"{key}_")]
     return max(fitting, key=len, default=None)
 
 
-def report(folder, *, only="*", dtype="float32", done=None):
+def report(
+    folder: str | os.PathLike[str],
+    *,
+    only: str = "*",
+    dtype: str = "float32",
+    done: Callable[[list[Row]], None] | None = None,
+) -> tuple[list[Row], list[str]]:
     """Compares everything that is recorded in a folder.
 
     Args:
@@ -72,8 +81,8 @@ def report(folder, *, only="*", dtype="float32", done=None):
     names = sorted(path.stem for path in pathlib.Path(folder).glob("*.json"))
     names = [name for name in names if fnmatch.fnmatchcase(name, only) and not name.startswith(_INPUTS)]
     rounded = dtype == "bfloat16"
-    checks = {name: check_of(name) for name in names}
-    checked = [name for name in names if checks[name] and not (rounded and checks[name] not in _ROUNDED)]
+    checks = {name: check for name in names if (check := check_of(name))}
+    checked = [name for name, check in checks.items() if not rounded or check in _ROUNDED]
     if not checked:
         raise UserError(f"{folder} holds no fixture with a name like {only}: expected pairs NAME.json and NAME.npz")
     order = list(CHECKS)
@@ -91,7 +100,7 @@ def report(folder, *, only="*", dtype="float32", done=None):
         rows += found
         if done:
             done(found)
-    return rows, [name for name in names if checks[name] is None]
+    return rows, [name for name in names if name not in checks]
 
 
 def _number(value):
@@ -105,7 +114,7 @@ def _figure(value):
     return f"{value:.0f}" if math.isfinite(value) and value == int(value) and abs(value) < 1e5 else f"{value:.1e}"
 
 
-def as_markdown(rows):
+def as_markdown(rows: Sequence[Row]) -> str:
     """The table of the report."""
     lines = ["| part | compared | absolute | relative | tolerance | verdict |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
@@ -126,7 +135,7 @@ def _print(rows):
         )
 
 
-def run(options):
+def run(options: argparse.Namespace) -> int:
     """Runs the command. Args: options, of `cli.parity`. Returns: 0 if every row is green, else 1."""
     jax.config.update("jax_platforms", options.platform)
     if options.dtype == "float32":

@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from haksnet_jax.pipeline import transforms
 from haksnet_jax.preparation import splitting
 from haksnet_jax.results import dota, tiles
 from haksnet_jax.results.mean_ap import mean_average_precision
-from haksnet_jax.tools.parity.rows import Comparison, Row, equal_row
+from haksnet_jax.tools.parity.rows import Comparison, Fixture, Row, equal_row
 
 _BOXES = {"absolute": 2e-3, "relative": 1e-5}  # px, the manifest's, and of the width
 
@@ -41,7 +42,7 @@ class _Greys:
         )  # fmt: skip
 
 
-def augment_rows(fixture):
+def augment_rows(fixture: Fixture) -> list[Row]:
     """Flips, rotations and resizing of images with their boxes."""
     image, boxes, labels = fixture["image"], fixture["boxes"], fixture["labels"]
     flipped, turned, resized = (
@@ -53,7 +54,8 @@ def augment_rows(fixture):
         what: _Greys(fixture, what, share, levels)
         for what, share, levels in (("flips", 1.0, 1), ("rotations", 1.0, 8), ("sizes", 0.995, 1))
     }
-    label_pairs, ties, shapes = [], 0, []
+    label_pairs, ties = [], 0
+    shapes: list[tuple[Any, Any]] = []
     for direction in transforms.FLIPS:
         if f"flip_{direction}/boxes" in fixture:
             ours, ours_boxes = transforms.flip(image, boxes, direction)
@@ -78,7 +80,7 @@ def augment_rows(fixture):
             given = fixture[f"{case}/input"] if stored else np.zeros((*settings["input_hw"], 3), np.uint8)
             ours, ours_boxes, scale = transforms.resize_keep_ratio(given, boxes, settings["img_scale"])
             shapes.append((ours.shape, settings["img_shape"]))
-            shapes.append((np.float32(scale), np.float32(settings["scale_factor"][:2])))
+            shapes.append((np.asarray(scale, np.float32), np.asarray(settings["scale_factor"][:2], np.float32)))
             resized.add_boxes(ours_boxes, fixture[f"{case}/boxes"])
             if f"{case}/image" in fixture:
                 greys["sizes"].add(ours, fixture[f"{case}/image"])
@@ -92,7 +94,7 @@ def augment_rows(fixture):
     ]
 
 
-def label_rows(fixture):
+def label_rows(fixture: Fixture) -> list[Row]:
     """Label files: the boxes and classes that training sees, by threshold of difficulty."""
     manifest = fixture.manifest
     boxes_compared = Comparison(fixture, "boxes", absolute=1e-3, relative=1e-5)
@@ -112,7 +114,7 @@ def label_rows(fixture):
     return [boxes_compared.row(), equal_row(fixture, "labels", pairs)]
 
 
-def split_rows(fixture):
+def split_rows(fixture: Fixture) -> list[Row]:
     """Windows of the splitting tool, and the label lines of every tile."""
     manifest = fixture.manifest
     rows = []
@@ -168,7 +170,7 @@ def _tile_rows(fixture, protocol, folder, expected):
     ]  # fmt: skip
 
 
-def merge_rows(fixture):
+def merge_rows(fixture: Fixture) -> list[Row]:
     """Detections of tiles merged into those of images, and the lines of a submission."""
     manifest = fixture.manifest
     rows = fixture["tiles/index_class_box_score"]
@@ -198,7 +200,7 @@ def merge_rows(fixture):
     return [equal_row(fixture, "merged boxes", counts), boxes.row(), coordinates.row(), scores.row()]
 
 
-def average_precision_rows(fixture):
+def average_precision_rows(fixture: Fixture) -> list[Row]:
     """Average precision of every class, as the reference and as the official tool compute it."""
     manifest, table = fixture.manifest, fixture["det/image_class_box_score"]
     detections, labels = {}, {}

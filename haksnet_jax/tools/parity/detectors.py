@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from haksnet_jax.geometry.anchors import STRIDES, level_shapes
 from haksnet_jax.geometry.box_coders import decode_delta_xywha
@@ -29,12 +30,12 @@ from haksnet_jax.tools.parity.models import (
     to_upstream_levels,
     variant_of,
 )
-from haksnet_jax.tools.parity.rows import Comparison, Found, Limits, Row, equal_row, found_rows, match_boxes
+from haksnet_jax.tools.parity.rows import Comparison, Fixture, Found, Limits, Row, equal_row, found_rows, match_boxes
 
 ROUNDED_LIMITS = Limits(score=0.02, iou=0.95, pixels=0.0)  # bfloat16, for detections above ROUNDED_SCORE
 
 
-def neck_rpn_rows(fixture):
+def neck_rpn_rows(fixture: Fixture) -> list[Row]:
     """FPN levels and outputs of the RPN on recorded maps of even and odd sizes."""
     rows = []
     make_input = fixture.reference_weights().make_input
@@ -90,7 +91,7 @@ def _recorded_found(fixture, prefix):
     return Found(boxes[:, :5], boxes[:, 5], fixture[f"{prefix}det_labels"].astype(int))
 
 
-def inference_rows(fixture, dtype=jnp.float32):
+def inference_rows(fixture: Fixture, dtype: DTypeLike = jnp.float32) -> list[Row]:
     """Inference stage by stage, each also on the reference's inputs to it, and as a whole.
 
     Args:
@@ -106,14 +107,15 @@ def inference_rows(fixture, dtype=jnp.float32):
             models[variant] = reference_model(fixture, variant, dtype=dtype)
         image = pixels
         if "crop" in settings:
-            top, bottom, left, right = map(int, re.search(r"(\d+):(\d+), *(\d+):(\d+)\]", settings["crop"]).groups())
+            (sides,) = re.findall(r"(\d+):(\d+), *(\d+):(\d+)\]", settings["crop"])
+            top, bottom, left, right = map(int, sides)
             image = pixels[top:bottom, left:right]
         scale = np.broadcast_to(np.asarray(settings["scale_factor"], np.float32), (4,))[:2]
         rows += _one_inference(fixture, f"{case}/", f"{case}: ", models[variant], image, image.shape[:2], scale, dtype)
     return rows
 
 
-def pipeline_rows(fixture, dtype=jnp.float32):
+def pipeline_rows(fixture: Fixture, dtype: DTypeLike = jnp.float32) -> list[Row]:
     """The configured test pipeline: resizing, normalising, padding, the detector, scaling back."""
     manifest = fixture.manifest
     variant = manifest.get("variant") or variant_of(fixture.name.removeprefix("inference_pipeline_"), fixture.folder)

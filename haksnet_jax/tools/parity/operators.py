@@ -17,7 +17,7 @@ from haksnet_jax.geometry.rotated_iou import rotated_iou_matrix, rotated_iou_pai
 from haksnet_jax.kernels.roi_align import roi_levels, rotated_roi_align
 from haksnet_jax.models import detection_loss as losses
 from haksnet_jax.models.oriented_rcnn import BoxSettings
-from haksnet_jax.tools.parity.rows import Comparison, equal_row
+from haksnet_jax.tools.parity.rows import Comparison, Fixture, Row, equal_row
 from haksnet_jax.training import optimizer
 
 PIXELS = 1e-3  # of the manifest; coordinates near 1000 px have 6e-5 px between neighbours in float32
@@ -26,7 +26,7 @@ PIXELS = 1e-3  # of the manifest; coordinates near 1000 px have 6e-5 px between 
 _BOXES = BoxSettings()
 
 
-def box_transform_rows(fixture):
+def box_transform_rows(fixture: Fixture) -> list[Row]:
     """Conversions between polygons, oriented and axis-parallel boxes; angles."""
     corners = Comparison(fixture, "oriented boxes to corners, px", absolute=PIXELS)
     corners.add_stored("obb2poly", np.asarray(boxes.boxes_to_corners(fixture["obb"])).reshape(-1, 8))
@@ -35,7 +35,7 @@ def box_transform_rows(fixture):
     upright = Comparison(fixture, "axis-parallel to oriented boxes", relative=1e-5)
     upright.add_boxes(boxes.hboxes_to_boxes(fixture["hbb"]), fixture["hbb2obb"])
     angles = Comparison(fixture, "angles, rad", absolute=1e-5)
-    plain = np.tile(np.float32([0, 0, 2, 1, 0]), (len(fixture["norm_angle/in"]), 1))
+    plain = np.tile(np.array([0, 0, 2, 1, 0], np.float32), (len(fixture["norm_angle/in"]), 1))
     plain[:, 4] = fixture["norm_angle/in"]
     turn = boxes.to_le90(plain)[:, 4].astype(np.float64) - fixture["norm_angle/out_numpy_f64"]
     angles.add(turn - math.pi * np.round(turn / math.pi), np.zeros_like(turn), scale=math.pi / 2)
@@ -53,7 +53,7 @@ def box_transform_rows(fixture):
     ]
 
 
-def midpoint_coder_rows(fixture):
+def midpoint_coder_rows(fixture: Fixture) -> list[Row]:
     """Coder of the RPN."""
     encoded = Comparison(fixture, "encoding", absolute=2e-4)
     encoded.add_stored(
@@ -71,7 +71,7 @@ def midpoint_coder_rows(fixture):
     return [encoded.row(f"the reference's own rounding is {noise:.1e}"), decoded.row()]
 
 
-def delta_coder_rows(fixture):
+def delta_coder_rows(fixture: Fixture) -> list[Row]:
     """Coder of the RoI head."""
     rois, gts = fixture["encode/rois"], fixture["encode/gts"]
     ours, theirs = np.array(box_coders.encode_delta_xywha(rois, gts, _BOXES.roi_stds)), fixture["encode/deltas"]
@@ -94,7 +94,7 @@ def delta_coder_rows(fixture):
     return [encoded.row(f"{decided.sum()} at an eighth of a turn left out"), decoded.row()]
 
 
-def anchor_rows(fixture):
+def anchor_rows(fixture: Fixture) -> list[Row]:
     """Anchors of all levels, and which lie inside the image."""
     settings = fixture.manifest["cases"]
     strides = tuple(stride[0] for stride in settings["strides"])
@@ -123,7 +123,7 @@ def anchor_rows(fixture):
     return [grids.row("bit for bit"), equal_row(fixture, "inside the image", flags)]
 
 
-def iou_rows(fixture):
+def iou_rows(fixture: Fixture) -> list[Row]:
     """Overlaps of oriented boxes against exact polygons."""
     ours = np.asarray(jax.jit(rotated_iou_pairs)(fixture["pairs/a"], fixture["pairs/b"]))
     exact = Comparison(fixture, "pairs, against exact polygons", absolute=1e-5)
@@ -154,7 +154,7 @@ def _sorted_rows(*columns):
     return table[np.lexsort((*table.T[:0:-1], -table[:, 0]))]
 
 
-def nms_rotated_rows(fixture):
+def nms_rotated_rows(fixture: Fixture) -> list[Row]:
     """Suppression of oriented boxes, alone and by class."""
     pairs = []
     by_class = []
@@ -194,7 +194,7 @@ def nms_rotated_rows(fixture):
     return [equal_row(fixture, "kept boxes", pairs), equal_row(fixture, "kept boxes by class", by_class)]
 
 
-def nms_horizontal_rows(fixture):
+def nms_horizontal_rows(fixture: Fixture) -> list[Row]:
     """Suppression of axis-parallel boxes, alone and by level."""
     pairs = []
     for case in fixture.cases():
@@ -237,7 +237,7 @@ def _channels_first(x):
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
-def roi_align_rows(fixture):
+def roi_align_rows(fixture: Fixture) -> list[Row]:
     """Rotated RoIAlign, forward and backward, for the settings that it has."""
     rois, features = fixture["rois"], _channels_last(fixture["features"])
     valid = rois[:, 0] == np.arange(len(features))[:, None]
@@ -255,7 +255,7 @@ def roi_align_rows(fixture):
             cotangent = fixture["grad_output"]
         else:
             cotangent = make_input(settings["grad_output_seed"], shape)
-        turned = rois[:, 1:] * np.float32([1, 1, 1, 1, 1 if settings["clockwise"] else -1])
+        turned = rois[:, 1:] * np.array([1, 1, 1, 1, 1 if settings["clockwise"] else -1], np.float32)
         output, gradient = _pool_and_back(
             (features,),
             turned,
@@ -272,7 +272,7 @@ def roi_align_rows(fixture):
     return [pooled.row(note), gradients.row()]
 
 
-def roi_extractor_rows(fixture):
+def roi_extractor_rows(fixture: Fixture) -> list[Row]:
     """Levels of RoIs, pooling over levels, and gradients."""
     manifest, rois = fixture.manifest, fixture["rois"]
     make_input = fixture.reference_weights().make_input
@@ -281,7 +281,7 @@ def roi_extractor_rows(fixture):
         _channels_last(make_input(seed, shape)) for seed, shape in zip(manifest["feature_seeds"], shapes, strict=True)
     )
     cotangent = _channels_last(make_input(manifest["grad_output"]["seed"], manifest["grad_output"]["shape"]))
-    levels = np.asarray(roi_levels(rois[:, 1:], num_levels=len(shapes)))
+    levels = np.asarray(roi_levels(jnp.asarray(rois[:, 1:]), num_levels=len(shapes)))
     valid = rois[:, 0] == np.arange(shapes[0][0])[:, None]
     output, gradients = _pool_and_back(features, rois[:, 1:], levels, valid, cotangent)
     pooled, back = (Comparison(fixture, what, **_POOLED) for what in ("pooled features", "gradients"))
@@ -295,7 +295,7 @@ def _assigned(matches):
     return np.where(matches.positive, np.asarray(matches.gt_index) + 1, np.where(matches.negative, 0, -1))
 
 
-def assigner_rows(fixture):
+def assigner_rows(fixture: Fixture) -> list[Row]:
     """Which object each anchor and each proposal belongs to."""
     rows = []
     for stage in ("rpn", "roi"):
@@ -328,7 +328,7 @@ def assigner_rows(fixture):
     return rows
 
 
-def loss_rows(fixture):
+def loss_rows(fixture: Fixture) -> list[Row]:
     """Each loss and its gradient."""
     values, gradients = (Comparison(fixture, what, relative=1e-5) for what in ("values", "gradients"))
     divisor = fixture.manifest["avg_factor"]
@@ -355,7 +355,7 @@ def loss_rows(fixture):
     return [values.row(), gradients.row()]
 
 
-def schedule_rows(fixture):
+def schedule_rows(fixture: Fixture) -> list[Row]:
     """Learning rate over the steps."""
     manifest, config = fixture.manifest, fixture.manifest["lr_config"]
     rates = Comparison(fixture, "learning rate", relative=1e-6)
@@ -379,7 +379,7 @@ def schedule_rows(fixture):
     return [rates.row()]
 
 
-def optimizer_rows(fixture):
+def optimizer_rows(fixture: Fixture) -> list[Row]:
     """AdamW with clipping, step by step."""
     manifest = fixture.manifest
     make_input = fixture.reference_weights().make_input

@@ -3,10 +3,14 @@
 import importlib.util
 import json
 import math
+import os
 import pathlib
-from typing import NamedTuple
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.geometry.polygon_iou import rotated_iou_pairs
@@ -44,28 +48,28 @@ class Fixture:
       name: without extension.
     """
 
-    def __init__(self, folder, name):
+    def __init__(self, folder: str | os.PathLike[str], name: str) -> None:
         self.folder = pathlib.Path(folder)
         self.name = name
         self.manifest = json.loads((self.folder / f"{name}.json").read_text())
         arrays = self.folder / f"{name}.npz"
         self._arrays = np.load(arrays) if arrays.exists() else {}
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> np.ndarray:
         return self._arrays[key]
 
-    def __contains__(self, key):
+    def __contains__(self, key: str) -> bool:
         return key in self._arrays
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         """Names of the arrays."""
         return iter(self._arrays)
 
-    def cases(self, prefix=""):
+    def cases(self, prefix: str = "") -> list[str]:
         """What the arrays' names begin with, up to the first slash, sorted."""
         return sorted({key.split("/")[0] for key in self if key.startswith(prefix)})
 
-    def sampled(self, key, full):
+    def sampled(self, key: str, full: ArrayLike) -> np.ndarray:
         """The elements of `full` (reference layout, whole array) that are stored of `key`, flat."""
         entry = self.manifest["arrays"][key]
         full = np.asarray(full)
@@ -73,10 +77,12 @@ class Fixture:
             raise ValueError(f"{self.name}, {key}: the reference has shape {entry['shape']}, we {list(full.shape)}")
         return full.reshape(-1)[:: entry.get("flat_stride", 1)]
 
-    def reference_weights(self):
+    def reference_weights(self) -> types.ModuleType:
         """The module `reference_weights.py` of the folder."""
         path = self.folder / "reference_weights.py"
         spec = importlib.util.spec_from_file_location("reference_weights", path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} cannot be imported")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -89,14 +95,16 @@ class Comparison:
     unless another one is given.
     """
 
-    def __init__(self, fixture, what, *, absolute=0.0, relative=0.0):
+    def __init__(self, fixture: Fixture, what: str, *, absolute: float = 0.0, relative: float = 0.0) -> None:
         self._fixture, self._what = fixture, what
         self._limits = (absolute, relative)
         self._absolute = self._relative = 0.0
         self._num_values = 0
         self._passed = True
 
-    def add(self, ours, theirs, *, scale=None, rounding=0.0):
+    def add(
+        self, ours: ArrayLike, theirs: ArrayLike, *, scale: ArrayLike | None = None, rounding: float | np.ndarray = 0.0
+    ) -> None:
         """Takes two arrays of one shape. Args: scale, see the class; rounding, what is allowed on top (broadcasts)."""
         ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
         if ours.shape != theirs.shape:
@@ -114,12 +122,12 @@ class Comparison:
             relative = np.where(difference > 0, difference / scale, 0.0)
         self._relative = np.fmax(self._relative, np.nan_to_num(relative, nan=np.inf).max())
 
-    def add_stored(self, key, full):
+    def add_stored(self, key: str, full: ArrayLike) -> None:
         """Takes a whole array of ours and what is stored of the fixture's `key`."""
         largest = self._fixture.manifest["arrays"][key].get("abs_max")
         self.add(self._fixture.sampled(key, full), self._fixture[key].reshape(-1), scale=largest)
 
-    def add_boxes(self, ours, theirs):
+    def add_boxes(self, ours: ArrayLike, theirs: ArrayLike) -> None:
         """Takes oriented boxes: lengths relative to the width (at least a pixel), angles modulo pi.
 
         Centres and sides carry the rounding of float32 coordinates on top, on both sides, and angles what that rounding
@@ -135,7 +143,7 @@ class Comparison:
             rounding=np.stack([rounding] * 4 + [4 * rounding / width], axis=1),
         )
 
-    def row(self, note=""):
+    def row(self, note: str = "") -> Row:
         """The line of the report."""
         words = []
         if self._limits[0]:
@@ -153,7 +161,7 @@ class Comparison:
         )
 
 
-def equal_row(fixture, what, pairs, note=""):
+def equal_row(fixture: Fixture, what: str, pairs: Iterable[tuple[ArrayLike, ArrayLike]], note: str = "") -> Row:
     """A row for discrete results. Args: pairs, list of (ours, theirs) arrays."""
     num_values = num_differ = 0
     for ours, theirs in pairs:
@@ -169,7 +177,7 @@ def equal_row(fixture, what, pairs, note=""):
     )
 
 
-def box_differences(ours, theirs):
+def box_differences(ours: ArrayLike, theirs: ArrayLike) -> np.ndarray:
     """Absolute differences of oriented boxes [n, 5]; the angle's modulo pi, for squares modulo pi/2."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
@@ -182,7 +190,7 @@ def box_differences(ours, theirs):
     return difference
 
 
-def corner_distances(ours, theirs):
+def corner_distances(ours: ArrayLike, theirs: ArrayLike) -> np.ndarray:
     """[n] largest distance between corners of two boxes, whichever corner either begins with."""
     ours, theirs = (boxes_to_corners(np.asarray(boxes, np.float64)) for boxes in (ours, theirs))
     turns = [np.linalg.norm(np.roll(ours, turn, axis=1) - theirs, axis=-1).max(axis=1) for turn in range(4)]
@@ -205,7 +213,7 @@ class Limits(NamedTuple):
     pixels: float = 0.1
 
 
-def match_boxes(ours, theirs, limits=Limits()):  # noqa: B008 (an immutable tuple)
+def match_boxes(ours: Found, theirs: Found, limits: Limits = Limits()) -> tuple[np.ndarray, list[int], list[int]]:  # noqa: B008 (an immutable tuple)
     """Pairs boxes of two sets one to one, closest first.
 
     Args:
@@ -239,7 +247,16 @@ def match_boxes(ours, theirs, limits=Limits()):  # noqa: B008 (an immutable tupl
     return np.array(pairs, int).reshape(-1, 2), sorted(left_of_ours), sorted(left_of_theirs)
 
 
-def explain(unmatched, ours, theirs, *, overlaps, iou_threshold, score_threshold, causes=None):
+def explain(
+    unmatched: Sequence[list[int]],
+    ours: Found,
+    theirs: Found,
+    *,
+    overlaps: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    iou_threshold: float,
+    score_threshold: float,
+    causes: np.ndarray | None = None,
+) -> list[str | None]:
     """Why boxes of one set have no counterpart in the other.
 
     Args:
@@ -254,7 +271,7 @@ def explain(unmatched, ours, theirs, *, overlaps, iou_threshold, score_threshold
       List of a reason for each unmatched box, ours first; None where there is none.
     """
     sets = (ours, theirs)
-    reasons = []
+    reasons: list[str | None] = []
     for side, indices in enumerate(unmatched):
         for index in indices:
             box, score, label = (values[index] for values in sets[side])
@@ -287,7 +304,16 @@ def explain(unmatched, ours, theirs, *, overlaps, iou_threshold, score_threshold
     return reasons
 
 
-def found_rows(fixture, what, ours, theirs, *, limits=Limits(), share=0.005, **settings):  # noqa: B008
+def found_rows(
+    fixture: Fixture,
+    what: str,
+    ours: Found,
+    theirs: Found,
+    *,
+    limits: Limits = Limits(),  # noqa: B008 (an immutable tuple)
+    share: float = 0.005,
+    **settings: Any,
+) -> tuple[list[Row], np.ndarray]:
     """The rows for one set of proposals or detections.
 
     Args:

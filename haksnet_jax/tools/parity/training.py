@@ -1,6 +1,8 @@
 """One training step against the reference's: assignments, losses, gradients, batch statistics, the update."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,11 @@ from haksnet_jax.tools.parity.models import (
     upstream_arrays,
     variant_of,
 )
-from haksnet_jax.tools.parity.rows import Comparison, Row, equal_row
+from haksnet_jax.tools.parity.rows import Comparison, Fixture, Row, equal_row
 from haksnet_jax.training import optimizer
 
 
-def train_step_rows(fixture):
+def train_step_rows(fixture: Fixture) -> list[Row]:
     """One step of training with the recorded proposals and samples: assignments, losses, gradients, update."""
     manifest = fixture.manifest
     variant = manifest.get("variant") or variant_of(fixture.name.removeprefix("train_step_"), fixture.folder)
@@ -31,7 +33,7 @@ def train_step_rows(fixture):
     pixels = read_rgb(fixture.folder / manifest["image"])
     images = jnp.asarray(np.stack([pixels[:height, :width], pixels[-height:, -width:]]))
     rows = []
-    compiled = {}
+    compiled: dict[str, Callable[..., Any]] = {}
     for case in manifest["cases"]:
         model = reference_model(fixture, variant, drop_path_rate=0.0)
         rows += _train_case(fixture, case, model, images, compiled)

@@ -19,12 +19,12 @@ from haksnet_jax.tools.parity.models import (
     to_upstream_levels,
     upstream_arrays,
 )
-from haksnet_jax.tools.parity.rows import Comparison, Row, equal_row
+from haksnet_jax.tools.parity.rows import Comparison, Fixture, Row, equal_row
 from haksnet_jax.weights import convert, model_folder
 from haksnet_jax.weights.torch_weights import entries, read_architecture
 
 
-def init_rows(fixture, seed=0):
+def init_rows(fixture: Fixture, seed: int = 0) -> list[Row]:
     """Distribution of every initial parameter: mean, standard deviation and kurtosis, in standard errors."""
     rows = []
     for variant, recorded in fixture.manifest["models"].items():
@@ -84,7 +84,7 @@ def _standard_errors(array, recorded):
     return mean_error, std_error, abs(ours - kurtosis) / math.sqrt(2 * 24 / count)
 
 
-def checkpoint_rows(fixture):
+def checkpoint_rows(fixture: Fixture) -> list[Row]:
     """Each recorded checkpoint file, converted, and what the network computes with it."""
     rows = []
     manifest = fixture.manifest

@@ -23,7 +23,9 @@ def profile(part: Part, steps: int = 5) -> None:
     options = {"xla_gpu_enable_command_buffer": ""} if jax.default_backend() == "gpu" else {}
     compiled, _, _ = compile_part(part, **options)
     pieces = {}
-    for match in re.finditer(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", compiled.as_text(), re.MULTILINE):
+    for match in re.finditer(
+        r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", compiled.as_text() or "", re.MULTILINE
+    ):
         pieces[match[1].replace(".", "_").replace("-", "_")] = match[2]
     seconds, arguments = time_calls(compiled, part.arguments, state=part.state)
     recorded = kernel_times(compiled, arguments, state=part.state, steps=steps)

@@ -15,6 +15,7 @@ from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError, read_header
+from haksnet_jax.inference import view_settings
 from haksnet_jax.labels import problems as label_problems
 from haksnet_jax.labels.problems import Reason
 from haksnet_jax.pipeline import sources
@@ -172,8 +173,8 @@ def evaluate_checkpoint(
     labels: str | os.PathLike[str] | None = None,
     dataset: str | os.PathLike[str] | None = None,
     split: str = "val",
-    resize: str = "auto",
-    pad: str = "full",
+    resize: str = view_settings.EVALUATION.resize,
+    pad: str = view_settings.EVALUATION.pad,
     overlap: int | None = None,
     precision: str = "float32",
     batch_size: int | None = None,
@@ -190,7 +191,7 @@ def evaluate_checkpoint(
     Args:
       checkpoint: a converted model, a run's folder, or one of its checkpoints.
       images, labels, dataset, split, labels_format, allow_unknown_classes: as in `open_split`.
-      resize, pad, overlap: of `views.Settings`.
+      resize, pad, overlap: of `view_settings.Settings`.
       precision, batch_size: of `Detector`.
       num_workers: processes that read; 0 for threads of this one.
       given_settings: ImageSettings that replace those of the model.
@@ -203,11 +204,11 @@ def evaluate_checkpoint(
       UserError, OSError: with one sentence.
     """
     from haksnet_jax.distributed import mesh as devices
-    from haksnet_jax.inference import predictor, views
+    from haksnet_jax.inference import predictor
 
     devices.enable_compilation_cache()
     settings = run_settings(checkpoint)
-    caps, score = ({}, views.Settings().score) if settings is None else run_caps(settings)
+    caps, score = ({}, view_settings.EVALUATION.score) if settings is None else run_caps(settings)
     detector = predictor.load(checkpoint, precision=precision, batch_size=batch_size, **caps)
     detector.image_settings = image_settings.merged(given_settings, detector.image_settings)
     source = open_split(
@@ -236,7 +237,7 @@ def evaluate_checkpoint(
     if resize == "fit" and pad == "full" and (is_square or settings is not None):
         found, num_cut = _as_in_training(detector, readable, score, batch_size or 1, num_workers)
     else:
-        options = views.Settings(resize=resize, overlap=overlap, pad=pad, score=score)
+        options = view_settings.Settings(resize=resize, overlap=overlap, pad=pad, score=score)
         found, num_cut = _as_in_prediction(detector, readable, options)
     warnings = [f"{counted(num_cut, 'detection')} beyond the model's caps left out"] if num_cut else []
     unknown = label_problems.unknown_classes(getattr(source, "problems", []), num_objects(labels_by_image), allow=True)

@@ -14,6 +14,8 @@ import argparse
 
 from haksnet_jax import demo
 from haksnet_jax.cli import terminal, view_options
+from haksnet_jax.inference.view_settings import EVALUATION
+from haksnet_jax.results.thresholds import SHOWN_SCORE
 
 
 def add_arguments(parser: terminal.Parser) -> None:
@@ -47,12 +49,12 @@ def add_arguments(parser: terminal.Parser) -> None:
     add(
         "--score",
         type=terminal.number(0, 1, hint="0.3 for 30 %"),
-        default=0.3,
+        default=SHOWN_SCORE,
         help="lowest score in drawings and error counts; default: %(default)s",
     )
     view_options.add(
         parser,
-        pad="full",
+        pad=EVALUATION.pad,
         scales=None,
         auto="fit, but tile for images of --images that are larger than the network's input",
         batch_size="images at a time on each device; default: 1, for windows on accelerators 8",
@@ -65,24 +67,23 @@ def add_arguments(parser: terminal.Parser) -> None:
     )
 
 
-# Options that say nothing to a model of a task, and their values where they are not given.
-_OF_DETECTORS = {
-    "resize": "auto", "pad": "full", "format": "dota", "ignore_truncated": False, "allow_unknown_classes": False,
-    "bands": None, "limits": None, "nodata": None,
-}  # fmt: skip
-_OF_PIXELS = {"scales": None, "flip": False, "turns": False}
-_NOT_OF_PIXELS = _OF_DETECTORS | {"dataset": None, "num_workers": 0}
+# Options that say nothing to a model of a task.
+_OF_DETECTORS = ("resize", "pad", "format", "ignore_truncated", "allow_unknown_classes", "bands", "limits", "nodata")
+_OF_PIXELS = ("scales", "flip", "turns")
+_NOT_OF_PIXELS = (*_OF_DETECTORS, "dataset", "num_workers")
 _SAY_NOTHING = {
     "detection": _OF_PIXELS,
-    "classification": _OF_DETECTORS | _OF_PIXELS | {"overlap": None},
+    "classification": (*_OF_DETECTORS, *_OF_PIXELS, "overlap"),
     "segmentation": _NOT_OF_PIXELS,
     "change": _NOT_OF_PIXELS,
 }
 
 
 def _refuse_what_says_nothing(arguments, task):
-    for name, unset in _SAY_NOTHING[task].items():
-        if getattr(arguments, name) != unset:
+    options = terminal.Parser("evaluate")
+    add_arguments(options)
+    for name in _SAY_NOTHING[task]:
+        if getattr(arguments, name) != options.get_default(name):
             option = name.replace("_", "-")
             raise terminal.UsageError(
                 f"--{option} says nothing of a model of {task}, which {arguments.checkpoint} is: leave it out"

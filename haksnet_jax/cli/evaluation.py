@@ -16,6 +16,7 @@ from haksnet_jax.cli.file_evaluation import evaluated_files
 from haksnet_jax.errors import UserError
 from haksnet_jax.results import detection_errors, detections_json, diagrams, dota, visualize
 from haksnet_jax.results.mean_ap import MeanAveragePrecision, mean_average_precision
+from haksnet_jax.results.thresholds import SHOWN_SCORE
 from haksnet_jax.wording import counted
 
 _PICTURE_SIDE = 2048  # pixels: larger images are drawn reduced to this
@@ -36,7 +37,7 @@ def evaluate(
     json_file: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     worst: int = 8,
-    score: float = 0.3,
+    score: float = SHOWN_SCORE,
     **options: Any,
 ) -> int:
     """Scores a checkpoint or predictions, says the result on the terminal and writes what is asked for.

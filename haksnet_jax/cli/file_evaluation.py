@@ -99,7 +99,7 @@ def evaluate_files(
         is_are = "class has" if len(missing) == 1 else "classes have"
         warnings.append(f"{len(missing)} {is_are} no Task-1 file: counted as without detections")
     if not set(detections) <= set(labels_by_image):
-        detections, num_tiles, warning = predictions.merge_if_tiles(detections, 0.1)
+        detections, num_tiles, warning = predictions.merge_if_tiles(detections)
         warnings += [warning] if warning else []
         if num_tiles:
             num_images = counted(len(detections), "image")

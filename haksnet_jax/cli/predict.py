@@ -18,6 +18,8 @@ import os
 
 from haksnet_jax import demo
 from haksnet_jax.cli import terminal, view_options
+from haksnet_jax.inference.view_settings import Settings
+from haksnet_jax.results.thresholds import SHOWN_SCORE
 
 
 def add_arguments(parser: terminal.Parser) -> None:
@@ -31,14 +33,14 @@ def add_arguments(parser: terminal.Parser) -> None:
     add(
         "--score",
         type=terminal.number(0, 1, above=True, hint="0.3 for 30 %"),
-        default=0.05,
+        default=Settings().score,
         help="lowest score of a detection; default: %(default)s",
     )
     terminal.add_list(parser, "--classes", help="only these classes")
     view_options.add(
         parser,
-        pad="least",
-        scales=(1.0,),
+        pad=Settings().pad,
+        scales=Settings().scales,
         auto="fit where the image is no larger than the input, else tile",
         batch_size="windows at a time on each device; default: 8, on CPUs 1",
     )
@@ -57,14 +59,14 @@ def add_arguments(parser: terminal.Parser) -> None:
     add(
         "--iou",
         type=terminal.number(0, 1),
-        default=0.1,
+        default=Settings().iou_threshold,
         help="overlap above which merging drops the lower score; default: %(default)s",
     )
     add("--drawings", action=argparse.BooleanOptionalAction, default=True, help="draw what was found")
     add(
         "--drawing-score",
         type=terminal.number(0, 1),
-        default=0.3,
+        default=SHOWN_SCORE,
         help="lowest score that is drawn; default: %(default)s",
     )
     terminal.add_list(

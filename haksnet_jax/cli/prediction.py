@@ -16,10 +16,11 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import scaling
 from haksnet_jax.images import settings as image_settings
-from haksnet_jax.inference import views
+from haksnet_jax.inference import view_settings
 from haksnet_jax.inference.images import find_images
 from haksnet_jax.results import dota, formats, output
 from haksnet_jax.results.detections import labels_of
+from haksnet_jax.results.thresholds import SHOWN_SCORE
 from haksnet_jax.wording import counted
 
 _SHOWN = 10  # images that could not be used and are named once more at the end
@@ -66,7 +67,7 @@ def predict(
     precision: str = "float32",
     batch_size: int | None = None,
     drawings: bool = True,
-    drawing_score: float = 0.3,
+    drawing_score: float = SHOWN_SCORE,
     formats_out: Sequence[str] = formats.DEFAULT,
     given_settings: image_settings.ImageSettings = image_settings.DEFAULT,
     **settings: Any,
@@ -84,7 +85,7 @@ def predict(
       drawing_score: lowest score that is drawn.
       formats_out: names of `formats.FORMATS`, besides detections.json.
       given_settings: ImageSettings that replace those of the model.
-      **settings: of `views.Settings`.
+      **settings: of `view_settings.Settings`.
 
     Returns:
       Exit status: 0; 1 where images could not be used, which are named; 130 stopped.
@@ -94,8 +95,8 @@ def predict(
       OSError: results cannot be written.
     """
     started = time.monotonic()
-    settings = views.settings_of(settings)
-    views.check(settings)
+    settings = view_settings.settings_of(settings)
+    view_settings.check(settings)
     formats_out = formats.checked(formats_out)
     paths, num_others = find_images(images)
     folder = output.prepare(output_folder)
@@ -109,7 +110,7 @@ def predict(
     devices.enable_compilation_cache()
     with files.held(folder):
         detector = predictor.load(checkpoint, precision=precision, batch_size=batch_size)
-        views.check(settings, detector.input_size)
+        view_settings.check(settings, detector.input_size)
         if "task1" in formats_out:
             dota.check_file_names(detector.class_names)
         detector.image_settings = _image_settings(given_settings, paths, detector.image_settings)

@@ -14,6 +14,7 @@ import argparse
 
 from haksnet_jax import demo
 from haksnet_jax.cli import terminal
+from haksnet_jax.results.thresholds import SHOWN_SCORE
 
 
 def add_arguments(parser: terminal.Parser) -> None:
@@ -35,7 +36,7 @@ def add_arguments(parser: terminal.Parser) -> None:
     add(
         "--score",
         type=terminal.number(0, 1, hint="0.3 for 30 %"),
-        default=0.3,
+        default=SHOWN_SCORE,
         help="of detectors: lowest score of detections that count as errors; default: %(default)s",
     )
     add(

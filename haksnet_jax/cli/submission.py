@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import encodings
 from haksnet_jax.results import dota, predictions
+from haksnet_jax.results.thresholds import MERGE_IOU
 from haksnet_jax.wording import counted
 
 _SHOWN = 20
@@ -39,7 +40,7 @@ def submit(
     *,
     test_images: Sequence[str] | None = None,
     train_images: Sequence[str] | None = None,
-    iou_threshold: float = 0.1,
+    iou_threshold: float = MERGE_IOU,
 ) -> bool:
     """Reads predictions, merges tiles, writes the zip and says on the terminal what it did and found.
 

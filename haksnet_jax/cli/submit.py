@@ -9,6 +9,7 @@ without area are left out and counted. No file is written if the server would re
 import argparse
 
 from haksnet_jax.cli import terminal
+from haksnet_jax.results.thresholds import MERGE_IOU
 
 
 def add_arguments(parser: terminal.Parser) -> None:
@@ -36,7 +37,7 @@ def add_arguments(parser: terminal.Parser) -> None:
     add(
         "--iou",
         type=terminal.number(0, 1),
-        default=0.1,
+        default=MERGE_IOU,
         help="where predictions are for tiles: overlap above which merging drops the lower score; default: %(default)s",
     )
 

@@ -156,7 +156,7 @@ def _run_masks(arguments, class_names):
     print(report.describe())
     if arguments.keep and arguments.images:
         _keep(arguments)
-    shown: collections.Counter[str] = collections.Counter()
+    shown = collections.Counter()
     for problem in report.problems:
         shown[problem.reason] += 1
         if shown[problem.reason] <= arguments.show:
@@ -178,7 +178,7 @@ def _run_class_folders(arguments):
     )
     print(report.describe())
     print("\nno problems" if not report.problems else "")
-    shown: collections.Counter[str] = collections.Counter()
+    shown = collections.Counter()
     for problem in report.problems:
         shown[problem.reason] += 1
         if shown[problem.reason] <= arguments.show:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from haksnet_jax.cli import terminal
+from haksnet_jax.inference import view_settings
 
 
 def add(parser: terminal.Parser, *, pad: str, scales: Any, auto: str, batch_size: str) -> None:
@@ -20,14 +21,14 @@ def add(parser: terminal.Parser, *, pad: str, scales: Any, auto: str, batch_size
 
     parser.add_argument(
         "--resize",
-        choices=("auto", "fit", "tile"),
-        default="auto",
+        choices=view_settings.RESIZES,
+        default=view_settings.Settings().resize,
         help="fit: the whole image at the size of the network's input; tile: overlapping windows at the image's own "
         f"scale; auto: {auto}; default: %(default)s",
     )
     parser.add_argument(
         "--pad",
-        choices=("least", "full"),
+        choices=view_settings.PADDINGS,
         default=pad,
         help="of fitted images: least pads up to a multiple of 32 as upstream does, which compiles once for each such "
         "size; full pads to the whole input and compiles once; default: %(default)s",
@@ -61,6 +62,7 @@ def add(parser: terminal.Parser, *, pad: str, scales: Any, auto: str, batch_size
 
 def _scale(text):
     value = float(text)
-    if not 0.05 <= value <= 20:
-        raise argparse.ArgumentTypeError(f"expected factors between 0.05 and 20, got {text!r}")
+    if not view_settings.is_scale(value):
+        low, high = view_settings.SCALES
+        raise argparse.ArgumentTypeError(f"expected factors between {low} and {high}, got {text!r}")
     return value

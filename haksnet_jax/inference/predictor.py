@@ -22,10 +22,10 @@ from haksnet_jax.images import scaling
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.images.settings import ImageSettings
-from haksnet_jax.inference import stream, views
+from haksnet_jax.inference import stream, view_settings, views
 from haksnet_jax.inference.images import ImageArray, find_images
 from haksnet_jax.inference.session import Session
-from haksnet_jax.inference.views import Settings
+from haksnet_jax.inference.view_settings import Settings
 from haksnet_jax.results import tiles
 from haksnet_jax.results.detections import Detections, labels_of
 from haksnet_jax.weights import model_folder
@@ -114,8 +114,8 @@ class Detector:
           images: one image: a file, or pixels [H, W, C] uint8, RGB or the model's bands. Or several: a folder (the
             images in it), a pattern such as "scenes/**/*.tif", or an iterable of files and arrays.
           classes: names of the classes that are wanted; None for all.
-          **settings: of `views.Settings`: score (lowest, 0..1), resize ("auto", "fit", "tile"), scales (factors), flip,
-            tile and overlap (pixels), pad, iou_threshold (0..1).
+          **settings: of `view_settings.Settings`: score (lowest, 0..1), resize ("auto", "fit", "tile"), scales
+            (factors), flip, tile and overlap (pixels), pad, iou_threshold (0..1).
 
         Returns:
           Detections of one image; a list of them in the order of the images for several. Of several images, one that
@@ -157,8 +157,8 @@ class Detector:
           UserError: a setting cannot be used.
         """
         read_by = settings.pop("image_settings", self.image_settings)
-        looked_at = views.settings_of(settings)
-        views.check(looked_at, self.input_size)
+        looked_at = view_settings.settings_of(settings)
+        view_settings.check(looked_at, self.input_size)
         labels = None if classes is None else labels_of(classes, self.class_names)
         sources = []  # (of the images that the network has not answered for)
 
@@ -219,8 +219,8 @@ class Detector:
           UserError: a setting is out of range.
         """
         settings = settings or Settings()
-        views.check(settings, self.input_size)
-        side = views.tile_side(settings, self.input_size)
+        view_settings.check(settings, self.input_size)
+        side = view_settings.tile_side(settings, self.input_size)
         seen = stream.look(
             images,
             open_image=lambda source: open_image(source, image_settings or self.image_settings),

@@ -8,6 +8,7 @@ import numpy as np
 from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.polygons import polygons_to_boxes
 from haksnet_jax.results import overlaps
+from haksnet_jax.results.thresholds import SHOWN_SCORE
 
 KINDS = ("correct", "wrong angle", "poor overlap", "other class", "duplicate", "background", "ignored")
 
@@ -96,7 +97,7 @@ def analyse_errors(
     class_names: Sequence[str],
     *,
     iou_threshold: float = 0.5,
-    score_threshold: float = 0.3,
+    score_threshold: float = SHOWN_SCORE,
     ignore_difficult: bool = True,
     ignore_truncated: bool = False,
 ) -> ErrorAnalysis:

@@ -10,6 +10,7 @@ import numpy as np
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels.classes import CLASSES, read_class_names
 from haksnet_jax.results import detections_json, dota, output, tiles
+from haksnet_jax.results.thresholds import MERGE_IOU
 
 
 class Predictions(NamedTuple):
@@ -119,7 +120,7 @@ def original_images(names: Iterable[str]) -> set[str]:
 
 
 def merge_if_tiles(
-    by_image: Mapping[str, Mapping[str, Any]], iou_threshold: float
+    by_image: Mapping[str, Mapping[str, Any]], iou_threshold: float = MERGE_IOU
 ) -> tuple[Mapping[str, Mapping[str, Any]], int, str]:
     """Predictions for tiles merged into predictions for images, others as they are.
 

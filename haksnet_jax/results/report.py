@@ -13,6 +13,7 @@ from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.results import charts, detection_errors, mean_ap, page
 from haksnet_jax.results.page import section, table
+from haksnet_jax.results.thresholds import SHOWN_SCORE
 from haksnet_jax.wording import counted
 
 _LOWEST_SCORE = 0.05  # of the detections that the slider can show
@@ -52,7 +53,7 @@ class _Scored(NamedTuple):
 
 
 def write_report(
-    path: str | os.PathLike[str], subjects: Sequence[Subject], *, score: float = 0.3, num_images: int = 4
+    path: str | os.PathLike[str], subjects: Sequence[Subject], *, score: float = SHOWN_SCORE, num_images: int = 4
 ) -> int:
     """Writes the report.
 

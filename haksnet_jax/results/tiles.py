@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry import polygon_iou
 from haksnet_jax.geometry.polygons import polygons_to_boxes
+from haksnet_jax.results.thresholds import MERGE_IOU
 
 _FIRST_BLOCK = 2048
 _SMALLEST_CELL = 8.0  # pixels; smaller boxes than this share the finest grid
@@ -133,7 +134,7 @@ def format_tile_name(image: str, window: int | float | str, x: int, y: int) -> s
 
 
 def merge_tiles(
-    detections_by_tile: Mapping[str, Mapping[str, Any]], *, iou_threshold: float = 0.1
+    detections_by_tile: Mapping[str, Mapping[str, Any]], *, iou_threshold: float = MERGE_IOU
 ) -> dict[str, dict[str, np.ndarray]]:
     """Merges the detections of tiles into detections of the images they were cut from.
 
@@ -216,7 +217,7 @@ def _resized_side(detections_by_tile):
 
 
 def merge_detections(
-    boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike, *, iou_threshold: float = 0.1
+    boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike, *, iou_threshold: float = MERGE_IOU
 ) -> np.ndarray:
     """Greedy suppression of overlapping detections, class by class, over a whole image.
 
@@ -241,7 +242,7 @@ def merge_detections(
 
 
 def merge_polygons(
-    polygons: ArrayLike, scores: ArrayLike, labels: ArrayLike, *, iou_threshold: float = 0.1
+    polygons: ArrayLike, scores: ArrayLike, labels: ArrayLike, *, iou_threshold: float = MERGE_IOU
 ) -> np.ndarray:
     """As `merge_detections`, by the exact IoU of quadrilaterals.
 

@@ -16,6 +16,7 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.results import detection_errors
+from haksnet_jax.results.thresholds import SHOWN_SCORE
 
 # Hues far apart for neighbouring classes, all light enough to be seen on vegetation, water and asphalt.
 _PALETTE = (
@@ -134,7 +135,7 @@ def draw_comparison(
     class_names: Sequence[str],
     *,
     iou_threshold: float = 0.5,
-    score_threshold: float = 0.3,
+    score_threshold: float = SHOWN_SCORE,
     side: int | None = None,
 ) -> np.ndarray:
     """Draws what is right and wrong in an image, with a legend: found objects, false detections, missed objects.

@@ -11,7 +11,7 @@ from bright_objects import save_tiny, scene, use_bright_objects
 import haksnet_jax
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
-from haksnet_jax.inference import evaluator, session, stream, views
+from haksnet_jax.inference import evaluator, session, stream, view_settings
 from haksnet_jax.inference.predictor import merge
 
 SHIPS = [(40, 40, 30, 10, 20), (80, 100, 24, 12, 0)]
@@ -64,15 +64,15 @@ def test_a_wrong_option_is_answered_with_the_right_one(detector):
         detector(pixels, colour=1)
     with pytest.raises(UserError, match=r"score: .*, got 30; 30 % is 0\.3"):
         detector(pixels, score=30)
-    assert views.settings_of({"scales": 2}).scales == (2,)
+    assert view_settings.settings_of({"scales": 2}).scales == (2,)
 
 
 def test_results_come_in_the_order_of_the_images_whatever_their_kind(detector):
     # The first waits for its windows to fill a batch, while those behind it are batches of their own.
     images = [scene(128, 200, SHIPS[:1]), *(scene(100, 100, SHIPS[:1]) for _ in range(40)), scene(128, 200, [])]
-    found = list(detector.look(images, views.Settings(overlap=48)))
+    found = list(detector.look(images, view_settings.Settings(overlap=48)))
     assert [one.index for one in found] == list(range(42))
-    assert all(len(merge(one, views.Settings())["scores"]) == 1 for one in found[:-1])
+    assert all(len(merge(one, view_settings.Settings())["scores"]) == 1 for one in found[:-1])
 
 
 def test_reading_ahead_is_bounded_and_ends_with_its_consumer():

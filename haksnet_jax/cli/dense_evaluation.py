@@ -13,6 +13,7 @@ from haksnet_jax import files, tasks
 from haksnet_jax.cli.checkpoint_evaluation import run_settings
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference import dense, dense_predictor
+from haksnet_jax.inference import precision as precisions
 from haksnet_jax.inference.dense_evaluator import DenseEvaluator
 from haksnet_jax.tasks.dense import inference_settings
 
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         colours=predictor.colours,
     )
     print(source.summary())
-    with dense.arithmetic(predictor.precision):
+    with precisions.arithmetic(predictor.precision):
         result = evaluator(None, pictures=epath.Path(arguments.output) / "pictures" if arguments.output else None)
     print(result.table())
     figures = {name: value for name, value in result.figures().items() if not name.startswith("iou:")}

@@ -12,8 +12,7 @@
 
 import argparse
 
-from haksnet_jax import demo
-from haksnet_jax.cli import terminal, view_options
+from haksnet_jax.cli import evaluation_options, terminal, view_options
 from haksnet_jax.inference.view_settings import EVALUATION
 from haksnet_jax.results.thresholds import SHOWN_SCORE
 
@@ -21,17 +20,7 @@ from haksnet_jax.results.thresholds import SHOWN_SCORE
 def add_arguments(parser: terminal.Parser) -> None:
     """Adds the command's options. Args: parser, terminal.Parser."""
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", help="a converted model, a run's folder, or one of its checkpoints")
-    add("--predictions", metavar="PATH", help="folder of Task1_<class>.txt files, or a detections.json")
-    add("--labels", metavar="DIR", help="folder of label files, or one file of labels")
-    add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
-    add("--images", metavar="DIR", help="folder of images; beside --predictions only for drawing the worst ones")
-    add("--masks", metavar="DIR", help="folder of masks, of a segmenter or a change detector")
-    add("--before", metavar="DIR", help="folder of the earlier images, of a change detector")
-    add("--after", metavar="DIR", help="folder of the later images, of a change detector")
-    add("--dataset", metavar="DIR", help="data set prepared by `haksnet build`")
-    add("--split", default="val", help="of --dataset, or of the run's own data; default: %(default)s")
-    add("--classes", help="of --predictions: a published list's name, or a text file with one class a line, in order")
+    evaluation_options.add(parser, images="folder of images; beside --predictions only for drawing the worst ones")
     add(
         "--allow-unknown-classes",
         action="store_true",
@@ -92,18 +81,7 @@ def _refuse_what_says_nothing(arguments, task):
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
-    if bool(arguments.checkpoint) == bool(arguments.predictions):
-        raise terminal.UsageError("expected either --checkpoint=DIR or --predictions=PATH")
-    if arguments.predictions and not arguments.labels:
-        raise terminal.UsageError("--predictions needs --labels; unlabelled images are for `haksnet submit`")
-    if arguments.predictions and arguments.dataset:
-        raise terminal.UsageError("--dataset belongs to --checkpoint; --predictions are compared with --labels")
-    if arguments.checkpoint and arguments.classes:
-        raise terminal.UsageError("--classes belongs to --predictions; a checkpoint brings its own")
-    if arguments.images:
-        arguments.images = demo.or_path(arguments.images, demo.IMAGES)
-    if arguments.labels:
-        arguments.labels = demo.or_path(arguments.labels, demo.LABELS)
+    evaluation_options.settle(arguments)
     from haksnet_jax import files
 
     if arguments.json:

@@ -15,6 +15,7 @@ from haksnet_jax.cli import evaluation
 from haksnet_jax.cli.checkpoint_evaluation import evaluate_checkpoint
 from haksnet_jax.cli.file_evaluation import evaluated_files
 from haksnet_jax.errors import UserError
+from haksnet_jax.inference import precision as precisions
 from haksnet_jax.labels.masks import IGNORED
 from haksnet_jax.results import class_report, page, pixel_report, report
 from haksnet_jax.results.pixel_errors import PixelErrors
@@ -132,7 +133,7 @@ def _of_pixels(arguments, checkpoint):
     """pixel_report.Subject of a segmenter or change detector."""
     from haksnet_jax.cli import dense_evaluation
     from haksnet_jax.distributed import mesh as devices
-    from haksnet_jax.inference import dense, dense_predictor
+    from haksnet_jax.inference import dense_predictor
     from haksnet_jax.inference.dense_evaluator import DenseEvaluator
 
     devices.enable_compilation_cache()
@@ -141,7 +142,7 @@ def _of_pixels(arguments, checkpoint):
     print(source.summary(), file=sys.stderr)
     errors = PixelErrors(source.class_names, (1,) if predictor.task == "change" else None)
     evaluator = DenseEvaluator(predictor.session, source, settings, left_out=left_out, num_pictures=0, errors=errors)
-    with dense.arithmetic(predictor.precision):
+    with precisions.arithmetic(predictor.precision):
         result = evaluator(None)
     position = {name: index for index, name in enumerate(source.image_ids)}
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from haksnet_jax.cli import terminal
 from haksnet_jax.inference import view_settings
+from haksnet_jax.inference.precision import PRECISIONS
 
 
 def add(parser: terminal.Parser, *, pad: str, scales: Any, auto: str, batch_size: str) -> None:
@@ -52,7 +53,7 @@ def add(parser: terminal.Parser, *, pad: str, scales: Any, auto: str, batch_size
     )
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
+        choices=PRECISIONS,
         default="float32",
         help="of the network's arithmetic; default: %(default)s",
     )

@@ -5,7 +5,6 @@ overlap; the class of a pixel is that of the largest sum. A row of windows is he
 further window reaches leave at once.
 """
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -301,8 +300,3 @@ def fill_array(height: int, width: int) -> tuple[np.ndarray, Callable[..., None]
         labels[first : first + len(rows)] = rows
 
     return labels, sink
-
-
-def arithmetic(precision: str) -> contextlib.AbstractContextManager:
-    """Context for calls in a precision: exact products of float32, else the platform's own way."""
-    return jax.default_matmul_precision("highest") if precision == "float32" else contextlib.nullcontext()

@@ -16,6 +16,7 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.inference import dense
+from haksnet_jax.inference import precision as precisions
 from haksnet_jax.models import architecture
 from haksnet_jax.results import dense_maps
 from haksnet_jax.weights import model_folder
@@ -68,8 +69,7 @@ class DensePredictor:
         precision: str = "float32",
         batch_size: int | None = None,
     ) -> None:
-        if precision not in ("float32", "bfloat16"):
-            raise UserError(f"precision: expected float32 or bfloat16, got {precision!r}")
+        self.precision = precisions.checked(precision)
         task = model_info.get("task")
         if task not in TASKS:
             raise CheckpointError(f"its task is {task!r}, expected one of {', '.join(TASKS)}")
@@ -89,7 +89,6 @@ class DensePredictor:
         self.variables = model_folder.variables_of(params, stats, arrays)
         self.colours = dense_maps.colours_of(self.class_names, colours)
         self.num_images = TASKS[self.task]
-        self.precision = precision
         mesh = devices.data_mesh(jax.local_devices())
         batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 4)
         self.session = dense.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
@@ -121,7 +120,7 @@ class DensePredictor:
         self, jobs: Iterable[Any], settings: dense.Settings, *, on_progress: Callable[[int, int], None] | None = None
     ) -> Iterator[Any]:
         """`dense.predict` with this model. Yields: each Job when its sink has all rows."""
-        with dense.arithmetic(self.precision):
+        with precisions.arithmetic(self.precision):
             yield from dense.predict(self.session, jobs, settings, on_progress=on_progress)
 
     def labels(self, *images: np.ndarray, settings: dense.Settings | None = None) -> np.ndarray:

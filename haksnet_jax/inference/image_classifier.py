@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from haksnet_jax.distributed import mesh as devices
-from haksnet_jax.errors import UserError
 from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.reader import ImageFile
+from haksnet_jax.inference import precision as precisions
 from haksnet_jax.inference.classification import make_classify_step
 from haksnet_jax.models import architecture
 from haksnet_jax.pipeline.classification_sources import StoredImage, image_settings_of
@@ -20,8 +20,6 @@ from haksnet_jax.pipeline.classification_transforms import EvaluationRow
 from haksnet_jax.results.top_k import NUM_BEST
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.errors import CheckpointError
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 class Classified(NamedTuple):
@@ -58,8 +56,7 @@ class ImageClassifier:
         precision: str = "float32",
         batch_size: int | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.precision = precisions.checked(precision)
         if model_info.get("task") != "classification":
             raise CheckpointError(f"expected a classifier, found a model for {model_info.get('task', 'detection')}")
         self.model_info = model_info
@@ -75,7 +72,6 @@ class ImageClassifier:
         self.mesh = devices.data_mesh(jax.local_devices())
         on_cpu = jax.local_devices()[0].platform == "cpu"
         self._batch_size = (batch_size or (8 if on_cpu else 32)) * self.mesh.devices.size
-        self._exact = precision == "float32"
         self._placed = None
         self._step = make_classify_step(
             self.graph,
@@ -125,8 +121,7 @@ class ImageClassifier:
         if self._placed is None:
             self._placed = devices.place(self.variables, devices.replicated(self.mesh))
         placed = devices.place_batch(self.mesh, {"image": batch})
-        precision = "highest" if self._exact else None
-        with jax.set_mesh(self.mesh), jax.default_matmul_precision(precision):
+        with jax.set_mesh(self.mesh), precisions.arithmetic(self.precision):
             scores, classes = jax.device_get(self._step(self._placed, placed["image"]))
         return scores[: len(images)], classes[: len(images)]
 

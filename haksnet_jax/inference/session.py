@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
-from haksnet_jax.errors import UserError
+from haksnet_jax.inference import precision as precisions
 from haksnet_jax.inference.views import ModelInput
 from haksnet_jax.models import architecture
 from haksnet_jax.models.roi_head import DetectionSettings
@@ -19,7 +19,6 @@ from haksnet_jax.structures import PaddedDetections
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.errors import CheckpointError
 
-PRECISIONS = ("float32", "bfloat16")
 # What model.json may say of detections; the score is asked for, and candidates are as many as there are.
 _DETECTIONS = ("iou_threshold", "max_detections")
 
@@ -90,8 +89,7 @@ class Session:
         proposal_caps: dict[str, Any] | None = None,
         detection_caps: dict[str, Any] | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.precision = precisions.checked(precision)
         self.model_info = model_info
         try:
             _check_detector(model_info)
@@ -111,7 +109,6 @@ class Session:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"model.json does not describe a model: {error!r}") from error
         self.variables = model_folder.variables_of(params, stats, arrays)
-        self._exact = precision == "float32"
         chosen = jax.local_devices() if accelerators is None else list(accelerators)
         self.num_devices, self.platform = len(chosen), chosen[0].platform
         self._meshes = {False: devices.data_mesh(chosen[:1]), True: devices.data_mesh(chosen)}
@@ -129,7 +126,7 @@ class Session:
 
     def arithmetic(self) -> contextlib.AbstractContextManager:
         """Context in which products are as exact as `precision` says."""
-        return jax.default_matmul_precision("highest") if self._exact else contextlib.nullcontext()
+        return precisions.arithmetic(self.precision)
 
     def detect(
         self,

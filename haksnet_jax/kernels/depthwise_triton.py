@@ -117,26 +117,38 @@ def _block(tile, num_channels):
     return columns, channels, column_block
 
 
-def _convolve_kernel(x_ref, kernel_ref, bias_ref, out_ref, *sums_out, tile):
-    _, height, width, num_channels = x_ref.shape
-    k = kernel_ref.shape[0]
-    columns, channels, column_block = _block(tile, num_channels)
-    first_row, batch = pl.program_id(1) * tile.rows, pl.program_id(2)
-    known = (channels < num_channels)[None, :]
+def _sums_over_taps(x_ref, kernel_ref, tile, first_row, batch, columns, inputs, lanes, known):
+    """`tile.rows` sums of the taps, [columns, lanes] each: every row is loaded once, for all sums that it belongs to.
+
+    Args:
+      x_ref, kernel_ref: [B, H, W, C] and [k, k, lanes].
+      first_row, batch, columns: where the outputs lie.
+      inputs: channel of x of each lane.
+      lanes: of the kernel; `known` [1, lanes], whether there is such a one.
+    """
+    k, width = kernel_ref.shape[0], x_ref.shape[2]
 
     def add_column(dx, sums):
         sums = list(sums)
         shifted = columns + (dx - k // 2)
         inside = ((shifted >= 0) & (shifted < width))[:, None] & known
-        weights = [plgpu.load(kernel_ref.at[dy, dx, channels], mask=known[0], other=0.0)[None, :] for dy in range(k)]
+        weights = [plgpu.load(kernel_ref.at[dy, dx, lanes], mask=known[0], other=0.0)[None, :] for dy in range(k)]
         for r in range(tile.rows + k - 1):
-            row = _load(x_ref, batch, first_row + (r - k // 2), shifted, channels, inside)
+            row = _load(x_ref, batch, first_row + (r - k // 2), shifted, inputs, inside)
             for t in range(max(0, r - k + 1), min(tile.rows, r + 1)):
                 sums[t] += row * weights[r - t]
         return tuple(sums)
 
     zeros = jnp.zeros((tile.columns, tile.channels), jnp.float32)
-    sums = jax.lax.fori_loop(0, k, add_column, (zeros,) * tile.rows)
+    return jax.lax.fori_loop(0, k, add_column, (zeros,) * tile.rows)
+
+
+def _convolve_kernel(x_ref, kernel_ref, bias_ref, out_ref, *sums_out, tile):
+    _, height, width, num_channels = x_ref.shape
+    columns, channels, column_block = _block(tile, num_channels)
+    first_row, batch = pl.program_id(1) * tile.rows, pl.program_id(2)
+    known = (channels < num_channels)[None, :]
+    sums = _sums_over_taps(x_ref, kernel_ref, tile, first_row, batch, columns, channels, channels, known)
     inside = (columns < width)[:, None] & known
     bias = plgpu.load(bias_ref.at[channels], mask=known[0], other=0.0)[None, :]
     over_positions = jnp.zeros((tile.channels,), jnp.float32)
@@ -258,27 +270,14 @@ def convolve(
 def _narrow_kernel(x_ref, kernel_ref, out_ref, *, tile):
     """As `_convolve_kernel` for few channels, all with all: a lane for each pair of an input and an output channel."""
     _, height, width, _ = x_ref.shape
-    k, _, num_pairs = kernel_ref.shape
+    num_pairs = kernel_ref.shape[2]
     num_outputs = out_ref.shape[3]
     lanes = jnp.arange(tile.channels, dtype=jnp.int32)
     columns = pl.program_id(0) * tile.columns + jnp.arange(tile.columns, dtype=jnp.int32)
     first_row, batch = pl.program_id(1) * tile.rows, pl.program_id(2)
     inputs = jax.lax.div(lanes, jnp.full_like(lanes, num_outputs))
     known = (lanes < num_pairs)[None, :]
-
-    def add_column(dx, sums):
-        sums = list(sums)
-        shifted = columns + (dx - k // 2)
-        inside = ((shifted >= 0) & (shifted < width))[:, None] & known
-        weights = [plgpu.load(kernel_ref.at[dy, dx, lanes], mask=known[0], other=0.0)[None, :] for dy in range(k)]
-        for r in range(tile.rows + k - 1):
-            row = _load(x_ref, batch, first_row + (r - k // 2), shifted, inputs, inside)
-            for t in range(max(0, r - k + 1), min(tile.rows, r + 1)):
-                sums[t] += row * weights[r - t]
-        return tuple(sums)
-
-    zeros = jnp.zeros((tile.columns, tile.channels), jnp.float32)
-    sums = jax.lax.fori_loop(0, k, add_column, (zeros,) * tile.rows)
+    sums = _sums_over_taps(x_ref, kernel_ref, tile, first_row, batch, columns, inputs, lanes, known)
     outputs = jnp.arange(num_outputs, dtype=jnp.int32)
     for t in range(tile.rows):
         row = first_row + t

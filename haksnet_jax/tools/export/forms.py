@@ -17,10 +17,11 @@ from jax.extend import core
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
+from haksnet_jax.inference.precision import arithmetic
 from haksnet_jax.target import portable_mesh
 from haksnet_jax.tools.export import onnx_graph
 from haksnet_jax.tools.export.onnx_rules import RULES
-from haksnet_jax.tools.export.programs import Program, arithmetic
+from haksnet_jax.tools.export.programs import Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _ENDINGS = {".stablehlo": "stablehlo", ".onnx": "onnx"}
@@ -106,7 +107,7 @@ def _stablehlo(program):
         return program.function(jax.lax.optimization_barrier(program.variables), *inputs)
 
     # A mesh of one CPU: the forms without kernels of one vendor, which every platform compiles.
-    with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices("cpu")[:1])), arithmetic():
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices("cpu")[:1])), arithmetic("float32"):
         exported = jax_export.export(jax.jit(function), platforms=PLATFORMS)(*program.inputs.values())
     data = bytes(exported.serialize())
     compiled = jax.jit(jax_export.deserialize(bytearray(data)).call)
@@ -124,7 +125,7 @@ def _onnx(program, opset=onnx_graph.OPSETS[0]):
     def function(*inputs):
         return program.function(program.variables, *inputs)
 
-    with portable_mesh(), arithmetic():
+    with portable_mesh(), arithmetic("float32"):
         model = onnx_graph.lower(
             onnx, RULES, function, list(program.inputs.values()), input_names=list(program.inputs), opset=opset
         )
@@ -156,7 +157,7 @@ def _saved_model(program):
     def function(leaves, *inputs):
         return program.function(structure.unflatten(leaves), *inputs)
 
-    with portable_mesh(), arithmetic():
+    with portable_mesh(), arithmetic("float32"):
         closed, results = jax.make_jaxpr(function, return_shape=True)(leaves, *program.inputs.values())
         # TensorFlow's StableHLO is older than JAX's, and does not know its top_k.
         flat = core.jaxpr_as_fun(onnx_graph.inlined(closed, {"top_k": _top_k_by_sorting}))

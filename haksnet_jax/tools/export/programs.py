@@ -7,7 +7,6 @@ segmentation    images [B, H, W, C] -> probabilities [B, K, H, W], labels [B, H,
 change          before, after [B, H, W, C] -> as segmentation; label 1 is changed
 """
 
-import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
 from haksnet_jax.inference import dense
 from haksnet_jax.inference.dense_predictor import DensePredictor
+from haksnet_jax.inference.precision import arithmetic
 from haksnet_jax.inference.session import Session
 from haksnet_jax.models import architecture
 from haksnet_jax.weights import model_folder
@@ -45,11 +45,6 @@ class Program(NamedTuple):
     inputs: dict[str, jax.ShapeDtypeStruct]
     live: Callable
     facts: dict[str, Any]
-
-
-def arithmetic() -> contextlib.AbstractContextManager:
-    """Context in which products are exact, as in predicting in float32."""
-    return jax.default_matmul_precision("highest")
 
 
 def open_program(checkpoint: str | os.PathLike[str], *, size: tuple[int, int] | None = None, batch: int = 1) -> Program:
@@ -142,7 +137,7 @@ def _classification(arrays, info):
     compiled = jax.jit(classify)
 
     def live(images):
-        with arithmetic():
+        with arithmetic("float32"):
             return jax.device_get(compiled(variables, images))
 
     return classify, variables, live
@@ -158,7 +153,7 @@ def _dense(arrays, info):
 
     def live(*images):
         found, settings = [], dense.Settings(tile=images[0].shape[1], overlap=0)
-        with dense.arithmetic("float32"):
+        with arithmetic("float32"):
             for first in range(0, len(images[0]), session.batch_size):
                 some = tuple(x[first : first + session.batch_size] for x in images)
                 found.append(np.asarray(session(some, settings))[: len(some[0])])

@@ -31,7 +31,7 @@ NEEDS = {
 # Of runs that only show that a command works.
 _MODEL = "model.channels=8,8,8,8 model.depths=1,1,1,1 model.mlp_ratios=2,2,2,2 model.fpn_channels=8 model.hidden=16"
 _SMALL = (
-    f"{_MODEL} model.dtype=float32 num_steps=2 log_every=1 batch_size_per_device=1 data.image_size=64,64 "
+    f"{_MODEL} model.dtype=float32 init= num_steps=2 log_every=1 batch_size_per_device=1 data.image_size=64,64 "
     "data.num_workers=0 rpn.candidates_per_level=16 rpn.max_proposals=16 evaluation.batch_size_per_device=1"
 )
 _OF_SCENES = "data.train.size=64 data.val.size=64 data.train.num_scenes=8 data.val.num_scenes=2"
@@ -65,6 +65,7 @@ def folder(tmp_path_factory):
             shutil.copy(path, split / name)
     names = sorted({line.split()[8] for path in labels.iterdir() for line in path.read_text().splitlines()})
     (folder / "mydata" / "classes.txt").write_text("\n".join(names) + "\n")
+    _write_yolo(folder / "mydata", folder / "yolo", names)
     rasterio = pytest.importorskip("rasterio")
     (folder / "scenes").mkdir()
     with rasterio.open(sorted(images.iterdir())[0]) as source:
@@ -75,6 +76,22 @@ def folder(tmp_path_factory):
     ) as file:  # fmt: skip
         file.write(pixels)
     return folder
+
+
+def _write_yolo(source, target, names):
+    """The same data as Ultralytics lays them out."""
+    for path in sorted(source.glob("*/images/*")):
+        split = path.parts[-3]
+        for kind in ("images", "labels"):
+            (target / kind / split).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / "images" / split)
+        lines = []
+        for line in (path.parents[1] / "labelTxt" / f"{path.stem}.txt").read_text().splitlines():
+            words = line.split()
+            shares = (f"{min(max(float(word) / 192, 0), 1):.6f}" for word in words[:8])
+            lines.append(f"{names.index(words[8])} {' '.join(shares)}\n")
+        (target / "labels" / split / f"{path.stem}.txt").write_text("".join(lines))
+    (target / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
 
 
 @pytest.mark.slow

@@ -72,10 +72,14 @@ def _require_data(config):
     root = config.data.get("root", "") if "data" in config else ""
     if not root or config.data.get("kind") != "folder" or files.is_bucket(root) or os.path.isdir(root):
         return
-    what = "is a file" if os.path.exists(root) else "there is no such folder"
+    if os.path.exists(root):
+        raise UserError(
+            f"data.root={root}: is a file, expected the folder that holds the data: unpack an archive, and in place of "
+            "a data.yaml name the folder it lies in, --set data.root=DIR data.format=yolo-obb"
+        )
     raise UserError(
-        f"data.root={root}: {what}, looked for from {os.getcwd()}; name the folder that holds the data: "
-        "--set data.root=DIR"
+        f"data.root={root}: there is no such folder, looked for from {os.getcwd()}; name the folder that holds the "
+        "data: --set data.root=DIR"
     )
 
 

@@ -1,6 +1,7 @@
 """Oriented object detection: Oriented R-CNN, boxes of objects, average precision by polygon overlap."""
 
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,16 +80,38 @@ def _with_bands(config):
 
 
 def _places(config, split):
-    """The settings of a split's source, with paths in `data.root`; where there is no labelTxt, but labels, that."""
+    """The settings of a split's source, with paths in `data.root`.
+
+    Folders that other programs lay out otherwise are found too: `images/train` where there is no `train/images`,
+    `valid` where there is no `val`, and `labels` where there is no `labelTxt`.
+    """
     settings = dict(config.data[split])
     for name in ("directory", "images_dir", "labels_dir"):
         if settings.get(name) and config.data.root:
             settings[name] = files.join(config.data.root, settings[name])
+    if settings.get("images_dir") and config.data.root and not os.path.isdir(settings["images_dir"]):
+        settings |= _other_layout(config, split)
     labels = settings.get("labels_dir")
     if labels and os.path.basename(labels) == "labelTxt" and not os.path.exists(labels):
         beside = os.path.join(os.path.dirname(labels), "labels")  # as other programs call it
         settings["labels_dir"] = beside if os.path.isdir(beside) else labels
     return settings
+
+
+def _other_layout(config, split):
+    """The folders of images and labels of a split in a layout of YOLO's tools, or {} where there are none."""
+    if tuple(config.data[split].get(name) for name in ("images_dir", "labels_dir")) != (
+        f"{split}/images",
+        f"{split}/labelTxt",
+    ):
+        return {}  # the user named folders
+    for name in (split, "valid") if split == "val" else (split,):
+        for images, labels in ((f"{name}/images", f"{name}/labels"), (f"images/{name}", f"labels/{name}")):
+            found = {"images_dir": images, "labels_dir": labels}
+            found = {key: files.join(config.data.root, place) for key, place in found.items()}
+            if os.path.isdir(found["images_dir"]):
+                return found
+    return {}
 
 
 def _with_class_names(config):
@@ -99,9 +122,15 @@ def _with_class_names(config):
     found = next((place for place in places if epath.Path(place).exists()), None)
     names = _names_in_labels(config) if found is None else read_class_names(found)
     if names is None:
+        yaml_lists = sorted(pathlib.Path(config.data.root or ".").glob("*.y*ml"))
+        if config.data.get("format", "dota") == "dota" and yaml_lists:
+            raise UserError(
+                f"data.class_names is empty, and there is no {places[0]}, but {yaml_lists[0]}: labels of YOLO-OBB, "
+                "whose classes it names, are read by --set data.format=yolo-obb"
+            )
         raise UserError(
             f"data.class_names is empty, and there is no {places[0]} and no {places[1]}: write the names of the "
-            "classes into one of them, one a line, or set --config.data.class_names"
+            "classes into one of them, one a line, or set data.class_names=ship,plane"
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():

@@ -48,7 +48,7 @@ def folder() -> pathlib.Path:
 def ready(train_step: Any, config: Any, arguments: tuple, mesh: jax.sharding.Mesh) -> Any:
     """A training step that can be called at once: one of an earlier start, or compiled now and kept for later ones.
 
-    On CPUs the step is given back as it is: it compiles in seconds there, at its first call.
+    On CPUs the step is given back as it is: it compiles at its first call.
 
     Args:
       train_step: of `step.make_train_step`.
@@ -57,7 +57,10 @@ def ready(train_step: Any, config: Any, arguments: tuple, mesh: jax.sharding.Mes
       mesh: of the run. All its hosts take part.
     """
     if mesh.devices.flat[0].platform == "cpu":
-        logging.info("compiling the training step: some seconds without a line")
+        logging.info(
+            "compiling the training step without a line: on a CPU up to a minute or two for a small model, and some "
+            "five minutes for HAKSNet-T"
+        )
         return train_step
     settings = {name: value for name, value in json.loads(config.to_json_best_effort()).items() if name not in _OUTSIDE}
     settings["data"] = {name: value for name, value in settings["data"].items() if name not in _OUTSIDE_OF_DATA}

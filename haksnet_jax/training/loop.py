@@ -3,6 +3,7 @@
 It knows no task: what is trained is a dict of arrays, a loss and an evaluator, which `haksnet_jax.tasks` gives it.
 """
 
+import collections
 import contextlib
 import os
 import time
@@ -105,9 +106,11 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
         batch = abstract_batch(arrays, mesh, per_step, accumulate_steps=config.accumulate_steps)
         train_step = executables.ready(train_step, config, (state, batch, np.float32(0)), mesh)
     placed_batches = _placed(batches, arrays, mesh, config.accumulate_steps)
+    in_flight = _InFlight()
     for step, (batch, placed, waited) in zip(range(first_step, num_steps), placed_batches, strict=False):
         learning_rate = np.float32(length.learning_rate(step))
         state, metrics = train_step(state, placed, learning_rate)
+        in_flight.add(metrics)
         log.add(metrics, batch, waited)
         done = step + 1
         position = {"examples": first_example + (done - first_step) * global_batch, "global_batch": global_batch}
@@ -171,6 +174,23 @@ def _placed(batches, names, mesh, accumulate_steps):
         batch = next(batches)
         waited = time.monotonic() - since
         yield batch, devices.place_batch(mesh, {n: batch[n] for n in names}, accumulate_steps=accumulate_steps), waited
+
+
+class _InFlight:
+    """Steps that were handed to the devices and are not finished: at most `ahead`.
+
+    Without a bound a slow device is handed steps until a line of the log waits for them, and each holds its batch: a
+    signal would be answered minutes later.
+    """
+
+    def __init__(self, ahead=3):
+        self._ahead, self._results = ahead, collections.deque()
+
+    def add(self, results):
+        """Waits for the oldest step where there are too many. Args: results, pytree of a step's arrays."""
+        self._results.append(results)
+        if len(self._results) > self._ahead:
+            jax.block_until_ready(self._results.popleft())
 
 
 def _check(config, mesh):

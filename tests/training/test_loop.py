@@ -316,3 +316,23 @@ def test_a_run_that_is_asked_to_stop_says_where_and_goes_on_there(tmp_path):
     assert once.keys() == twice.keys()
     for name, value in once.items():
         np.testing.assert_array_equal(twice[name], value, err_msg=name)
+
+
+def test_a_slow_device_is_handed_no_more_steps_than_a_few():
+    finished = []
+
+    class Result:
+        """An array of a step: stands for itself, and is finished when somebody waits for it."""
+
+        def __init__(self, step):
+            self.step = step
+
+        def block_until_ready(self):
+            finished.append(self.step)
+            return self
+
+    steps = loop._InFlight(ahead=3)
+    for step in range(10):
+        steps.add({"loss": Result(step)})
+        assert step - len(finished) < 3 or len(finished) == step - 2
+    assert finished == [0, 1, 2, 3, 4, 5, 6]  # three are under way

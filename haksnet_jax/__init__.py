@@ -28,21 +28,22 @@ def load(directory: str | os.PathLike[str], **options: Any) -> Any:
         on each device) and accelerators (devices to use).
 
     Returns:
-      What its task asks for: `inference.predictor.Detector`, which called with an image, a folder or a list gives
-      `Detections`; of a segmenter or change detector `inference.dense_predictor.DensePredictor`; of a classifier
-      `inference.image_classifier.ImageClassifier`.
+      What its task asks for: of a detector `inference.detection_predictor.Detector`, which called with an image, a
+      folder or a list gives `Detections`; of a segmenter or change detector
+      `inference.dense_predictor.DensePredictor`; of a classifier
+      `inference.classification_predictor.ImageClassifier`.
 
     Raises:
       UserError: nothing usable is there, or an option cannot be used.
     """
     # here: they load JAX, which importing the package alone should not
-    from haksnet_jax.inference import dense_predictor, image_classifier, predictor
+    from haksnet_jax.inference import classification_predictor, dense_predictor, detection_predictor
     from haksnet_jax.weights import model_folder
 
     task = model_folder.task_of(directory)
     if task == "classification":
-        return image_classifier.load(directory, **options)
-    return (dense_predictor if task in dense_predictor.TASKS else predictor).load(directory, **options)
+        return classification_predictor.load(directory, **options)
+    return (dense_predictor if task in dense_predictor.TASKS else detection_predictor).load(directory, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from reference_weights import make_state_dict
 
 from haksnet_jax.geometry.polygons import polygons_to_boxes
-from haksnet_jax.inference import evaluator, session
+from haksnet_jax.inference import detection_evaluator, detection_session
 from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.structures import PaddedDetections
 from haksnet_jax.weights import model_folder
@@ -38,7 +38,7 @@ def find_bright(image):
 
 
 class BrightObjects:
-    """Takes the place of `session.make_step`; counts the images that it was given."""
+    """Takes the place of `detection_session.make_step`; counts the images that it was given."""
 
     def __init__(self):
         self.num_images = 0
@@ -72,7 +72,7 @@ class BrightObjects:
 def use_bright_objects(monkeypatch):
     """Replaces the compiled network. Returns: the BrightObjects."""
     stand_in = BrightObjects()
-    for module in (session, evaluator):
+    for module in (detection_session, detection_evaluator):
         monkeypatch.setattr(module, "make_step", stand_in)
     return stand_in
 

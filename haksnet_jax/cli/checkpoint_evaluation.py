@@ -204,12 +204,12 @@ def evaluate_checkpoint(
       UserError, OSError: with one sentence.
     """
     from haksnet_jax.distributed import mesh as devices
-    from haksnet_jax.inference import predictor
+    from haksnet_jax.inference import detection_predictor
 
     devices.enable_compilation_cache()
     settings = run_settings(checkpoint)
     caps, score = ({}, view_settings.EVALUATION.score) if settings is None else run_caps(settings)
-    detector = predictor.load(checkpoint, precision=precision, batch_size=batch_size, **caps)
+    detector = detection_predictor.load(checkpoint, precision=precision, batch_size=batch_size, **caps)
     detector.image_settings = image_settings.merged(given_settings, detector.image_settings)
     source = open_split(
         detector.class_names,
@@ -275,12 +275,12 @@ def _as_in_training(detector, source, score, batch_size, num_workers):
     import jax
 
     from haksnet_jax.distributed import mesh as devices
-    from haksnet_jax.inference import evaluator
-    from haksnet_jax.inference import session as sessions
+    from haksnet_jax.inference import detection_evaluator
+    from haksnet_jax.inference import detection_session as sessions
 
     session, mesh = detector.session, devices.data_mesh()
     with jax.set_mesh(mesh), session.arithmetic():
-        return evaluator.detect_split(
+        return detection_evaluator.detect_split(
             sessions.make_step(
                 session.graph,
                 mesh,
@@ -299,7 +299,7 @@ def _as_in_training(detector, source, score, batch_size, num_workers):
 
 def _as_in_prediction(detector, source, options):
     """(detections by image, number cut): by the views of `predict`."""
-    from haksnet_jax.inference.predictor import merge
+    from haksnet_jax.inference.detection_predictor import merge
 
     found, num_cut = [], 0
     for one in detector.look((source[index]["image"] for index in range(len(source))), options):

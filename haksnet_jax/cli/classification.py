@@ -17,8 +17,8 @@ from haksnet_jax.cli.checkpoint_evaluation import run_settings
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.images.reader import read
-from haksnet_jax.inference import image_classifier
-from haksnet_jax.inference.classification import ClassificationEvaluator
+from haksnet_jax.inference import classification_predictor
+from haksnet_jax.inference.classification_evaluator import ClassificationEvaluator
 from haksnet_jax.pipeline import classification_sources as sources
 from haksnet_jax.pipeline.classification_transforms import EvaluationRow
 from haksnet_jax.results import visualize
@@ -37,13 +37,13 @@ def predict(arguments: argparse.Namespace) -> int:
     paths, _ = find_images(arguments.images)
     folder = files.output_folder(arguments.output)
     devices.enable_compilation_cache()
-    classifier = image_classifier.load(
+    classifier = classification_predictor.load(
         arguments.checkpoint, precision=arguments.precision, batch_size=arguments.batch_size
     )
     found, failed = [], []
     with files.held(folder):
         for one in classifier(paths):
-            if isinstance(one, image_classifier.Classified):
+            if isinstance(one, classification_predictor.Classified):
                 found.append(one)
                 continue
             path, error = one
@@ -96,7 +96,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.labels or arguments.predictions or arguments.masks or arguments.before or arguments.after:
         raise UserError("a classifier's labels are the folders of its images: --images=DIR with one folder a class")
     devices.enable_compilation_cache()
-    classifier = image_classifier.load(arguments.checkpoint, precision=arguments.precision)
+    classifier = classification_predictor.load(arguments.checkpoint, precision=arguments.precision)
     source = open_source(arguments, arguments.checkpoint, classifier)
     evaluator = evaluator_of(classifier, source, batch_size=arguments.batch_size, num_workers=arguments.num_workers)
     print(source.summary(), file=sys.stderr)
@@ -116,7 +116,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def evaluator_of(
-    classifier: image_classifier.ImageClassifier,
+    classifier: classification_predictor.ImageClassifier,
     source: Any,
     *,
     batch_size: int | None = None,
@@ -139,7 +139,9 @@ def evaluator_of(
 
 
 def open_source(
-    arguments: argparse.Namespace, checkpoint: str | os.PathLike[str], classifier: image_classifier.ImageClassifier
+    arguments: argparse.Namespace,
+    checkpoint: str | os.PathLike[str],
+    classifier: classification_predictor.ImageClassifier,
 ) -> Any:
     """The labelled images that a command's arguments name. Args: arguments, with images, dataset and split; checkpoint.
 

@@ -12,7 +12,7 @@ from etils import epath
 from haksnet_jax import files, tasks
 from haksnet_jax.cli.checkpoint_evaluation import run_settings
 from haksnet_jax.errors import UserError
-from haksnet_jax.inference import dense, dense_predictor
+from haksnet_jax.inference import dense_predictor, dense_session
 from haksnet_jax.inference import precision as precisions
 from haksnet_jax.inference.dense_evaluator import DenseEvaluator
 from haksnet_jax.tasks.dense import inference_settings
@@ -28,7 +28,7 @@ _GIVEN = ("images", "masks", "before", "after", "labels")
 
 def open_source(
     arguments: argparse.Namespace, checkpoint: str | os.PathLike[str], predictor: dense_predictor.DensePredictor
-) -> tuple[Any, tuple[str, ...], dense.Settings]:
+) -> tuple[Any, tuple[str, ...], dense_session.Settings]:
     """What a command's arguments name: examples, the classes that means leave out, how the run looks at images.
 
     Args:

@@ -17,7 +17,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.files import images_in
 from haksnet_jax.images.reader import ImageFile
-from haksnet_jax.inference import dense, dense_predictor
+from haksnet_jax.inference import dense_predictor, dense_session
 from haksnet_jax.inference.pairs import open_pair
 from haksnet_jax.labels.masks import IGNORED
 from haksnet_jax.results import dense_maps, map_files, visualize
@@ -144,7 +144,7 @@ def _predict(arguments, predictor, settings, sources, folder, started):
             if item.told:
                 say(item.told)
             opened[item.name] = item
-            yield dense.Job(item.images, item.sink, item)
+            yield dense_session.Job(item.images, item.sink, item)
 
     try:
         for job in predictor.predict(jobs(), settings, on_progress=_progress(say)):

@@ -105,11 +105,11 @@ def predict(
 
     # (What can be said without JAX is said before it is loaded.)
     from haksnet_jax.distributed import mesh as devices
-    from haksnet_jax.inference import predictor
+    from haksnet_jax.inference import detection_predictor
 
     devices.enable_compilation_cache()
     with files.held(folder):
-        detector = predictor.load(checkpoint, precision=precision, batch_size=batch_size)
+        detector = detection_predictor.load(checkpoint, precision=precision, batch_size=batch_size)
         view_settings.check(settings, detector.input_size)
         if "task1" in formats_out:
             dota.check_file_names(detector.class_names)
@@ -149,7 +149,7 @@ def _image_settings(given, paths, of_model):
 
 def _run(detector, settings, paths, results, started):
     """Looks at the images that are not done yet, and writes everything. Returns: exit status."""
-    from haksnet_jax.inference.predictor import merge
+    from haksnet_jax.inference.detection_predictor import merge
 
     remaining = [path for path in paths if not results.has(path)]
     if results.num_damaged:

@@ -172,12 +172,12 @@ def _of_images(arguments, checkpoint):
     from haksnet_jax.cli import classification
     from haksnet_jax.distributed import mesh as devices
     from haksnet_jax.images import reader
-    from haksnet_jax.inference import image_classifier
+    from haksnet_jax.inference import classification_predictor
 
     if arguments.masks or arguments.before or arguments.after:
         raise UserError("a classifier's labels are the folders of its images: --images=DIR with one folder a class")
     devices.enable_compilation_cache()
-    classifier = image_classifier.load(checkpoint)
+    classifier = classification_predictor.load(checkpoint)
     source = classification.open_source(arguments, checkpoint, classifier)
     print(source.summary(), file=sys.stderr)
     evaluator = classification.evaluator_of(classifier, source, num_best=_MOST_SCORES)

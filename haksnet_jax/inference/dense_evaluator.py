@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from haksnet_jax.distributed import hosts
-from haksnet_jax.inference import dense
+from haksnet_jax.inference import dense_session
 from haksnet_jax.labels.masks import IGNORED
 from haksnet_jax.results import dense_maps, visualize
 from haksnet_jax.results.confusion import ChangeConfusion, Confusion, confusion_matrix
@@ -26,9 +26,9 @@ class DenseEvaluator:
     """Evaluates on whole images, again and again with one compilation. Each host takes its part of the images.
 
     Args:
-      session: dense.Session.
+      session: dense_session.Session.
       source: labelled examples.
-      settings: dense.Settings.
+      settings: dense_session.Settings.
       left_out: names of classes that the means leave out.
       num_pictures: examples that are drawn.
       colours: of the classes, or None.
@@ -40,9 +40,9 @@ class DenseEvaluator:
 
     def __init__(
         self,
-        session: dense.Session,
+        session: dense_session.Session,
         source: Any,
-        settings: dense.Settings,
+        settings: dense_session.Settings,
         *,
         left_out: Sequence[str] = (),
         num_pictures: int = 8,
@@ -76,7 +76,7 @@ class DenseEvaluator:
             np.linspace(0, len(self._source) - 1, min(self._num_pictures, len(self._source))).round().astype(int)
         )
         self.pictures = []
-        for job in dense.predict(self._session, self._jobs(), self._settings):
+        for job in dense_session.predict(self._session, self._jobs(), self._settings):
             index, example, labels = job.tag
             truth = _labels(example["mask"], num_classes)
             if self._errors is None:
@@ -92,9 +92,9 @@ class DenseEvaluator:
     def _jobs(self):
         for index in range(jax.process_index(), len(self._source), jax.process_count()):
             example = self._source[index]
-            images = tuple(dense.ArrayImage(example[name]) for name in self._source.image_names)
-            labels, sink = dense.fill_array(*example["mask"].shape)
-            yield dense.Job(images, sink, (index, example, labels), self._sums_of(example["mask"]))
+            images = tuple(dense_session.ArrayImage(example[name]) for name in self._source.image_names)
+            labels, sink = dense_session.fill_array(*example["mask"].shape)
+            yield dense_session.Job(images, sink, (index, example, labels), self._sums_of(example["mask"]))
 
     def _sums_of(self, mask):
         """The function that gets an image's probabilities, or None."""

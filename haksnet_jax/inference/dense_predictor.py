@@ -15,7 +15,7 @@ import numpy as np
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
-from haksnet_jax.inference import dense
+from haksnet_jax.inference import dense_session
 from haksnet_jax.inference import precision as precisions
 from haksnet_jax.models import architecture
 from haksnet_jax.results import dense_maps
@@ -56,7 +56,7 @@ class DensePredictor:
       image_settings: ImageSettings by which images are read.
       num_images: images that are looked at together: two of a change detector.
       tile, overlap: of the windows that the model was evaluated with.
-      session: dense.Session with the weights.
+      session: dense_session.Session with the weights.
       variables: {"params", "batch_stats"} of numpy arrays.
       precision: of the arithmetic.
     """
@@ -91,7 +91,7 @@ class DensePredictor:
         self.num_images = TASKS[self.task]
         mesh = devices.data_mesh(jax.local_devices())
         batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 4)
-        self.session = dense.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
+        self.session = dense_session.Session(graph, mesh, batch_size=batch_size * mesh.devices.size)
         self.session.set_variables(self.variables)
 
     def settings(
@@ -102,8 +102,8 @@ class DensePredictor:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         turns: bool = False,
-    ) -> dense.Settings:
-        """dense.Settings, those of the model where they are None.
+    ) -> dense_session.Settings:
+        """dense_session.Settings, those of the model where they are None.
 
         Raises:
           UserError: a value that cannot be used.
@@ -114,21 +114,25 @@ class DensePredictor:
             raise UserError(f"tile: expected a multiple of 32, 64 or more, got {tile}")
         if not 0 <= overlap <= tile // 2:
             raise UserError(f"overlap: expected 0 to {tile // 2} (half a window of {tile}), got {overlap}")
-        return dense.Settings(tile, overlap, tuple(scales), flip, turns)
+        return dense_session.Settings(tile, overlap, tuple(scales), flip, turns)
 
     def predict(
-        self, jobs: Iterable[Any], settings: dense.Settings, *, on_progress: Callable[[int, int], None] | None = None
+        self,
+        jobs: Iterable[Any],
+        settings: dense_session.Settings,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Any]:
-        """`dense.predict` with this model. Yields: each Job when its sink has all rows."""
+        """`dense_session.predict` with this model. Yields: each Job when its sink has all rows."""
         with precisions.arithmetic(self.precision):
-            yield from dense.predict(self.session, jobs, settings, on_progress=on_progress)
+            yield from dense_session.predict(self.session, jobs, settings, on_progress=on_progress)
 
-    def labels(self, *images: np.ndarray, settings: dense.Settings | None = None) -> np.ndarray:
+    def labels(self, *images: np.ndarray, settings: dense_session.Settings | None = None) -> np.ndarray:
         """The class of each pixel.
 
         Args:
           *images: one array [H, W, C] uint8, or two of the same size for a change detector.
-          settings: dense.Settings, or None for the model's own.
+          settings: dense_session.Settings, or None for the model's own.
 
         Returns:
           [H, W] uint8.
@@ -141,8 +145,8 @@ class DensePredictor:
                 f"expected {self.num_images} image(s) of one size for {self.task}, got "
                 f"{', '.join(str(np.shape(image)) for image in images)}"
             )
-        found, sink = dense.fill_array(*images[0].shape[:2])
-        job = dense.Job(tuple(map(dense.ArrayImage, images)), sink)
+        found, sink = dense_session.fill_array(*images[0].shape[:2])
+        job = dense_session.Job(tuple(map(dense_session.ArrayImage, images)), sink)
         for _ in self.predict([job], settings or self.settings()):
             pass
         return found

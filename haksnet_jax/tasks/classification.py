@@ -13,7 +13,7 @@ from flax import nnx
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import settings as image_settings
-from haksnet_jax.inference.classification import ClassificationEvaluator
+from haksnet_jax.inference.classification_evaluator import ClassificationEvaluator
 from haksnet_jax.models import architecture, classification_loss
 from haksnet_jax.models.classifier import Classifier
 from haksnet_jax.pipeline import bands

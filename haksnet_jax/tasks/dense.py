@@ -14,7 +14,7 @@ from flax import nnx
 from haksnet_jax import files
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
-from haksnet_jax.inference import dense
+from haksnet_jax.inference import dense_session
 from haksnet_jax.inference.dense_evaluator import DenseEvaluator
 from haksnet_jax.models import architecture, dense_loss
 from haksnet_jax.models.segmenter import DECODERS
@@ -119,9 +119,9 @@ def loss_of(outputs: Any, labels: jax.Array, strides: tuple[int, int | None], gi
 
 
 def inference_settings(config: ml_collections.ConfigDict) -> Any:
-    """dense.Settings of a configuration's evaluation."""
+    """dense_session.Settings of a configuration's evaluation."""
     evaluation = config.evaluation
-    return dense.Settings(
+    return dense_session.Settings(
         evaluation.tile, evaluation.overlap, tuple(evaluation.scales), evaluation.flip, evaluation.turns
     )
 
@@ -132,7 +132,7 @@ def make_evaluator(
     """DenseEvaluator of a configuration, on this host's devices."""
     mesh = devices.data_mesh(jax.local_devices())
     batch_size = config.evaluation.batch_size_per_device * mesh.devices.size
-    return evaluator_of(config, dense.Session(graph, mesh, batch_size=batch_size), source, colours)
+    return evaluator_of(config, dense_session.Session(graph, mesh, batch_size=batch_size), source, colours)
 
 
 def evaluator_of(

@@ -14,7 +14,7 @@ from flax import nnx
 
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
-from haksnet_jax.inference import evaluator
+from haksnet_jax.inference.detection_evaluator import DetectionEvaluator
 from haksnet_jax.kernels.warp import warp_affine
 from haksnet_jax.labels.classes import read_class_names
 from haksnet_jax.labels.label_set import LabelSet
@@ -250,9 +250,9 @@ def loss(config: ml_collections.ConfigDict) -> Callable[..., Any]:
 
 def make_evaluator(
     config: ml_collections.ConfigDict, graph: nnx.GraphDef, source: Any, mesh: jax.sharding.Mesh
-) -> evaluator.Evaluator:
-    """Average precision on a split. Args: config; graph, of the model; source; mesh. Returns: evaluator.Evaluator."""
-    return evaluator.Evaluator(
+) -> DetectionEvaluator:
+    """Average precision on a split. Args: config; graph, of the model; source; mesh. Returns: DetectionEvaluator."""
+    return DetectionEvaluator(
         graph,
         source,
         mesh,

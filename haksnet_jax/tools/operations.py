@@ -14,7 +14,7 @@ from flax import nnx
 from jax.extend import core
 
 from haksnet_jax.distributed import mesh as devices
-from haksnet_jax.inference import session
+from haksnet_jax.inference import detection_session
 from haksnet_jax.models import architecture
 from haksnet_jax.models.roi_head import DetectionSettings
 from haksnet_jax.models.rpn import ProposalSettings
@@ -49,7 +49,7 @@ def of_model(info: dict[str, Any]) -> tuple[int, tuple[int, int]]:
                 "proposal_settings": ProposalSettings(**info.get("proposals", {})),
                 "detection_settings": DetectionSettings(**info.get("detections", {})),
             }
-            step = session.make_step(graph, mesh, **settings)
+            step = detection_session.make_step(graph, mesh, **settings)
             size, scale = np.array([[rows, columns]], np.int32), np.ones((1, 2), np.float32)
             program = jax.make_jaxpr(step)(variables, image, size, scale, np.float32(0.05))
         elif task == "classification":

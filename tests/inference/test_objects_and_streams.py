@@ -11,8 +11,8 @@ from bright_objects import save_tiny, scene, use_bright_objects
 import haksnet_jax
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
-from haksnet_jax.inference import evaluator, session, stream, view_settings
-from haksnet_jax.inference.predictor import merge
+from haksnet_jax.inference import detection_evaluator, detection_session, stream, view_settings
+from haksnet_jax.inference.detection_predictor import merge
 
 SHIPS = [(40, 40, 30, 10, 20), (80, 100, 24, 12, 0)]
 
@@ -126,14 +126,14 @@ def test_evaluation_and_prediction_find_the_same(tiny):
         detection_caps={"max_detections": 40, "max_candidates": 400},
     )
     source, mesh = Images(), devices.data_mesh(jax.local_devices()[:1])
-    step = session.make_step(
+    step = detection_session.make_step(
         detector.session.graph,
         mesh,
         proposal_settings=detector.session.proposal_settings,
         detection_settings=detector.session.detection_settings,
     )
     with jax.set_mesh(mesh), detector.session.arithmetic():
-        found, _ = evaluator.detect_split(
+        found, _ = detection_evaluator.detect_split(
             step,
             jax.device_put(detector.session.variables, devices.replicated(mesh)),
             source,

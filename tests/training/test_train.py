@@ -18,7 +18,7 @@ from configs import demo
 from haksnet_jax.cli import checkpoint_evaluation
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
-from haksnet_jax.inference import evaluator
+from haksnet_jax.inference import detection_evaluator
 from haksnet_jax.models.oriented_rcnn import OrientedRCNN
 from haksnet_jax.tasks import detection
 from haksnet_jax.training import checkpoint, log, loop, optimizer, resume, stop
@@ -56,7 +56,7 @@ def _all_that_is_given(*arguments, **settings):
 _make_optimizer = _once(optimizer.of_config, lambda config: config.optimizer.to_json())
 _loss = _once(detection.loss, lambda config: (config.rpn.to_json(), config.roi.to_json()))
 _make_train_step = _once(make_train_step, _all_that_is_given)
-_make_detect_step = _once(evaluator.make_step, _all_that_is_given)
+_make_detect_step = _once(detection_evaluator.make_step, _all_that_is_given)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def one_program(monkeypatch):
     monkeypatch.setattr(optimizer, "of_config", _make_optimizer)
     monkeypatch.setattr(detection, "loss", _loss)
     monkeypatch.setattr(loop, "make_train_step", _make_train_step)
-    monkeypatch.setattr(evaluator, "make_step", _make_detect_step)
+    monkeypatch.setattr(detection_evaluator, "make_step", _make_detect_step)
 
 
 def _batch(num_images, seed=0):

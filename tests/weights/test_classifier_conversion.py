@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
-from haksnet_jax.inference import image_classifier
+from haksnet_jax.inference import classification_predictor
 from haksnet_jax.models import architecture
 from haksnet_jax.weights import convert, model_folder
 from haksnet_jax.weights.state_dicts import select_state_dict
@@ -23,14 +23,14 @@ def test_a_pretraining_checkpoint_converts_whole_and_classifies(golden_file, tmp
     images = rng.integers(0, 256, (2, 224, 224, 3), np.uint8)
     for index, image in enumerate(images):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image[..., ::-1])
-    classifier = image_classifier.load(tmp_path / "model")
+    classifier = classification_predictor.load(tmp_path / "model")
     found = list(classifier([tmp_path / "0.png", tmp_path / "1.png"]))
 
     # By hand: the backbone's last map, its mean, and the file's own head, in numpy.
     arrays, info = model_folder.load_model(tmp_path / "model")
     assert info["task"] == "classification" and len(info["class_names"]) == 10
-    row = image_classifier.EvaluationRow(size=info["input_size"], share=info.get("crop_share", 0.875))
-    stored_images = [image_classifier.StoredImage(pixels=image, name="x") for image in images]
+    row = classification_predictor.EvaluationRow(size=info["input_size"], share=info.get("crop_share", 0.875))
+    stored_images = [classification_predictor.StoredImage(pixels=image, name="x") for image in images]
     cropped = np.stack([row({"image": image, "label": 0})["image"] for image in stored_images])
     graph, params, stats = architecture.abstract(info)
     state = [model_folder.fill(nnx.as_pure(part), arrays, what="the checkpoint") for part in (params, stats)]

@@ -15,7 +15,7 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.geometry import matching, nms, rotated_iou
 from haksnet_jax.geometry.anchors import STRIDES, anchor_grid, inside_image
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
-from haksnet_jax.inference.session import make_step
+from haksnet_jax.inference.detection_session import make_step
 from haksnet_jax.kernels import roi_align
 from haksnet_jax.kernels.depthwise import depthwise_conv
 from haksnet_jax.models.architecture import haksnet_detector

@@ -18,10 +18,10 @@ from flax import nnx
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.inference import dense
+from haksnet_jax.inference import dense_session
 from haksnet_jax.inference.dense_predictor import DensePredictor
+from haksnet_jax.inference.detection_session import Session
 from haksnet_jax.inference.precision import arithmetic
-from haksnet_jax.inference.session import Session
 from haksnet_jax.models import architecture
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.errors import CheckpointError
@@ -152,13 +152,13 @@ def _dense(arrays, info):
         return {"probabilities": found, "labels": jnp.argmax(found, axis=1).astype(jnp.uint8)}
 
     def live(*images):
-        found, settings = [], dense.Settings(tile=images[0].shape[1], overlap=0)
+        found, settings = [], dense_session.Settings(tile=images[0].shape[1], overlap=0)
         with arithmetic("float32"):
             for first in range(0, len(images[0]), session.batch_size):
                 some = tuple(x[first : first + session.batch_size] for x in images)
                 found.append(np.asarray(session(some, settings))[: len(some[0])])
         found = np.concatenate(found)
-        return {"probabilities": found, "labels": np.stack([dense.largest(layers) for layers in found])}
+        return {"probabilities": found, "labels": np.stack([dense_session.largest(layers) for layers in found])}
 
     return probabilities, predictor.variables, live
 

@@ -23,8 +23,8 @@ from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.images.settings import ImageSettings
 from haksnet_jax.inference import stream, view_settings, views
+from haksnet_jax.inference.detection_session import Session
 from haksnet_jax.inference.images import ImageArray, find_images
-from haksnet_jax.inference.session import Session
 from haksnet_jax.inference.view_settings import Settings
 from haksnet_jax.results import tiles
 from haksnet_jax.results.detections import Detections, labels_of

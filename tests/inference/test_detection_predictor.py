@@ -9,7 +9,7 @@ from bright_objects import find_bright, save_tiny, scene, use_bright_objects
 import haksnet_jax
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
-from haksnet_jax.inference.predictor import Detector, Settings, merge
+from haksnet_jax.inference.detection_predictor import Detector, Settings, merge
 from haksnet_jax.inference.views import View, cut_off
 from haksnet_jax.weights import model_folder
 from haksnet_jax.weights.errors import CheckpointError

@@ -11,7 +11,7 @@ from flax import nnx
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.images import reader
 from haksnet_jax.images.headers import ImageError
-from haksnet_jax.inference.session import make_step
+from haksnet_jax.inference.detection_session import make_step
 from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.detection_rows import EvaluationRow
 from haksnet_jax.results import visualize
@@ -33,7 +33,7 @@ def detect_split(
     """Runs a detector over a split, every image fitted into the same canvas. All hosts of a run take part.
 
     Args:
-      step: of `session.make_step`.
+      step: of `detection_session.make_step`.
       variables: {"params", "batch_stats"} on the devices of the mesh.
       source: examples of the split.
       mesh: the devices.
@@ -108,15 +108,15 @@ class Picture(NamedTuple):
     image: np.ndarray
 
 
-class Evaluator:
+class DetectionEvaluator:
     """Evaluates a model on a validation split, again and again with one compilation.
 
     Args:
       graph: graph definition of the model.
       source: labelled source of examples.
       mesh: of the run.
-      proposal_settings, detection_settings: of `session.make_step`; detections below the latter's score threshold are
-        left out.
+      proposal_settings, detection_settings: of `detection_session.make_step`; detections below the latter's score
+        threshold are left out.
       image_size: (rows, columns) of the canvas.
       batch_size_per_device, num_workers, stall_seconds: of `detect_split`.
       num_pictures: images with most objects that are drawn.

@@ -13,7 +13,7 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.inference import precision as precisions
-from haksnet_jax.inference.classification import make_classify_step
+from haksnet_jax.inference.classification_evaluator import make_classify_step
 from haksnet_jax.models import architecture
 from haksnet_jax.pipeline.classification_sources import StoredImage, image_settings_of
 from haksnet_jax.pipeline.classification_transforms import EvaluationRow

@@ -12,7 +12,7 @@ from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.images import reader
-from haksnet_jax.inference.evaluator import Picture
+from haksnet_jax.inference.detection_evaluator import Picture
 from haksnet_jax.pipeline import loader
 from haksnet_jax.pipeline.classification_transforms import EvaluationRow
 from haksnet_jax.results import diagrams, visualize

@@ -24,7 +24,7 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader
-from haksnet_jax.inference.dense import starts
+from haksnet_jax.inference.dense_session import starts
 
 ISPRS_PALETTE = (
     "FFFFFF impervious surface",

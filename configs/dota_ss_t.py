@@ -11,6 +11,7 @@ Prepare the tiles and the records (see data/README.md), then:
 
 import ml_collections
 
+from haksnet_jax.distributed.mesh import MeshSettings
 from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.models.detection_loss import AnchorSampling, LossSettings, RoISampling
@@ -19,31 +20,20 @@ from haksnet_jax.models.roi_head import DetectionSettings
 from haksnet_jax.models.rpn import ProposalSettings
 from haksnet_jax.pipeline.detection_rows import Augment
 from haksnet_jax.training.optimizer import OptimizerSettings
+from haksnet_jax.training.run_settings import RunSettings
 
 
 def get_config():
     """All values of the experiment; those that no line states are the defaults of the settings named."""
-    config = ml_collections.ConfigDict()
+    config = ml_collections.ConfigDict(RunSettings()._asdict())
     config.task = "detection"
     config.name = "dota_ss_t"
-    config.seed = 0
     config.num_epochs = 12  # upstream: max_epochs
-    config.num_steps = 0  # if not 0, the length of the run instead of num_epochs
     config.batch_size_per_device = 2  # upstream: samples_per_gpu
-    config.accumulate_steps = 1  # micro-batches of that size whose gradients are averaged for one update
-    config.checkpoint_every = 1000  # steps; 0: none on the way. The end of a run is always saved
-    config.checkpoints_kept = 3
     config.eval_every = 5000  # steps, and at the end; 0: never, the end included
-    config.log_every = 50  # steps
-    config.trackers = ()  # "wandb", "mlflow": told the metrics too, each by the extra of its name
-    config.pretrained = ""  # folder of a converted backbone
-    config.init = ""  # folder of a whole detector, converted or trained here
-    config.init_new_classes = False  # whether a classifier of other classes may start anew with `init`
     config.ema_decay = 0.0  # 0: no average of the weights, as upstream
-    config.max_skipped_steps = 20  # steps in a row without finite gradients after which the run stops
 
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
+    config.mesh = ml_collections.ConfigDict(MeshSettings()._asdict())
 
     config.model = ml_collections.ConfigDict()
     config.model.backbone = "haksnet_t"  # a family and its size; a family alone takes the sizes here

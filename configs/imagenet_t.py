@@ -13,36 +13,28 @@ Prepare `imagenet2012` with TFDS as ArrayRecord (docs/pretraining.md), then:
 import ml_collections
 from ml_collections import config_dict
 
+from haksnet_jax.distributed.mesh import MeshSettings
 from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.labels.imagenet import CLASSES
 from haksnet_jax.models.classification_loss import Mixing
 from haksnet_jax.pipeline.classification_transforms import Augment
 from haksnet_jax.training.optimizer import OptimizerSettings
+from haksnet_jax.training.run_settings import RunSettings
 
 
 def get_config():
     """All values of the experiment; those that no line states are the defaults of the settings named."""
-    config = ml_collections.ConfigDict()
+    config = ml_collections.ConfigDict(RunSettings()._asdict())
     config.task = "classification"
     config.name = "imagenet_t"
-    config.seed = 0
     config.num_epochs = 300
-    config.num_steps = 0  # if not 0, the length of the run instead of num_epochs
     config.batch_size_per_device = 128
-    config.accumulate_steps = 1  # micro-batches of that size whose gradients are averaged for one update
     config.checkpoint_every = 5000  # steps
-    config.checkpoints_kept = 3
     config.eval_every = 12500  # steps
     config.log_every = 100  # steps
-    config.trackers = ()  # "wandb", "mlflow": told the metrics too, each by the extra of its name
-    config.pretrained = ""  # folder of a backbone, of any task
-    config.init = ""  # folder of a whole classifier, converted or trained here
-    config.init_new_classes = False  # whether a linear layer of other classes may start anew with `init`
     config.ema_decay = 0.9998
-    config.max_skipped_steps = 20  # steps in a row without finite gradients after which the run stops
 
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
+    config.mesh = ml_collections.ConfigDict(MeshSettings()._asdict())
 
     config.model = ml_collections.ConfigDict()
     config.model.backbone = "haksnet_t"

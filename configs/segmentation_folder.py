@@ -11,35 +11,25 @@ is one for a few thousand images and less.
 
 import ml_collections
 
+from haksnet_jax.distributed.mesh import MeshSettings
 from haksnet_jax.images.settings import PIXEL_MEAN, PIXEL_STD
 from haksnet_jax.models.dense_loss import LossSettings
 from haksnet_jax.pipeline.dense_transforms import Augment
 from haksnet_jax.training.optimizer import OptimizerSettings
+from haksnet_jax.training.run_settings import RunSettings
 
 
 def get_config():
     """All values of the experiment; those that no line states are the defaults of the settings named."""
-    config = ml_collections.ConfigDict()
+    config = ml_collections.ConfigDict(RunSettings()._asdict())
     config.name = "segmentation_folder"
     config.task = "segmentation"
-    config.seed = 0
     config.num_epochs = 100
-    config.num_steps = 0  # if not 0, the length of the run instead of num_epochs
     config.batch_size_per_device = 16
-    config.accumulate_steps = 1  # micro-batches of that size whose gradients are averaged for one update
-    config.checkpoint_every = 1000  # steps
-    config.checkpoints_kept = 3
     config.eval_every = 1000  # steps
-    config.log_every = 50  # steps
-    config.trackers = ()  # "wandb", "mlflow": told the metrics too, each by the extra of its name
-    config.pretrained = ""  # folder of a converted backbone, or of a run of any task
-    config.init = ""  # folder of a whole segmenter
-    config.init_new_classes = False  # whether a classifier of other classes may start anew with `init`
     config.ema_decay = 0.998
-    config.max_skipped_steps = 20  # steps in a row without finite gradients after which the run stops
 
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.fsdp = 1  # devices that share one copy of the large weights and of their optimiser state
+    config.mesh = ml_collections.ConfigDict(MeshSettings()._asdict())
 
     config.model = ml_collections.ConfigDict()
     config.model.backbone = "haksnet_t"

@@ -12,6 +12,7 @@ import re
 from haksnet_jax.cli import configuration, program
 
 PAGE = configuration.FOLDER.resolve().parent / "docs" / "reference.md"
+_BASE = re.compile(r"^    config = ml_collections\.ConfigDict\((\w+)\(", re.MULTILINE)  # the settings at the top
 _SETTING = re.compile(r"    config\.([\w.]+) = (.+?)(?:  # (.*))?$")
 _FIELD = re.compile(r"    (\w+): .+? = (.+?)(?:  # (.*))?$")  # of settings beside the code that they steer
 
@@ -37,7 +38,7 @@ def page() -> str:
     ]
     for path in sorted(configuration.FOLDER.glob("*.py")):
         text = path.read_text()
-        if "    config = ml_collections.ConfigDict()" in text:  # it states everything, and changes no lines of another
+        if _BASE.search(text):  # it states everything, and changes no lines of another
             lines += _table(path.stem, _settings(text, importlib.import_module(f"haksnet_jax.configs.{path.stem}")))
     return "\n".join(lines)
 
@@ -59,7 +60,10 @@ def _command(command, summary):
 
 def _settings(text, module):
     """Yields (key, value, meaning) of the lines of a configuration that set a value, or a section of settings."""
-    config, sections = module.get_config(), set()
+    config = module.get_config()
+    top = getattr(module, _BASE.search(text)[1])
+    yield from _fields("", top, config)
+    sections = set(top._fields)
     for line in text.splitlines():
         match = _SETTING.match(line)
         if not match or "ConfigDict()" in match[2] or match[1].split(".")[0] in sections:
@@ -82,7 +86,7 @@ def _fields(section, kind, values):
         if match:
             name, stated, meaning = match.groups()
             value = stated if values[name] == kind._field_defaults[name] else repr(values[name])
-            yield f"{section}.{name}", value, meaning or ""
+            yield f"{section}.{name}".lstrip("."), value, meaning or ""
 
 
 def _table(name, settings):

@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,12 @@ from haksnet_jax.errors import UserError
 
 # Smaller arrays stay whole on every device: a message of less costs its latency, and saves next to no memory.
 MIN_SPLIT_SIZE = 2**16  # elements
+
+
+class MeshSettings(NamedTuple):
+    """How a run's devices are laid out."""
+
+    fsdp: int = 1  # devices that share one copy of the large weights and of their optimiser state
 
 
 def enable_compilation_cache() -> None:

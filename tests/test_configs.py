@@ -1,6 +1,8 @@
 """The configurations of the data sets: each builds, and speaks of the classes and splits that its builder makes."""
 
 import importlib
+import inspect
+import re
 
 import pytest
 from flax import nnx
@@ -9,6 +11,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.labels import classes
 from haksnet_jax.preparation.data_sets import dior_r, dota, fair1m, hrsc2016, hrsid
 from haksnet_jax.tasks import detection
+from haksnet_jax.training.run_settings import RunSettings
 
 # The splits that the builders' documentation promises; FAIR1M's and DOTA's are named by folders.
 BUILDERS = {
@@ -91,3 +94,12 @@ def test_settings_that_there_are_not_are_named(key, value, message):
         config[key].update(value)
     with pytest.raises(UserError, match=message):
         detection.prepared(config)
+
+
+@pytest.mark.parametrize("name", ["dota_ss_t", "imagenet_t", "segmentation_folder"])
+def test_a_base_configuration_states_of_the_run_what_differs_alone(name):
+    module = importlib.import_module(f"configs.{name}")
+    stated = re.findall(r"^    config\.(\w+) = ", inspect.getsource(module), re.MULTILINE)
+    config = module.get_config()
+    assert not [key for key in stated if config[key] == RunSettings._field_defaults.get(key, object())]
+    assert set(RunSettings._fields) <= set(config)

@@ -68,7 +68,7 @@ class MeanAveragePrecision:
         return recall, precision, self.scores[label][counted]
 
     def figures(self, label: int | None = None) -> dict[str, float | None]:
-        """The four published figures of a class, or their means over the classes with labelled objects.
+        """The four published metrics of a class, or their means over the classes with labelled objects.
 
         Args:
           label: the class, an index; None for the means.
@@ -100,7 +100,7 @@ class MeanAveragePrecision:
         return int(sum(count[count > 1].sum() for count in counts))
 
     def to_json(self) -> dict[str, Any]:
-        """{"mean": figures, "classes": {name: figures and "num_gts", "num_detections"}}, ready for json.dumps."""
+        """{"mean": metrics, "classes": {name: metrics, "num_gts", "num_detections"}}, ready for json.dumps."""
         classes = {
             name: {
                 **self.figures(label),
@@ -112,7 +112,7 @@ class MeanAveragePrecision:
         return {"mean": self.figures(), "classes": classes}
 
     def table(self) -> str:
-        """The figures as text in columns, in percent; "-" for classes without labelled objects."""
+        """The metrics as text in columns, in percent; "-" for classes without labelled objects."""
         width = max(len(name) for name in ("class", "mean", *self.class_names))
         heads = ("AP50 voc07", "AP50 voc12", "AP75 voc12", "AP50:95")
         rule = "-" * (width + 22 + 12 * len(heads))

@@ -48,6 +48,7 @@ class Labelled(NamedTuple):
 
 
 def ignored_difficulties(ignore_difficult: bool, ignore_truncated: bool) -> list[int]:
+    """The difficulties whose objects neither count as missed nor make a detection wrong."""
     return [1] * bool(ignore_difficult) + [2] * bool(ignore_truncated)
 
 

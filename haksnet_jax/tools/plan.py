@@ -86,7 +86,7 @@ def figures(
     is_largest: bool = False,
     is_estimate: bool = False,
 ) -> dict[str, Any]:
-    """All figures of a plan as one dict of plain values (see the printed table for their meaning)."""
+    """All numbers of a plan as one dict of plain values; the printed table says what they mean."""
     limit = topology.chip.memory
     global_batch = step.batch_per_device * topology.num_devices * config.accumulate_steps
     result = {
@@ -126,7 +126,7 @@ def figures(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The figures of a plan as text. Args: found, from `figures`. Returns: lines."""
+    """The numbers of a plan as lines of text. Args: found, from `figures`."""
     rows = [("config", found["config"]), ("devices", f"{found['topology']} ({found['num_devices']})")]
     largest = ", the most that fit" if found["is_largest"] else ""
     rows += [

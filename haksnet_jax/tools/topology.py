@@ -52,7 +52,7 @@ class PlanError(UserError):
 
 
 class Topology(NamedTuple):
-    """A set of devices: name as given, chip, sides of the grid, and whether the figures will be estimates."""
+    """A set of devices: name as given, chip, sides of the grid, and whether they are TPUs (then nothing is estimated)."""
 
     name: str
     chip: Chip

@@ -137,6 +137,7 @@ def _detector(name, dtype, mesh):
 
 
 def one_device() -> jax.sharding.Mesh:
+    """A mesh of the first device alone."""
     return devices.data_mesh(jax.local_devices()[:1])
 
 

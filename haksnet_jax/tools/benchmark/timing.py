@@ -64,7 +64,7 @@ class Part(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The figures of a part. What does not apply to it, or is not known, is None."""
+    """What was measured of a part. What does not apply to it, or is not known, is None."""
 
     part: str
     milliseconds: float

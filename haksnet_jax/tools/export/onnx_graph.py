@@ -140,6 +140,7 @@ class Graph:
             self._constants: dict[tuple[Any, ...], Value] = {}
 
     def name(self) -> str:
+        """A name that no other value of the file has."""
         self.root.num_names += 1
         return f"v{self.root.num_names}"
 
@@ -154,6 +155,7 @@ class Graph:
         return self.root._constants[key]
 
     def ints(self, numbers: ArrayLike) -> Value:
+        """The Value of whole numbers, as ONNX takes shapes and axes."""
         return self.constant(np.asarray(numbers, np.int64))
 
     def node(
@@ -165,6 +167,7 @@ class Graph:
         return result
 
     def add(self, kind: str, operands: Sequence[Value | None], results: Sequence[Value], **attributes: Any) -> None:
+        """Adds a node of several results, or of results that exist. Args: operands, None where one is left out."""
         names = [operand.name if operand else "" for operand in operands]
         outputs = [result.name for result in results]
         self.nodes.append(self.onnx.helper.make_node(kind, names, outputs, **attributes))
@@ -176,6 +179,7 @@ class Graph:
         return self.node("Expand", [value, self.ints(aval.shape)], aval.shape, value.dtype)
 
     def cast(self, value: Value, dtype: DTypeLike) -> Value:
+        """The value in another type."""
         dtype = np.dtype(dtype)
         if value.dtype == dtype:
             return value
@@ -183,17 +187,20 @@ class Graph:
         return self.node("Cast", [value], value.shape, dtype, to=kind)
 
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        """The value in another shape of as many elements."""
         if value.shape == tuple(shape):
             return value
         return self.node("Reshape", [value, self.ints(shape)], shape, value.dtype)
 
     def transpose(self, value: Value, order: Iterable[int]) -> Value:
+        """The value with its axes in another order."""
         order = [int(axis) for axis in order]
         if order == list(range(len(order))):
             return value
         return self.node("Transpose", [value], [value.shape[axis] for axis in order], value.dtype, perm=order)
 
     def elementwise(self, kind: str, operands: Sequence[Value], dtype: DTypeLike, **attributes: Any) -> Value:
+        """Adds a node whose result has the shape that the operands broadcast to."""
         shape = np.broadcast_shapes(*(operand.shape for operand in operands))
         return self.node(kind, operands, shape, dtype, **attributes)
 

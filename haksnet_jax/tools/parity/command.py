@@ -104,7 +104,7 @@ def report(
 
 
 def _number(value):
-    """A figure as JSON can hold it."""
+    """A number as JSON can hold it."""
     return float(value) if math.isfinite(value) else None
 
 

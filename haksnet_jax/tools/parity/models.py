@@ -34,6 +34,7 @@ def model_of(state_dict: Mapping[str, np.ndarray], **options: Any) -> OrientedRC
 
 
 def model_with(architecture: Mapping[str, Any], arrays: Mapping[str, np.ndarray], **options: Any) -> OrientedRCNN:
+    """An OrientedRCNN of an architecture that holds our arrays. Args: as of `model_of`."""
     size = haksnet.BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios")))
     model = nnx.eval_shape(
         lambda: haksnet_detector(
@@ -58,14 +59,17 @@ def reference_model(fixture: Fixture, variant: str, **options: Any) -> OrientedR
 
 
 def nhwc(x: ArrayLike) -> np.ndarray:
+    """Upstream's layout, channels second, to ours, channels last."""
     return np.moveaxis(np.asarray(x), 1, -1)
 
 
 def nchw(x: ArrayLike) -> np.ndarray:
+    """Our layout to upstream's, float32."""
     return np.moveaxis(np.asarray(x, np.float32), -1, 1)
 
 
 def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
+    """[H, W, 3] uint8, as the reference reads images: by OpenCV."""
     pixels = cv2.imread(str(path))
     if pixels is None:
         raise ValueError(f"{path} cannot be read as an image")
@@ -73,6 +77,7 @@ def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def normalized(pixels: np.ndarray) -> np.ndarray:
+    """[H, W, 3] RGB pixels as a batch [1, H, W, 3] that a backbone takes."""
     return ((pixels.astype(np.float32) - np.asarray(PIXEL_MEAN, np.float32)) / np.asarray(PIXEL_STD, np.float32))[None]
 
 
@@ -122,11 +127,13 @@ def variant_of(case: str, folder: pathlib.Path) -> str:
 
 @functools.partial(jax.jit, static_argnums=0)
 def call(graph: nnx.GraphDef, state: Any, x: jax.Array) -> jax.Array:
+    """The module's output, compiled."""
     return nnx.merge(graph, state)(x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def neck_and_rpn(graph: nnx.GraphDef, state: Any, maps: Sequence[jax.Array]) -> tuple[Any, ...]:
+    """(levels of the pyramid, logits of the RPN, its deltas), compiled."""
     model = nnx.merge(graph, state)
     levels = model.fpn(maps)
     return levels, *model.rpn(levels)

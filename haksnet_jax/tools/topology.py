@@ -52,7 +52,7 @@ class PlanError(UserError):
 
 
 class Topology(NamedTuple):
-    """A set of devices: name as given, chip, sides of the grid, and whether they are TPUs (then nothing is estimated)."""
+    """Devices: name as given, chip, sides of the grid, and whether they are TPUs (nothing is estimated then)."""
 
     name: str
     chip: Chip

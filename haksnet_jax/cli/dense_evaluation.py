@@ -101,4 +101,4 @@ def run(arguments: argparse.Namespace) -> int:
         pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
         files.write_text(target, text)
         print(target)
-    return 0
+    return 1 if evaluator.num_unread else 0

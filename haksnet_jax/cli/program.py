@@ -88,6 +88,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "haksnet") -> int:
         if isinstance(end.code, str):  # a sentence, which Python prints
             raise
         return end.code or OK
+    except KeyboardInterrupt:  # while modules are loaded, before the command itself has begun
+        _say("stopped")
+        return STOPPED
     except BrokenPipeError:  # whoever read has seen enough: `haksnet info ... | head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

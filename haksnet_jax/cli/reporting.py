@@ -44,10 +44,13 @@ def write(arguments: argparse.Namespace) -> int:
         return _write_detection(arguments, sources)
     _refuse(arguments, task)
     subject_of, module = (_of_images, class_report) if task == "classification" else (_of_pixels, pixel_report)
-    subjects = [subject_of(arguments, source) for source in sources]
+    subjects, unread = zip(*(subject_of(arguments, source) for source in sources), strict=True)
     size = module.write_report(arguments.output, _with_titles(subjects), num_images=arguments.num_images)
     _say_written(arguments.output, size)
-    return 0
+    if not any(unread):
+        return 0
+    print(f"error: {counted(max(unread), 'image')} could not be read and not scored", file=sys.stderr)
+    return 1
 
 
 def _task_of_all(sources):
@@ -112,8 +115,7 @@ def _files(source, *, labels, images=None, classes=None, labels_format="dota", a
 
 def _subject(source, found, facts):
     warnings = list(found.warnings)
-    if found.failed:
-        warnings.append(f"{counted(len(found.failed), 'image')} could not be read and not scored")
+    warnings += _warnings_of(len(found.failed))
     return report.Subject(
         _title(source),
         found.class_names,
@@ -126,11 +128,15 @@ def _subject(source, found, facts):
     )
 
 
+def _warnings_of(num_unread):
+    return [f"{counted(num_unread, 'image')} could not be read and not scored"] if num_unread else []
+
+
 # --------------------------------------------------------------------------------------------------------- other tasks
 
 
 def _of_pixels(arguments, checkpoint):
-    """pixel_report.Subject of a segmenter or change detector."""
+    """(pixel_report.Subject of a segmenter or change detector, number of images that cannot be read)."""
     from haksnet_jax.cli import dense_evaluation
     from haksnet_jax.distributed import mesh as devices
     from haksnet_jax.inference import dense_predictor
@@ -152,7 +158,7 @@ def _of_pixels(arguments, checkpoint):
         mask = np.where(example["mask"] < len(source.class_names), example["mask"], IGNORED)
         return pixel_report.Pixels(images, mask, predictor.labels(*images.values(), settings=settings))
 
-    return pixel_report.Subject(
+    subject = pixel_report.Subject(
         _title(checkpoint),
         result,
         errors,
@@ -161,12 +167,13 @@ def _of_pixels(arguments, checkpoint):
         facts_of(checkpoint),
         history_of(checkpoint),
         tasks.of({"task": predictor.task}).CURVES,
-        [],
+        _warnings_of(evaluator.num_unread),
     )
+    return subject, evaluator.num_unread
 
 
 def _of_images(arguments, checkpoint):
-    """class_report.Subject of a classifier."""
+    """(class_report.Subject of a classifier, number of images that cannot be read)."""
     import jax
 
     from haksnet_jax.cli import classification
@@ -185,7 +192,10 @@ def _of_images(arguments, checkpoint):
         placed = devices.place(classifier.variables, devices.replicated(classifier.mesh))
         labels, scores, classes = evaluator.predictions(placed)
     read = np.flatnonzero(labels >= 0)  # (a warning names the others)
-    return class_report.Subject(
+    if not len(read):
+        raise UserError(f"none of {counted(len(labels), 'image')} could be read, so there is nothing to report")
+    num_unread = len(labels) - len(read)
+    subject = class_report.Subject(
         _title(checkpoint),
         tuple(source.class_names),
         [source.image_ids[index] for index in read],
@@ -196,8 +206,9 @@ def _of_images(arguments, checkpoint):
         facts_of(checkpoint),
         history_of(checkpoint),
         tasks.of({"task": "classification"}).CURVES,
-        [],
+        _warnings_of(num_unread),
     )
+    return subject, num_unread
 
 
 # -------------------------------------------------------------------------------------------------------------- the run

@@ -5,13 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 from haksnet_jax.distributed import hosts
+from haksnet_jax.errors import UserError
 from haksnet_jax.inference import dense_session
 from haksnet_jax.labels.masks import IGNORED
 from haksnet_jax.results import dense_maps, visualize
 from haksnet_jax.results.confusion import ChangeConfusion, Confusion, confusion_matrix
+from haksnet_jax.wording import counted
 
 
 class Picture(NamedTuple):
@@ -36,6 +39,7 @@ class DenseEvaluator:
 
     Attributes:
       pictures: list of Picture, drawn by the last evaluation.
+      num_unread: images that the last evaluation left out since they or their masks cannot be read.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class DenseEvaluator:
         self._colours = dense_maps.colours_of(source.class_names, colours)
         self._errors = errors
         self.pictures: list[Any] = []
+        self.num_unread = 0
 
     def __call__(self, variables: Any, *, pictures: epath.Path | None = None) -> Any:
         """Evaluates.
@@ -67,6 +72,9 @@ class DenseEvaluator:
 
         Returns:
           Confusion, or ChangeConfusion of a source of pairs.
+
+        Raises:
+          UserError: no image can be read.
         """
         if variables is not None:
             self._session.set_variables(variables)
@@ -75,7 +83,7 @@ class DenseEvaluator:
         drawn = set(
             np.linspace(0, len(self._source) - 1, min(self._num_pictures, len(self._source))).round().astype(int)
         )
-        self.pictures = []
+        self.pictures, self.num_unread = [], 0
         for job in dense_session.predict(self._session, self._jobs(), self._settings):
             index, example, labels = job.tag
             truth = _labels(example["mask"], num_classes)
@@ -86,12 +94,22 @@ class DenseEvaluator:
             if pictures is not None and index in drawn and jax.process_index() == 0:
                 self.pictures.append(self._draw(index, example, labels, pictures))
         matrix = hosts.sum_over_hosts(matrix)
+        self.num_unread = int(hosts.sum_over_hosts(np.array(self.num_unread)))
+        if self.num_unread == len(self._source):
+            raise UserError(f"none of {counted(self.num_unread, 'image')} could be read, so nothing is evaluated")
+        if self.num_unread:
+            logging.warning("%s could not be read and are left out of the metrics", counted(self.num_unread, "image"))
         kind = ChangeConfusion if len(self._source.image_names) == 2 else Confusion
         return kind(matrix, tuple(self._source.class_names), self._left_out)
 
     def _jobs(self):
         for index in range(jax.process_index(), len(self._source), jax.process_count()):
-            example = self._source[index]
+            try:
+                example = self._source[index]
+            except UserError as error:
+                logging.warning("%s", error)
+                self.num_unread += 1
+                continue
             images = tuple(dense_session.ArrayImage(example[name]) for name in self._source.image_names)
             labels, sink = dense_session.fill_array(*example["mask"].shape)
             yield dense_session.Job(images, sink, (index, example, labels), self._sums_of(example["mask"]))

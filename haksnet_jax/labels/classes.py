@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from haksnet_jax.errors import UserError
-from haksnet_jax.labels import encodings
-from haksnet_jax.labels.problems import printable, shortened
+from haksnet_jax.labels import name_lists
 
 _DOTA10 = (
     "plane",
@@ -105,13 +104,13 @@ def read_class_names(text: str) -> tuple[str, ...]:
     """Class names from a published list or a file with one class a line.
 
     Args:
-      text: a key of CLASSES ("dota10", "hrsc2016", ...), or the path of a text file in UTF-8 or UTF-16.
+      text: a key of CLASSES ("dota10", "hrsc2016", ...), or the path of a file: see `name_lists.read`.
 
     Returns:
       tuple of names, in the order of their labels.
 
     Raises:
-      UserError: neither is the case, the file is in another encoding, or it names a class twice or none at all.
+      UserError: neither is the case, or the file cannot be used.
     """
     if text in CLASSES:
         return CLASSES[text]
@@ -121,24 +120,15 @@ def read_class_names(text: str) -> tuple[str, ...]:
             f"expected --classes to be one of {', '.join(CLASSES)}, or a text file with one class a line; found no "
             f"file {text}"
         )
-    try:
-        lines = encodings.decode(path.read_bytes()).splitlines()
-    except encodings.EncodingError as error:
-        raise UserError(f"{path}:{error.line}: {error}") from None
-    names = tuple(line.strip() for line in lines if line.strip())
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
-    if not names or twice:
-        found = f"{shortened(twice[0])} is there twice" if twice else "it names none"
-        raise UserError(f"{path}: expected each class once, one a line; {found}")
-    for name in names:
-        if printable(name) != name:
-            raise UserError(f"{path}: the class '{shortened(name)}' holds a character that cannot be printed")
-    return names
+    return name_lists.read(path)
+
+
+_IGNORED = re.compile(r"[\s_-]+")
 
 
 def plain(name: str) -> str:
     """A name without what people spell differently: case, blanks, underscores, hyphens."""
-    return re.sub(r"[\s_-]+", "", name).lower()
+    return _IGNORED.sub("", name).lower()
 
 
 def similar(class_names: Iterable[str]) -> list[list[str]]:
@@ -251,15 +241,18 @@ class Finder:
         """Found, or None. Args: text, all columns behind the coordinates."""
         words = text.split()
         for kind, names in enumerate(self._kinds):
-            fits = []
+            fits, spelling = [], ""
             # A name in another spelling may have more words than the class: "Boeing 737" for Boeing737.
             for count in range(1, min(len(words), self._longest if kind < 2 else len(words)) + 1):
                 if kind == 2 and count > self._longest_spelling:
                     break
                 if kind == 2 and count > 1 and _may_be_difficulty(words, count - 1):
                     break  # it would use up a column
-                name = " ".join(words[:count])
-                label = names.get(name if kind < 2 else plain(name))
+                if kind < 2:
+                    label = names.get(" ".join(words[:count]))
+                else:
+                    spelling += _IGNORED.sub("", words[count - 1])
+                    label = names.get(spelling.lower())
                 if label is not None and not _goes_on(words[count:]):
                     fits.append((_rank(words[count:]), -count, label))
             if fits:

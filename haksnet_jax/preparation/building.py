@@ -47,12 +47,17 @@ def folder_builder(
       images: ImageSettings that are given; what they leave open is what is kept beside the images.
 
     Raises:
-      UserError: the list cannot be read.
+      UserError: the list cannot be read, or there are neither labels nor a list.
     """
     for folder, _ in splits.values():  # (the bands, of which the records' description speaks; limits come later)
         images = images._replace(bands=images.bands or image_settings.read_folder(folder)[0].bands)
     common: dict[str, Any] = {"lossy": lossy, "images": images, "folders": splits, "format": format}
     names = listed_classes(splits, format) if class_list is None else None
+    if class_list is None and all(labels is None for _, labels in splits.values()):
+        raise records.DataError(
+            f"{', '.join(str(folder) for folder, _ in splits.values())}: expected labels (--labels=DIR, or a folder "
+            "labelTxt or labels beside images), or --classes to pack images without labels"
+        )
     class_list = class_list or "dota10"
     if names is None and class_list in _DOTA_CONFIGS:
         return functools.partial(Dota, config=_DOTA_CONFIGS[class_list], **common)

@@ -23,7 +23,6 @@ import multiprocessing
 import os
 import pathlib
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -262,14 +261,13 @@ def _run_workers(jobs, arguments, num_workers, take):
     )
     try:
         # Ctrl-C reaches every process of the terminal. Workers are born deaf to it, or one that is still importing
-        # would die with a traceback; the parent decides, and workers finish the tile at hand.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+        # would die with a traceback; the parent decides, and workers finish the tile at hand. The signal is blocked,
+        # which workers inherit, and not ignored: one that comes meanwhile reaches the parent afterwards.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             futures = {executor.submit(_cut_in_worker, job, *arguments): job for job in jobs}
         finally:
-            if in_main_thread:
-                signal.signal(signal.SIGINT, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for future in concurrent.futures.as_completed(futures):
             take(futures[future], future.result())
     except concurrent.futures.process.BrokenProcessPool:

@@ -239,6 +239,9 @@ def _read_lines(path, content, problems):
         if not all(abs(value) <= MAX_COORDINATE for value in numbers):  # catches NaN too
             problems.append(Problem(path, number, "bad_number", f"a number is not finite or too large: {line[:60]!r}"))
             continue
+        if not 0 <= numbers[0] <= 1:
+            problems.append(Problem(path, number, "bad_score", f"expected a score in 0..1, found {numbers[0]:g}"))
+            continue
         rows.append((number, words[0].strip(), numbers))
     return rows
 
@@ -337,9 +340,6 @@ def check_submission(
                 continue
             rows = _read_lines(where, archive.read(name), problems)
             numbers = np.array([values for _, _, values in rows], np.float64).reshape(-1, 9)
-            for row in np.flatnonzero((numbers[:, 0] < 0) | (numbers[:, 0] > 1)):
-                detail = f"expected a score in 0..1, found {numbers[row, 0]}"
-                problems.append(Problem(where, rows[row][0], "bad_score", detail))
             problems += [
                 Problem(where, rows[row][0], "zero_area", "the four corners enclose no area")
                 for row in np.flatnonzero(_without_area(numbers[:, 1:].reshape(-1, 4, 2)))

@@ -218,6 +218,12 @@ def test_what_is_wrong_with_files_is_told_in_a_sentence(data, capsys):
     with open(data / "task1" / "Task1_plane.txt", "a") as file:
         file.write("small 0.5 1 2 3\n")
     assert "Task1_plane.txt:6" in error(f"--predictions={data / 'task1'}", labels)
+    for score in ("1.5", "-0.1", "99.8"):  # percents, for example: `submit` refuses the same
+        write_predictions(data / "task1", OBJECTS)
+        with open(data / "task1" / "Task1_plane.txt", "a") as file:
+            file.write(f"small {score} 1 1 9 1 9 9 1 9\n")
+        message = error(f"--predictions={data / 'task1'}", labels)
+        assert "Task1_plane.txt:6" in message and f"a score in 0..1, found {score}" in message
 
 
 def test_label_lines_that_do_not_count_are_named(data, capsys):

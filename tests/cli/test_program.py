@@ -133,7 +133,7 @@ def test_values_are_checked_before_anything_is_loaded(option, message, capsys):
 
 
 def _raises(error):
-    def function():
+    def function(*_):
         raise error
 
     return function
@@ -154,6 +154,12 @@ def test_a_users_mistake_is_a_sentence_and_a_bug_keeps_its_traceback(capsys, tmp
             program.guarded(_raises(bug))
     assert program.guarded(lambda: None) == 0
     assert program.guarded(lambda: 75) == 75
+
+
+def test_ctrl_c_while_a_command_is_loaded_is_a_word_and_status_130(monkeypatch, capsys):
+    monkeypatch.setattr(program, "parser_of", _raises(KeyboardInterrupt()))
+    assert program.main(["split", "--images=a"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_quiet_leaves_warnings_errors_and_results(capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import shutil
 
 import cv2
 import numpy as np
@@ -245,6 +246,17 @@ def test_own_classes_come_from_a_file_and_splits_from_arguments(tmp_path):
     arguments = ["--images", str(folder / "images"), "--labels", str(folder / "labelTxt"), "--split", "val"]
     assert build([*arguments, f"--classes={tmp_path / 'classes.txt'}", f"--output={tmp_path / 'out'}"]) == 0
     assert sources.TfdsSource(tmp_path / "out", "val")[0]["labels"].tolist() == [1]
+
+
+def test_images_without_labels_and_without_classes_are_not_built_as_dotas(tmp_path, capsys):
+    dota_folder(tmp_path / "in", split="x")
+    images, output = f"--images={tmp_path / 'in/x/images'}", f"--output={tmp_path / 'out'}"
+    shutil.rmtree(tmp_path / "in/x/labelTxt")
+    for one in (images, f"--source={tmp_path / 'in'}"):
+        assert build([one, output]) == 1
+        err = capsys.readouterr().err
+        assert "expected labels" in err and "--classes" in err and not (tmp_path / "out").exists()
+    assert build([images, output, "--split=test", "--classes=dota10"]) == 0  # a test split, to be predicted on
 
 
 @pytest.mark.parametrize("text", ["nothing.txt", "twice.txt"])

@@ -99,7 +99,11 @@ def _damaged_index(draw, content):
         if kind == 0:
             del arrays[name]
         elif kind == 1:
-            numbers = arrays[name] if arrays[name].dtype.kind != "U" else np.arange(len(arrays[name]))
+            numbers = (
+                arrays[name]
+                if arrays[name].dtype.kind != "U"
+                else np.arange(arrays[name].size).reshape(arrays[name].shape)
+            )
             arrays[name] = numbers.astype(draw.choice(("i8", "u1", "f8", "f2", "U3", "b1", "c8")), casting="unsafe")
         elif kind == 2:
             arrays[name] = np.full(draw.choice(((), (0,), (1,), (3,), (3, 4, 2), (2, 1000))), draw.choice(_FILLS))

@@ -271,6 +271,45 @@ def test_class_lists_are_read_in_utf_8_and_utf_16_and_else_named_with_their_line
             read_class_names(str(path))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("data.yaml", "path: .\nnc: 2\nnames: [ship, no]\n", ("ship", "no")),
+        ("data.yml", "names:\n  0: ship\n  1: 737\n", ("ship", "737")),
+        ("list.json", '["ship", "Small Car"]', ("ship", "Small Car")),
+        ("classes.txt", "[\n'ship',\n]", "found JSON"),
+        ("classes.txt", '{"categories": [{"id": 1, "name": "ship"}]}', "found JSON"),
+        ("coco.json", '{"categories": [{"id": 1, "name": "ship"}]}', "found JSON"),
+        ("classes.txt", "names:\n  0: ship\n  1: plane\n", r"found YAML: name the file something\.yaml"),
+        ("classes.txt", "names: [ship, plane]\n", "found YAML"),
+        ("classes.txt", "- ship\n- plane\n", "without the dashes"),
+        ("classes.txt", "0: ship\n1: plane\n", "numbered lines, '0: ship'"),
+        ("classes.txt", "1 ship\n2 plane\n", "numbered lines"),
+        ("classes.txt", "ship,plane,car\n", "found commas"),
+        ("classes.csv", "name,r,g,b\nship,1,2,3\n", "found commas"),
+        ("classes.txt", "# my classes\nship\n", "a comment, '# my classes'"),
+        ("classes.txt", "'ship',\n'plane'\n", "in quotes"),
+        ("classes.txt", "<labels><label>ship</label></labels>", "found XML"),
+        ("map.pbtxt", "item {\n id: 1\n name: 'ship'\n}\n", "label map"),
+        ("data.yaml", "nc: 2\n", "found no `names`"),
+        ("data.yaml", "names: {0: ship, 2: plane}\n", "indices 0 to 1"),
+        ("data.yaml", "names: [ship, [plane]]\n", "names of classes"),
+        ("data.yaml", "names: !!python/object/apply:os.system [exit]\n", ("exit",)),  # a tag is left aside
+        ("data.yaml", "names: [ship, ship]\n", "ship is there twice"),
+        ("data.yaml", "names: &a [*a, ship]\n", "names of classes|cannot be read"),
+        ("classes.txt", "737\n747\nA220\n", ("737", "747", "A220")),
+        ("classes.txt", "Small Car\n1 ship\n", ("Small Car", "1 ship")),
+    ],
+)
+def test_lists_of_classes_in_other_forms_are_read_or_named(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    if isinstance(expected, tuple):
+        assert read_class_names(str(tmp_path / name)) == expected
+        return
+    with pytest.raises(UserError, match=f"{name}.*({expected})"):
+        read_class_names(str(tmp_path / name))
+
+
 def test_no_problem_brings_control_characters_to_the_terminal(tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(50):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from tiny_config import tiny_config
 
 from configs import classification_folder
 from haksnet_jax import tasks
+from haksnet_jax.cli import program
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.errors import UserError
 from haksnet_jax.models import architecture
@@ -81,6 +83,20 @@ def test_a_run_learns_brightness_and_says_so_in_its_card(finished):
     assert info["top1"] == card["mean"]["top1"]
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert metrics[0]["loss"] > metrics[-2]["loss"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_an_image_that_cannot_be_read_is_counted_and_the_command_ends_with_status_one(
+    finished, folders, tmp_path, command, capsys
+):
+    shutil.copytree(folders / "val", tmp_path / "val")
+    (tmp_path / "val/lake/000.jpg").write_bytes(b"no image")
+    output = tmp_path / "r.html" if command == "report" else tmp_path / "out"
+    arguments = [f"--checkpoint={finished[0]}", f"--images={tmp_path / 'val'}", f"--output={output}"]
+    assert program.main([command, *arguments]) == 1
+    said = capsys.readouterr().err
+    assert "lake/000.jpg" in said and "1 image could not be read" in said
+    assert command == "evaluate" or "1 image could not be read and not scored" in output.read_text()
 
 
 def test_its_backbone_starts_a_detector_and_its_head_does_not(finished):

@@ -1,6 +1,7 @@
 """Segmentation from a folder of masks to a predicted map; change detection on generated pairs."""
 
 import json
+import shutil
 
 import jax
 import ml_collections
@@ -103,6 +104,14 @@ def test_the_report_of_a_run_shows_its_pixels(run, tmp_path, capsys):
     assert program.main([*command, *folders]) == 0
     text = (tmp_path / "r.html").read_text()
     assert f"<b>{100 * card['mean']['IoU']:.2f}</b><span>mean IoU in %" in text and text.count("<figure") == 4
+    shutil.copytree(root / "val", tmp_path / "val")
+    next((tmp_path / "val/images").iterdir()).write_bytes(b"no image")
+    for command_ in ("report", "evaluate"):
+        folders = [f"--images={tmp_path / 'val/images'}", f"--masks={tmp_path / 'val/masks'}"]
+        output = f"--output={tmp_path / command_}"
+        capsys.readouterr()
+        assert program.main([command_, f"--checkpoint={workdir}", output, *folders]) == 1
+        assert "1 image could not be read" in capsys.readouterr().err  # and the others are counted
     assert program.main([*command, f"--labels={root}"]) == 1
     assert "a model of segmentation, whose examples are --images=DIR and --masks=DIR" in capsys.readouterr().err
 

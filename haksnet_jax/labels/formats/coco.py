@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from haksnet_jax.labels.formats.items import ImageNames, Item, bounded, rotated
+from haksnet_jax.labels.formats.items import ImageNames, Item, rotated
 from haksnet_jax.labels.formats.structured import FormatError, decode_json, read_bytes
+from haksnet_jax.labels.objects import MAX_COORDINATE
 from haksnet_jax.labels.problems import Reason, shortened
 from haksnet_jax.wording import counted
 
@@ -185,7 +186,7 @@ def _points(annotation, where):
     if len(box) == 4:
         x, y, w, h = box
         degrees = (annotation.attributes or {}).get("rotation", 0)
-        if isinstance(degrees, bool) or not isinstance(degrees, (int, float)):
-            raise FormatError(Reason.BAD_NUMBER, f"the rotation of {where} is no number")
-        return rotated(x + w / 2, y + h / 2, w, h, math.radians(bounded(degrees, where)), where)
+        if isinstance(degrees, bool) or not isinstance(degrees, (int, float)) or not abs(degrees) <= MAX_COORDINATE:
+            raise FormatError(Reason.BAD_NUMBER, f"the rotation of {where} is no number, or beyond {MAX_COORDINATE:g}")
+        return rotated(x + w / 2, y + h / 2, w, h, math.radians(degrees), where)
     raise FormatError(Reason.NO_OUTLINE, f"{where} has no outline as polygons and no bbox of 4 or 5 numbers")

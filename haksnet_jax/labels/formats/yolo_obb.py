@@ -9,16 +9,11 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import yaml
 
-from haksnet_jax.errors import UserError
-from haksnet_jax.labels import encodings, recognise
+from haksnet_jax.labels import encodings, name_lists, recognise
 from haksnet_jax.labels.formats.items import Item
 from haksnet_jax.labels.formats.structured import FormatError, read_bytes
 from haksnet_jax.labels.problems import Reason, shortened
-
-_MAX_YAML = 2**18  # bytes; a list of a thousand classes has 2**15
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_file(
@@ -83,32 +78,9 @@ def class_names_near(folder: str | os.PathLike[str]) -> tuple[str, ...] | None:
     """
     folder = pathlib.Path(folder).absolute()
     for place in (folder, *list(folder.parents)[:3]):
-        found = sorted(path for path in place.glob("*.y*ml") if not path.name.startswith("."))
-        for path in sorted(found, key=lambda path: path.stem != "data"):
-            names = _names_in(path)
+        found = [path for path in place.glob("*.y*ml") if not path.name.startswith(".") and path.is_file()]
+        for path in sorted(found, key=lambda path: (path.stem != "data", path)):
+            names = name_lists.names_of_yaml(path)
             if names is not None:
                 return names
     return None
-
-
-def _names_in(path):
-    if path.stat().st_size > _MAX_YAML:
-        return None
-    try:
-        content = yaml.load(encodings.decode(path.read_bytes()), _Loader)
-    except (yaml.YAMLError, encodings.EncodingError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {shortened(str(error), 120)}") from None
-    names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(f"{path}: expected `names` with the indices 0 to {len(names) - 1}")
-        names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list) or not names:
-        return None
-    # Lists that name each other would grow without end as text.
-    if not all(isinstance(name, (str, int, float)) for name in names):
-        raise UserError(f"{path}: expected `names` to be names of classes")
-    names = tuple(str(name).strip() for name in names)
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: `names` has a class twice")
-    return names

@@ -4,6 +4,7 @@ import collections
 import functools
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -127,8 +128,12 @@ _IGNORED = re.compile(r"[\s_-]+")
 
 
 def plain(name: str) -> str:
-    """A name without what people spell differently: case, blanks, underscores, hyphens."""
-    return _IGNORED.sub("", name).lower()
+    """A name without what people spell differently: case, blanks, underscores, hyphens, and letters with accents."""
+    return _folded(_IGNORED.sub("", name))
+
+
+def _folded(text):
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).lower()
 
 
 def similar(class_names: Iterable[str]) -> list[list[str]]:
@@ -252,7 +257,7 @@ class Finder:
                     label = names.get(" ".join(words[:count]))
                 else:
                     spelling += _IGNORED.sub("", words[count - 1])
-                    label = names.get(spelling.lower())
+                    label = names.get(_folded(spelling))
                 if label is not None and not _goes_on(words[count:]):
                     fits.append((_rank(words[count:]), -count, label))
             if fits:

@@ -22,6 +22,8 @@ Path = str | os.PathLike[str]
 
 MAX_BYTES = 2**30  # of one label file
 _REMEMBERED = 4096  # columns that are looked up once; where each line's differ (scores), memory must not grow with them
+# Of texts that are not UTF-8: tried where the classes tell, in this order.
+_ENCODINGS = ("gb18030", "cp1252", "big5", "cp932", "cp949", "cp1251", "cp1250", "cp1254")
 _UNDERSCORED = re.compile(r"\d_\d")  # Python reads 1_0 as ten
 
 
@@ -52,8 +54,8 @@ def read_labels(
 def read_lines(path: Path, finder: classes.Finder | None = None) -> tuple[list[str], Problem | None]:
     """The lines of a label file, or the problem for which it cannot be read.
 
-    Text that is not UTF-8 is read where the classes tell its encoding: where one of the encodings tried (GBK, Latin-1)
-    gives a class in each line that has letters beyond ASCII.
+    Text that is not UTF-8 is read where the classes tell its encoding: where one of _ENCODINGS gives a
+    class in each line that has letters beyond ASCII.
 
     Args:
       path: the file.
@@ -74,7 +76,7 @@ def read_lines(path: Path, finder: classes.Finder | None = None) -> tuple[list[s
         lines = _lines(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         lines = _lines(data.decode("utf-8-sig", errors="replace"))  # a stray byte must not hide the other lines
-        for encoding in ("gb18030", "cp1252"):
+        for encoding in _ENCODINGS:
             told = _lines(data.decode(encoding, errors="replace"))
             if finder and all(line.isascii() or finder.find(" ".join(line.split()[8:])) for line in told):
                 lines = told
@@ -85,8 +87,7 @@ def read_lines(path: Path, finder: classes.Finder | None = None) -> tuple[list[s
 
 def raw_lines(path: Path) -> list[str]:
     """The first lines of a text file, as far as they can be read at all, to recognise it by."""
-    with files.open_regular(path) as file:
-        return _lines(file.read(65536).decode("utf-8-sig", errors="replace"))
+    return _lines(encodings.beginning(path))
 
 
 def _lines(text):
@@ -109,7 +110,11 @@ def _parse(path, lines, finder):
             coordinates.extend(map(float, words[:8]))
         except ValueError:
             del coordinates[8 * len(numbers) :]  # what came before the word that is no number
-            if not recognise.HEADER.match(line):
+            if recognise.HEADER.match(line):
+                if _holds_another_object(line.split()):
+                    detail = "an object in the line of a header is left out: each stands in a line of its own"
+                    problems.append(Problem(path, number, Reason.TOO_MANY_NUMBERS, detail))
+            else:
                 word = next(word for word in words if recognise.numbers([word]) is None)
                 problems.append(Problem(path, number, *_bad_number(word, words)))
             continue
@@ -212,7 +217,8 @@ def _too_few(line, words):
 def _bad_number(word, words):
     detail = f"expected a coordinate in pixels, found '{shortened(word)}'"
     if word is words[0] and recognise.numbers(words[1:8]) is not None:
-        detail += ": the class stands behind the coordinates"
+        comma = recognise.numbers([word.replace(",", ".")]) is not None
+        detail += ": decimals are written with a point" if comma else ": the class stands behind the coordinates"
     return Reason.BAD_NUMBER, detail
 
 

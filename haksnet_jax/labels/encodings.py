@@ -61,6 +61,13 @@ def decode(data: bytes) -> str:
         raise EncodingError(data.count(b"\n", 0, error.start) + 1, data[error.start]) from None
 
 
+def beginning(path: str | os.PathLike[str]) -> str:
+    """The first letters of a text file, as far as they can be read at all, to recognise it by."""
+    with files.open_regular(path) as file:
+        data = file.read(65536)
+    return decode(data) if is_wide(data) else data.decode("utf-8-sig", errors="replace")
+
+
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """The lines of a list that a user wrote (of classes, of images), stripped of blanks; empty ones are "".
 

@@ -7,13 +7,15 @@ file for all images (`coco`, `cvat`, `label-studio`).
 import functools
 import os
 import pathlib
+from typing import Any
 
-from haksnet_jax import files
+import msgspec
+
 from haksnet_jax.errors import UserError
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.labels import classes, dota, folders, objects, recognise
+from haksnet_jax.labels import classes, dota, encodings, folders, objects, recognise
 from haksnet_jax.labels.formats import coco, cvat_xml, geojson, items, label_studio, labelme, voc_xml, yolo_obb
-from haksnet_jax.labels.formats.structured import FormatError, read_bytes
+from haksnet_jax.labels.formats.structured import FormatError, decode_json, read_bytes
 from haksnet_jax.labels.problems import Problem, Reason
 
 _EACH = {  # formats of a file an image, by the endings of their files
@@ -197,8 +199,11 @@ def recognise_format(path: pathlib.Path) -> str:
         found = _format_of(one)
         if found:
             return found
+    if not paths:
+        raise UserError(f"{path}: expected label files (.txt, .xml, .json or .geojson), found none")
     raise UserError(
-        f"{path}: the format of the labels is not recognised; name it by --format={{{','.join(FORMATS[1:])}}}"
+        f"{path}: the format of the labels is not recognised{_why_not(paths[0])}; name it by "
+        f"--format={{{','.join(FORMATS[1:])}}}"
     )
 
 
@@ -210,8 +215,7 @@ def _format_of(path):
         if not lines:
             return None
         return "yolo-obb" if all(recognise.is_yolo_obb_line(line.split()) for line in lines) else "dota"
-    with files.open_regular(path) as file:
-        start = file.read(65536).decode("utf-8", errors="replace")
+    start = encodings.beginning(path)
     if extension == ".xml":
         return "cvat" if "<annotations" in start else "rolabelimg" if "<annotation" in start else None
     if extension == ".geojson" or '"FeatureCollection"' in start:
@@ -221,12 +225,21 @@ def _format_of(path):
     return _format_of_json(path)
 
 
+def _why_not(path):
+    """What is odd about the first of files that are not recognised, as the end of a sentence."""
+    if path.suffix.lower() != ".json":
+        return ""
+    try:
+        decode_json(read_bytes(path), Any)
+    except (FormatError, OSError) as error:
+        return f" ({path.name}: {error})"
+    return f" ({path.name} has the keys of none)"
+
+
 @functools.lru_cache(maxsize=8)
 def _format_of_json(path):
-    import msgspec
-
     try:
-        keys = msgspec.json.decode(read_bytes(path), type=dict[str, msgspec.Raw]).keys()
-    except (msgspec.MsgspecError, FormatError, RecursionError, UnicodeDecodeError):
+        keys = decode_json(read_bytes(path), dict[str, msgspec.Raw]).keys()
+    except FormatError:
         return None
     return "labelme" if "shapes" in keys else "coco" if {"images", "annotations"} <= keys else None

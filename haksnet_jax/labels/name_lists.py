@@ -84,9 +84,10 @@ def _other_form(lines):
         return "found YAML: name the file something.yaml, and its `names` are read"
     if all(line.startswith("- ") for line in lines):
         return "found a list of YAML: write the names without the dashes"
-    if any(line.startswith("#") for line in lines):
-        return f"found a comment, '{shortened(next(line for line in lines if line.startswith('#')))}': take it out"
-    if all(line[0] in "\"'" and line.rstrip(",")[-1] == line[0] and len(line) > 2 for line in lines):
+    comment = next((line for line in lines if re.match(r"#\s", line)), None)
+    if comment is not None:
+        return f"found a comment, '{shortened(comment)}': take it out"
+    if first.endswith(",") and all(line[0] in "\"'" and line.rstrip(",")[-1] == line[0] for line in lines):
         return f"found names in quotes, {shortened(first)}: write them without"
     if _numbered(lines):
         return f"found numbered lines, '{shortened(first)}': write the names alone, in the order of their numbers"

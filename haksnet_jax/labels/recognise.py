@@ -74,6 +74,14 @@ def other_text_format(lines: Sequence[str]) -> str | None:
                 "these look like YOLO segmentation lines (a class index and outlines between 0 and 1): they are read "
                 "by --format=yolo-obb as the smallest rectangles around the outlines"
             )
+    if all(
+        len(words) == 10 and numbers(words[:1]) is None and found and 0 <= found[0] <= 1
+        for words, found in ((words, numbers(words[1:])) for words in first)
+    ):
+        return (
+            "these look like detections (an image's name, a score and 8 coordinates), not like labels: they are scored "
+            "by `haksnet evaluate --predictions`"
+        )
     if all(len(words) < 9 and ",".join(words).count(",") >= 8 for words in first):
         return "the columns are separated by commas: DOTA's text format separates them by blanks"
     return None

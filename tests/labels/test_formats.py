@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 import socket
 import time
 
@@ -302,7 +303,7 @@ def test_formats_that_are_not_there_are_one_sentence(folder):
         ("yolo", folder, "among auto, dota"),
         ("coco", folder / "nowhere", "found nothing"),
         ("coco", folder / "images", r"files \.json, found none"),
-        ("auto", folder / "images", "not recognised.*dota,yolo-obb"),
+        ("auto", folder / "images", "expected label files"),
     ):
         with pytest.raises(UserError, match=words):
             LabelSet(path, format)
@@ -527,3 +528,68 @@ def test_time_grows_with_the_size_of_a_file_and_no_faster(folder):
     _, (problem,) = dota.read_labels(folder / "labels/a.txt", CLASSES)
     assert problem.reason == "unknown_class"
     assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("encoding", ["punycode", "idna", "unicode_escape", "utf-7", "rot13"])
+def test_an_xml_that_declares_what_is_no_encoding_of_files_is_refused_at_once(folder, encoding):
+    # (decoding 200 kB of punycode takes a minute: its time grows with the square of the length)
+    path = folder / "labels/a.xml"
+    path.parent.mkdir()
+    path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>'.encode() + b"a" * 100_000 + b"-" + b"z" * 100_000)
+    started = time.process_time()
+    _, (problem,) = LabelSet(folder / "labels", "rolabelimg").read("a", CLASSES)
+    assert problem.reason == "bad_encoding" and encoding in problem.detail
+    assert time.process_time() - started < 1
+
+
+def test_a_class_index_of_thousands_of_digits_is_an_unknown_class(folder):
+    write(folder / "labels/a.txt", "9" * 5000 + " 0.1 0.1 0.3 0.1 0.3 0.2 0.1 0.2\n")
+    found, problems = LabelSet(folder / "labels", "yolo-obb").read("a", CLASSES, folder / "images/a.png")
+    assert [problem.reason for problem in problems] == ["unknown_class"] and not len(found.labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("names: {'0': ship, '1': plane}", ("ship", "plane")),
+        ("names: [no, on, 1.0]", ("no", "on", "1.0")),  # words, where YAML 1.1 has truth values
+        ("names: [0x" + "f" * 20_000 + "]", None),  # Python makes no decimal digits of such a number
+        ("names: [1" + ":59" * 20_000 + "]", None),  # nor does this become one
+    ],
+)
+def test_names_in_a_yaml_stay_text(folder, text, names):
+    yolo_obb(folder)
+    write(folder / "data.yaml", text)
+    write(folder / "labels/docker.yml", "a: !vault [\n")  # another program's, without names
+    (folder / "labels/folder.yaml").mkdir()
+    found = LabelSet(folder / "labels", "yolo-obb").class_names
+    assert found == names or (names is None and len(found) == 1 and found[0] == text[8:-1])
+
+
+def test_json_and_xml_in_utf_16_are_recognised_and_read(folder):
+    for make in (rolabelimg, coco):
+        make(folder)
+        for path in (*folder.glob("labels/*"), *folder.glob("*.json")):
+            path.write_bytes(path.read_text().encode("utf-16"))
+        place = folder / "labels" if make is rolabelimg else next(iter(folder.rglob("*.json")))
+        labels = LabelSet(place, "auto")
+        assert len(labels.read("a", CLASSES)[0].labels) == 2
+        if place.is_dir():
+            shutil.rmtree(place)
+
+
+def test_a_video_of_cvat_and_names_that_cannot_be_printed_are_named(folder):
+    write(folder / "labels.xml", '<annotations><track id="0" label="ship"><box frame="0"/></track></annotations>')
+    (problem,) = LabelSet(folder / "labels.xml", "cvat").problems
+    assert problem.reason == "other_format" and "video" in problem.detail
+    for name in (" ", "a\x1b[2J"):
+        content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}
+        write(folder / "labels.json", content | {"categories": [{"id": 1, "name": name}, {"id": 2, "name": "ship"}]})
+        labels = LabelSet(folder / "labels.json", "coco")
+        assert labels.class_names == ("ship",) and [problem.reason for problem in labels.problems] == ["bad_object"]
+
+
+def test_a_json_that_cannot_be_read_is_not_only_not_recognised(folder):
+    write(folder / "labels.json", '{"images": [], "annotations": [{"bbox": [NaN]}]}')
+    with pytest.raises(UserError, match="no JSON that can be read"):
+        LabelSet(folder / "labels.json", "auto")

@@ -260,6 +260,38 @@ def test_text_is_read_in_the_encoding_that_can_be_told(tmp_path):
     assert (problem.line, problem.reason) == (2, "unknown_class") and "UTF-8" in problem.detail
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        ("飛行機", "cp932"),
+        ("船", "big5"),
+        ("배", "cp949"),
+        ("корабль", "cp1251"),
+        ("łódź", "cp1250"),
+        ("gemi ş", "cp1254"),
+    ],
+)
+def test_the_classes_tell_the_encoding(tmp_path, name, encoding):
+    text = f"{SQUARE} {name} 1\n30 30 40 30 40 40 30 40 ship 0\n"
+    objects, _ = read_labels(write(tmp_path, text.encode(encoding)), ("ship", name))
+    assert (objects.labels.tolist(), objects.difficulty.tolist()) == ([1, 0], [1, 0])
+
+
+def test_a_name_in_composed_or_decomposed_letters_is_the_same_class(tmp_path):
+    objects, problems = read_labels(write(tmp_path, f"{SQUARE} E\u0301tang 0"), ("\u00c9tang",))
+    assert objects.labels.tolist() == [0] and [problem.reason for problem in problems] == ["class_respelled"]
+
+
+def test_what_stands_in_the_wrong_place_of_a_file_is_named(tmp_path):
+    objects, (problem,) = read_labels(write(tmp_path, f"imagesource:GoogleEarth {SQUARE} ship 0\ngsd:0.5"), ("ship",))
+    assert (len(objects.labels), problem.line, problem.reason) == (0, 1, "too_many_numbers")
+    assert "line of a header" in problem.detail
+    _, (problem,) = read_labels(write(tmp_path, f"P0001 0.9 {SQUARE}\n" * 3), ("ship",))
+    assert problem.reason == "other_format" and "evaluate --predictions" in problem.detail
+    _, (problem,) = read_labels(write(tmp_path, f"10,5{SQUARE[2:]} ship 0"), ("ship",))
+    assert problem.reason == "bad_number" and "with a point" in problem.detail
+
+
 def test_class_lists_are_read_in_utf_8_and_utf_16_and_else_named_with_their_line(tmp_path):
     path = tmp_path / "classes.txt"
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-be"):
@@ -289,6 +321,7 @@ def test_class_lists_are_read_in_utf_8_and_utf_16_and_else_named_with_their_line
         ("classes.csv", "name,r,g,b\nship,1,2,3\n", "found commas"),
         ("classes.txt", "# my classes\nship\n", "a comment, '# my classes'"),
         ("classes.txt", "'ship',\n'plane'\n", "in quotes"),
+        ("classes.txt", "#1\n'2'\nship, small\n", ("#1", "'2'", "ship, small")),  # odd names that labels may have
         ("classes.txt", "<labels><label>ship</label></labels>", "found XML"),
         ("map.pbtxt", "item {\n id: 1\n name: 'ship'\n}\n", "label map"),
         ("data.yaml", "nc: 2\n", "found no `names`"),

@@ -112,6 +112,10 @@ def _names(raws):
         except FormatError as error:
             problems.append(error)
             continue
+        if not category.name.strip() or not category.name.isprintable():
+            detail = f"the name '{shortened(category.name)}' is blank or cannot be printed, at $.categories[{index}]"
+            problems.append(FormatError(Reason.BAD_OBJECT, detail))
+            continue
         first = names.setdefault(category.id, category.name)
         if first != category.name:
             detail = f"category {shortened(str(category.id))} is both {shortened(first)} and {shortened(category.name)}"

@@ -33,6 +33,9 @@ def read_file(
     root = read_tree(path)
     if root.tag != "annotations":
         raise FormatError(Reason.OTHER_FORMAT, f"expected CVAT's <annotations>, found <{root.tag[:40]}>", root.line)
+    if root.all("track"):
+        detail = "this is CVAT's export of a video (<track>): export it as 'CVAT for images', a box for each image"
+        raise FormatError(Reason.OTHER_FORMAT, detail, root.all("track")[0].line)
     images: dict[str, list[Item | FormatError]] = {}
     known, problems, names = ImageNames(), [], []
     for image in root.all("image"):

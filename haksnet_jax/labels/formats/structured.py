@@ -4,6 +4,7 @@ Everything that is wrong becomes a `FormatError` with a reason, the file's line 
 the file. No part of a file is executed, and no other file or address that it names is opened.
 """
 
+import codecs
 import errno
 import os
 import re
@@ -16,6 +17,7 @@ import msgspec
 from defusedxml import DefusedXmlException
 
 from haksnet_jax import files
+from haksnet_jax.labels import encodings
 from haksnet_jax.labels.problems import Problem, Reason, shortened
 
 MAX_BYTES = 2**30  # of one annotation file
@@ -60,7 +62,7 @@ def decode_json(data: bytes | msgspec.Raw, form: Any, where: str = "$") -> Any:
     """JSON as a value of a given form.
 
     Args:
-      data: bytes in UTF-8, or a msgspec.Raw.
+      data: bytes in UTF-8 or UTF-16, or a msgspec.Raw.
       form: a type that msgspec decodes to.
       where: the path of the data inside the file, for messages.
 
@@ -69,6 +71,8 @@ def decode_json(data: bytes | msgspec.Raw, form: Any, where: str = "$") -> Any:
     """
     if isinstance(data, bytes) and data.startswith(b"\xef\xbb\xbf"):
         data = data[3:]
+    elif isinstance(data, bytes) and encodings.is_wide(data):
+        data = encodings.decode(data).lstrip("\ufeff").encode("utf-8", errors="replace")
     try:
         return msgspec.json.decode(data, type=form)
     except msgspec.ValidationError as error:
@@ -172,6 +176,8 @@ class _TreeBuilder(xml.sax.ContentHandler):
         self._texts[-1].append(content)
 
 
+# Of these Python's decoders are no encodings of files; the time of the first grows with the square of the length.
+_NO_ENCODINGS = frozenset({"punycode", "idna", "unicode_escape", "raw_unicode_escape", "undefined", "utf_7"})
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["'][^>]*\?>""")
 
 
@@ -187,6 +193,8 @@ def _as_utf8(data):
         declared = _DECLARED.match(data)
         encoding = declared[1].decode() if declared else "utf-8-sig"
     try:
+        if codecs.lookup(encoding).name.replace("-", "_") in _NO_ENCODINGS:
+            raise LookupError(encoding)
         text = data.decode("gb18030" if encoding.lower() in ("gbk", "gb2312") else encoding)
     except LookupError:
         detail = f"the file declares the encoding '{encoding}', which is not known"

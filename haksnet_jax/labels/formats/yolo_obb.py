@@ -56,9 +56,9 @@ def _read_line(words, line, size, class_names):
     if not all(-0.5 <= value <= 1.5 for value in corners):
         detail = "expected corners between 0 and 1, as shares of the image; these look like pixels"
         return FormatError(Reason.BAD_NUMBER, detail, line)
-    index = int(words[0])
-    if class_names is not None and index >= len(class_names):
-        detail = f"class index {shortened(words[0])} is beyond the {len(class_names)} classes"
+    index = int(words[0]) if len(words[0]) < 10 else 10**9  # (Python refuses numbers of thousands of digits)
+    if index >= (10**9 if class_names is None else len(class_names)):
+        detail = f"class index {shortened(words[0])} is beyond the {len(class_names or ())} classes"
         return FormatError(Reason.UNKNOWN_CLASS, detail, line)
     name = str(index) if class_names is None else class_names[index]
     return Item(name, np.reshape(corners, (-1, 2)) * size, None, line, where)

@@ -14,5 +14,6 @@ def get_config():
     with config.unlocked():
         config.name = "demo_change"
         demo_segmentation.small(config)
+        demo_segmentation.on_scenes(config)
         config.augment.max_degrees = 0.0
     return config.lock()

@@ -28,12 +28,6 @@ def small(config):
     config.model.dropout = 0.0
     config.model.dtype = "float32"  # CPUs have no fast bfloat16
 
-    config.data.kind = "scenes"
-    config.data.image_size = (128, 128)
-    config.data.num_workers = 0  # scenes are drawn in threads of this process
-    config.data.train = ml_collections.ConfigDict({"num_scenes": 2000, "size": 160, "seed": 1})
-    config.data.val = ml_collections.ConfigDict({"num_scenes": 24, "size": 192, "seed": 2})  # other scenes
-
     config.augment.scale_range = (0.8, 1.25)
     config.augment.max_class_share = 1.0
 
@@ -41,11 +35,21 @@ def small(config):
     config.optimizer.lr_scaling = "none"
     config.optimizer.warmup_steps = 20
 
+    config.evaluation.batch_size_per_device = 4
+    config.evaluation.num_pictures = 4
+
+
+def on_scenes(config):
+    """Makes generated scenes the data. Args: config, unlocked."""
+    config.data.kind = "scenes"
+    config.data.image_size = (128, 128)
+    config.data.num_workers = 0  # scenes are drawn in threads of this process
+    config.data.train = ml_collections.ConfigDict({"num_scenes": 2000, "size": 160, "seed": 1})
+    config.data.val = ml_collections.ConfigDict({"num_scenes": 24, "size": 192, "seed": 2})  # other scenes
+
     config.evaluation.protocol = "generated scenes that training never saw"
     config.evaluation.tile = 192
     config.evaluation.overlap = 64
-    config.evaluation.batch_size_per_device = 4
-    config.evaluation.num_pictures = 4
 
 
 def get_config():
@@ -54,4 +58,5 @@ def get_config():
     with config.unlocked():
         config.name = "demo_segmentation"
         small(config)
+        on_scenes(config)
     return config.lock()

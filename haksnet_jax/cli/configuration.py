@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from haksnet_jax.cli import terminal
+from haksnet_jax.cli import foreign, terminal
 from haksnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ def of(arguments: argparse.Namespace) -> "ml_collections.ConfigDict":
         raise terminal.UsageError(
             "expected one configuration, --config=NAME or --config=FILE.py, such as --config=demo; "
             f"there are {', '.join(names())}"
+        )
+    if "=" in name and not os.path.exists(name):
+        raise terminal.UsageError(
+            f"unexpected argument {name!r}; values follow --set: --set data.root=DIR num_epochs=12"
         )
     config = load(name)
     for assignment in arguments.set:
@@ -119,7 +123,10 @@ def load(name: str) -> "ml_collections.ConfigDict":
     _let_configs_be_imported()
     spec = importlib.util.spec_from_file_location(f"haksnet_config_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"--config={name}: expected a Python file, FILE.py")
+        raise UserError(
+            f"--config={name}: expected a name such as folder, or a Python file, FILE.py; the folder of a data set is "
+            "named by --set data.root=DIR"
+        )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -191,6 +198,9 @@ def assign(config: "ml_collections.ConfigDict", key: str, text: str) -> None:
 
 def _nearest(config, key):
     known = list(paths(config))
+    elsewhere = foreign.setting(key)
+    if elsewhere in known:
+        return f"meant is {elsewhere}?"
     last = key.rpartition(".")[2]
 
     def likeness(one):

@@ -50,6 +50,7 @@ _PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
 _SYNONYMS = {
     "detect": "predict",
     "infer": "predict",
+    "obb": "predict",
     "val": "evaluate",
     "test": "evaluate",
     "score": "evaluate",
@@ -61,11 +62,11 @@ _SYNONYMS = {
 
 OK, FAILED, WRONG_USE, STOPPED = 0, 1, 2, 130
 
-_DESCRIPTION = """Oriented object detection in aerial images: HAKSNet and Oriented R-CNN in JAX.
+_DESCRIPTION = """Finds objects in aerial images as rotated boxes, classes of pixels, and changes: HAKSNet in JAX.
 
     haksnet predict --checkpoint=demo --images=demo --output=found
-    haksnet train --config=folder --set data.root=mydata
-    haksnet evaluate --checkpoint=runs/folder
+    haksnet train --config=folder_small --set data.root=mydata --workdir=runs/mine
+    haksnet evaluate --checkpoint=runs/mine
 """
 
 

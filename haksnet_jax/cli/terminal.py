@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from haksnet_jax.cli import foreign
+
 _CONFIG = "--config."
 # Those of labels.label_set, which is too heavy to be imported for a help text; a test compares them.
 LABEL_FORMATS = "auto, dota, yolo-obb, rolabelimg, labelme, geojson, coco, cvat, label-studio"
@@ -73,6 +75,10 @@ class Parser(argparse.ArgumentParser):
         """See the base class. Options may be spelled with underscores; an unknown one is answered with the nearest."""
         known, unknown = self.parse_known_args([*self._respelled(args)], namespace)
         if unknown:
+            name, equals, _ = unknown[0].partition("=")
+            here = foreign.option(name, self._option_string_actions) if equals else None
+            if here:
+                self.error(f"unexpected argument {unknown[0]!r}; meant is {here}?")
             lists = [one for one in self._actions if one.option_strings and one.nargs in ("+", "*")]
             hint = f"; lists follow their option: {lists[0].option_strings[0]} A B" if lists else ""
             self.error(f"unexpected argument {unknown[0]!r}{hint}")
@@ -98,7 +104,8 @@ class Parser(argparse.ArgumentParser):
                 if spelled not in options:
                     known = [option.lstrip("-") for option in options if option.startswith("--")]
                     near = difflib.get_close_matches(spelled.lstrip("-"), known, n=1, cutoff=0.7)
-                    meant = f"; meant is --{near[0]}?" if near else ""
+                    here = foreign.option(name, options) or (f"--{near[0]}" if near else None)
+                    meant = f"; meant is {here}?" if here else ""
                     self.error(f"unknown option {name}{meant}")
                 yield f"{spelled}{equals}{value}"
 

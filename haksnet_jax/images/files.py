@@ -37,7 +37,11 @@ def list_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
     if not names:
-        raise UserError(f"Found no images in {folder}: expected files ending in {', '.join(EXTENSIONS)}.")
+        below = sorted(path.parent.name for path in folder.glob("[!.]*/*") if is_image(path.name))
+        raise UserError(
+            f"Found no images in {folder}: expected files ending in {', '.join(EXTENSIONS)}."
+            + (f" There are some in {folder / below[0]}: name that folder." if below else "")
+        )
     return [folder / name for name in names]
 
 

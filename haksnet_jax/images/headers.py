@@ -94,6 +94,26 @@ def read_header(source: str | os.PathLike[str] | bytes) -> Header:
         return _read_header(file, os.fstat(file.fileno()).st_size)
 
 
+def _told(start):
+    """What a file that is no image is, by its first 16 bytes, and what to do."""
+    if start.startswith(b"PK\x03\x04"):
+        return "is a zip archive: unpack it"
+    if start[4:8] == b"ftyp":
+        is_still = start[8:12] in (b"heic", b"heix", b"mif1", b"avif")
+        return (
+            "is a HEIC or AVIF image: save it as PNG or JPEG" if is_still else "is a video: save its frames as images"
+        )
+    if start[:4] == b"RIFF":
+        return "is a WebP image: save it as PNG" if start[8:12] == b"WEBP" else "is a video: save its frames as images"
+    if start.startswith(b"\x1aE\xdf\xa3"):
+        return "is a video: save its frames as images"
+    if start.startswith(b"version https://"):
+        return "is a pointer of Git LFS: fetch the file itself by `git lfs pull`"
+    if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return "is a web page: the download went wrong"
+    return f"begins with {start[:8]!r}"
+
+
 def _read_header(file, size):
     if size == 0:
         raise ImageError("empty_image", "the file is empty")
@@ -109,9 +129,7 @@ def _read_header(file, size):
         elif start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             header = _read_tiff(file, size)
         else:
-            raise ImageError(
-                "not_an_image", f"expected a PNG, JPEG, BMP or TIFF file; this one begins with {start[:8]!r}"
-            )
+            raise ImageError("not_an_image", f"expected a PNG, JPEG, BMP or TIFF file; this one {_told(start)}")
     except struct.error:
         raise ImageError("truncated_image", f"the file ends inside its header, after {size} bytes") from None
     if header.width < 1 or header.height < 1:

@@ -4,6 +4,7 @@ A format is a file for each image, of the image's name (`dota`, `yolo-obb`, `rol
 file for all images (`coco`, `cvat`, `label-studio`).
 """
 
+import difflib
 import functools
 import os
 import pathlib
@@ -53,7 +54,9 @@ class LabelSet:
         """
         self.path = pathlib.Path(path)
         if format not in FORMATS:
-            raise UserError(f"expected a format of labels among {', '.join(FORMATS)}, got '{format}'")
+            near = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.5)
+            meant = f"; meant is {near[0]}?" if near else ""
+            raise UserError(f"expected a format of labels among {', '.join(FORMATS)}, got '{format}'{meant}")
         if not self.path.exists():
             raise UserError(f"Expected labels at {self.path}, found nothing.")
         folders.require_finished(self.path)

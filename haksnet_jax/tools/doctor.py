@@ -20,6 +20,7 @@ _OTHERS = ("jaxlib", "optax", "grain", "numpy", "opencv-python-headless", "shape
 # What is not there is no problem, but something cannot be done without it.
 _OPTIONAL = {
     "rasterio": ("large TIFFs, bands and GeoJSON", "pip install rasterio"),
+    "pyogrio": ("GeoPackage files", "pip install pyogrio"),
     "tensorflow-datasets": ("records of data sets", "pip install tensorflow-datasets importlib_resources"),
     "libtpu": ("`haksnet plan` for TPU slices, and TPUs", "pip install 'jax[tpu]'"),
     "gcsfs": ("folders in buckets, gs://", "pip install gcsfs google-cloud-storage google-cloud-storage-control"),

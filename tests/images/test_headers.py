@@ -146,3 +146,22 @@ def test_errors_travel_between_processes():
 
     error = pickle.loads(pickle.dumps(ImageError("reason", "the sentence", "a.tif")))
     assert (error.reason, error.sentence, str(error)) == ("reason", "the sentence", "a.tif: the sentence")
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [  # the marks of the formats, as their specifications give them
+        (b"PK\x03\x04", "is a zip archive: unpack it"),
+        (b"\x00\x00\x00\x18ftypisom", "is a video"),
+        (b"\x00\x00\x00\x18ftypheic", "is a HEIC or AVIF image"),
+        (b"RIFF\x00\x00\x00\x00WEBP", "is a WebP image"),
+        (b"RIFF\x00\x00\x00\x00AVI ", "is a video"),
+        (b"\x1aE\xdf\xa3", "is a video"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"text", "begins with b'text"),
+    ],
+)
+def test_what_is_no_image_is_named(start, told):
+    with pytest.raises(ImageError, match="expected a PNG, JPEG, BMP or TIFF file; this one " + told):
+        read_header(start + bytes(40))

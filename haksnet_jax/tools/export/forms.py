@@ -25,6 +25,16 @@ from haksnet_jax.tools.export.programs import Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _ENDINGS = {".stablehlo": "stablehlo", ".onnx": "onnx"}
+_OF_OTHERS = {  # endings that other programs write, and what they hold
+    ".engine": "an engine of TensorRT",
+    ".plan": "an engine of TensorRT",
+    ".tflite": "a model of LiteRT",
+    ".xml": "a model of OpenVINO",
+    ".mlmodel": "a model of Core ML",
+    ".mlpackage": "a model of Core ML",
+    ".torchscript": "another program's model",
+    ".pt": "another program's model",
+}
 
 
 class Made(NamedTuple):
@@ -51,12 +61,18 @@ def form_of(output: str | os.PathLike[str], form: str | None = None) -> str:
       form: one of FORMS, or None: as the ending says, else StableHLO.
 
     Raises:
-      UserError: the ending is that of another form, or something is there that must not be replaced.
+      UserError: the ending is that of another form, or is not written, or something is there that must not be replaced.
     """
     output = pathlib.Path(output)
     ending = _ENDINGS.get(output.suffix.lower())
     if form and ending and ending != form:
         raise UserError(f"--output: {output} has the ending of --to={ending}, but --to={form} was given; name it anew")
+    other = _OF_OTHERS.get(output.suffix.lower())
+    if other and not form:
+        raise UserError(
+            f"--output={output}: {output.suffix} is not written; write .onnx, from which {other} can be made, or "
+            ".stablehlo"
+        )
     form = form or ending or "stablehlo"
     if form == "savedmodel" and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"--output: {output} exists; a SavedModel is a folder of its own: name a new one, or remove it")

@@ -1,0 +1,66 @@
+"""Options of Ultralytics and MMRotate by the names that they have here: what newcomers type first."""
+
+from collections.abc import Container
+
+# The name elsewhere, without dashes in front, and what it is here. A command takes the first one that it has; words
+# that begin with no option hold for every command.
+_HERE = {
+    "source": ("--images",),
+    "weights": ("--checkpoint", "--set init=DIR"),
+    "model": ("--checkpoint", "--set init=DIR"),
+    "ckpt": ("--checkpoint", "--set init=DIR"),
+    "cfg": ("--config",),
+    "cfg-options": ("--set KEY=VALUE",),
+    "data": ("--set data.root=DIR", "--images and --labels"),
+    "conf": ("--score",),
+    "conf-thres": ("--score",),
+    "score-thr": ("--score",),
+    "iou-thres": ("--iou",),
+    "epochs": ("--set num_epochs=N",),
+    "batch": ("--set batch_size_per_device=N", "--batch-size", "--batch"),
+    "batch-size": ("--set batch_size_per_device=N", "--batch"),
+    "lr": ("--set optimizer.learning_rate=X",),
+    "lr0": ("--set optimizer.learning_rate=X",),
+    "imgsz": ("--set data.image_size=640,640", "--size", "--tile"),
+    "img-size": ("--set data.image_size=640,640", "--size", "--tile"),
+    "workers": ("--set data.num_workers=N",),
+    "seed": ("--set seed=N",),
+    "half": ("--set model.dtype=bfloat16", "--precision=bfloat16"),
+    "amp": ("--set model.dtype=bfloat16", "--precision=bfloat16"),
+    "work-dir": ("--workdir", "--output"),
+    "project": ("--workdir", "--output"),
+    "save-dir": ("--workdir", "--output"),
+    "out": ("--output",),
+    "out-dir": ("--output",),
+    "save-txt": ("--format=labels",),
+    "show-dir": ("--output",),
+    "format": ("--to",),
+    "device": ("JAX_PLATFORMS=cpu or CUDA_VISIBLE_DEVICES=0 before the command",),
+    "gpu-ids": ("CUDA_VISIBLE_DEVICES=0 before the command",),
+    "gpus": ("CUDA_VISIBLE_DEVICES=0,1 before the command",),
+}
+
+
+def option(name: str, options: Container[str]) -> str | None:
+    """What an option of another program is here.
+
+    Args:
+      name: as typed, with dashes in front or without.
+      options: those of the command: "--images".
+
+    Returns:
+      What to type, or None where that is not known or the command has nothing like it.
+    """
+    for here in _HERE.get(name.lstrip("-").replace("_", "-"), ()):
+        first = here.split()[0].partition("=")[0]
+        if not first.startswith("--") or first in options:
+            return here
+    return None
+
+
+def setting(name: str) -> str | None:
+    """The key of a configuration that another program's key is, or None. Args: name, as typed."""
+    for here in _HERE.get(name.replace("_", "-"), ()):
+        if here.startswith("--set ") and "KEY" not in here:
+            return here.removeprefix("--set ").partition("=")[0]
+    return None

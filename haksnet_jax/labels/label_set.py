@@ -14,7 +14,7 @@ import msgspec
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.images.headers import ImageError, read_header
-from haksnet_jax.labels import classes, dota, encodings, folders, objects, recognise
+from haksnet_jax.labels import classes, dota, encodings, folders, name_lists, objects, recognise
 from haksnet_jax.labels.formats import coco, cvat_xml, geojson, items, label_studio, labelme, voc_xml, yolo_obb
 from haksnet_jax.labels.formats.structured import FormatError, decode_json, read_bytes
 from haksnet_jax.labels.problems import Problem, Reason
@@ -158,7 +158,7 @@ class LabelSet:
         """The classes that the labels list themselves, else all that are written in them, in alphabetical order."""
         if self.class_names is not None:
             return self.class_names
-        return tuple(sorted({name for stem in self._files for name in self.names_in(stem)}))
+        return tuple(sorted({name for stem in self._files for name in self.names_in(stem) if name_lists.usable(name)}))
 
     def _items_of(self, stem, class_names, image):
         path = self._files[stem]

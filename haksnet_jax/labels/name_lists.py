@@ -11,9 +11,10 @@ import yaml
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.labels import encodings
-from haksnet_jax.labels.problems import printable, shortened
+from haksnet_jax.labels.problems import shortened
 
 _MAX_YAML = 2**18  # bytes; a list of a thousand classes has 2**15
+MAX_LETTERS = 1000  # of a name
 _YAML = (".yaml", ".yml")
 # Every scalar stays text: a class called `no` is not False, and no number of a million digits is computed.
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -47,13 +48,22 @@ def read(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return _checked(path, lines)
 
 
+def usable(name: str) -> bool:
+    """Whether a list of classes may hold a name: so a list of what was found in labels can be read again."""
+    return name.isprintable() and bool(name.strip()) and len(name) <= MAX_LETTERS
+
+
 def _checked(path, names):
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if not names or twice:
         found = f"{shortened(twice[0])} is there twice" if twice else "it names none"
         raise UserError(f"{path}: expected each class once, one a line; {found}")
     for name in names:
-        if printable(name) != name:
+        if len(name) > MAX_LETTERS:
+            raise UserError(
+                f"{path}: a class has {len(name):,} letters ({shortened(name)}), at most {MAX_LETTERS} are read"
+            )
+        if not usable(name):
             raise UserError(f"{path}: the class '{shortened(name)}' holds a character that cannot be printed")
     return tuple(names)
 

@@ -14,7 +14,7 @@ from haksnet_jax.images import geotiff
 from haksnet_jax.images import settings as image_settings
 from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.reader import ImageFile
-from haksnet_jax.labels import dota
+from haksnet_jax.labels import dota, name_lists
 from haksnet_jax.labels.objects import Objects
 from haksnet_jax.labels.problems import UNREAD, Problem, Reason
 from haksnet_jax.results import geojson, tiles
@@ -148,9 +148,11 @@ def read_any_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[O
 
     Returns:
       (Objects, list of Problem, tuple of class names: the known ones, then those that the file names beyond them).
+      Names that no list of classes may hold stay unknown.
     """
     found, problems = dota.read_labels(path, class_names)
-    others = dict.fromkeys(problem.subject for problem in problems if problem.reason == Reason.UNKNOWN_CLASS)
+    unknown = (problem.subject for problem in problems if problem.reason == Reason.UNKNOWN_CLASS)
+    others = dict.fromkeys(filter(name_lists.usable, unknown))
     if others:
         class_names = (*class_names, *others)
         found, problems = dota.read_labels(path, class_names)

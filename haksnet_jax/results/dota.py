@@ -206,7 +206,7 @@ def read_task1(
         if not path.exists():
             problems.append(Problem(str(path), 0, "missing_file", "a class without detections needs an empty file"))
             continue
-        for _, image, numbers in _read_lines(str(path), path.read_bytes(), problems):
+        for _, image, numbers in _read_lines(str(path), files.read_regular(path), problems):
             found.setdefault(image, []).append((label, numbers))
     detections_by_image: dict[str, dict[str, np.ndarray]] = {}
     for image, rows in found.items():

@@ -1,6 +1,7 @@
 """The command that evaluates: checkpoints on splits, and predictions in files."""
 
 import json
+import os
 
 import cv2
 import jax
@@ -224,6 +225,14 @@ def test_what_is_wrong_with_files_is_told_in_a_sentence(data, capsys):
             file.write(f"small {score} 1 1 9 1 9 9 1 9\n")
         message = error(f"--predictions={data / 'task1'}", labels)
         assert "Task1_plane.txt:6" in message and f"a score in 0..1, found {score}" in message
+
+
+def test_a_pipe_among_task1_files_is_named_and_not_waited_for(data, capsys):
+    write_predictions(data / "task1", OBJECTS)
+    (data / "task1" / "Task1_plane.txt").unlink()
+    os.mkfifo(data / "task1" / "Task1_plane.txt")
+    status, _, err = run(capsys, f"--predictions={data / 'task1'}", f"--labels={data / 'labels'}")
+    assert status == 1 and "Task1_plane.txt" in err and "a pipe or a device" in err
 
 
 def test_label_lines_that_do_not_count_are_named(data, capsys):

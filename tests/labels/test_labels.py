@@ -324,6 +324,7 @@ def test_class_lists_are_read_in_utf_8_and_utf_16_and_else_named_with_their_line
         ("classes.txt", "#1\n'2'\nship, small\n", ("#1", "'2'", "ship, small")),  # odd names that labels may have
         ("classes.txt", "<labels><label>ship</label></labels>", "found XML"),
         ("map.pbtxt", "item {\n id: 1\n name: 'ship'\n}\n", "label map"),
+        ("classes.txt", "x" * 5000, "5,000 letters"),
         ("data.yaml", "nc: 2\n", "found no `names`"),
         ("data.yaml", "names: {0: ship, 2: plane}\n", "indices 0 to 1"),
         ("data.yaml", "names: [ship, [plane]]\n", "names of classes"),

@@ -432,6 +432,13 @@ def test_tiles_bring_their_classes_along(tmp_path):
     assert (tmp_path / "named/labelTxt/a__64__0___0.txt").read_text().split()[8] == "Small-Car"
 
 
+def test_a_class_that_no_list_may_hold_is_named_and_not_written(tmp_path):
+    write_scene(tmp_path, "a.png", noise(64, 64), ["1 1 20 1 20 20 1 20 sh\x07ip 0", "1 1 20 1 20 20 1 20 boat 0"])
+    summary = split(tmp_path, tmp_path / "out")
+    assert (tmp_path / "out/classes.txt").read_text() == "boat\n"  # every later command reads it
+    assert [problem.reason for problem in summary.lost] == ["unknown_class"]
+
+
 def test_published_classes_that_are_all_there_keep_their_order(tmp_path):
     lines = [f"{i} 1 {i + 9} 1 {i + 9} 9 {i} 9 {name} 0" for i, name in enumerate(sorted(CLASSES["dota10"]))]
     write_scene(tmp_path / "train", "a.png", noise(64, 64), lines)

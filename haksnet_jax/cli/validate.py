@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command. Args: arguments, parsed. Returns: exit status."""
     from haksnet_jax.images import settings as image_settings
     from haksnet_jax.labels import classes
-    from haksnet_jax.labels.problems import unknown_classes
+    from haksnet_jax.labels.problems import Reason, unknown_classes
     from haksnet_jax.preparation import validation, validation_report
 
     if arguments.class_folders:
@@ -103,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     shown: collections.Counter[str] = collections.Counter()
     for problem in report.problems:
         shown[problem.reason] += 1
-        if shown[problem.reason] <= arguments.show:
+        # Labels in another format are so in every file, and the answer is one.
+        if shown[problem.reason] <= min(arguments.show, 2 if problem.reason == Reason.OTHER_FORMAT else arguments.show):
             print(problem)
     unknown = unknown_classes(report.problems, sum(len(image.objects.labels) for image in report.images), allow=True)
     if unknown:

@@ -188,3 +188,14 @@ def test_headers_say_what_the_decoder_finds_and_any_cut_is_noticed(tmp_path, ext
         path.write_bytes(data[:length])
         with pytest.raises(ImageError):
             read_header(path)
+
+
+def test_labels_in_another_format_are_told_of_twice_and_counted(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number in range(5):
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), np.full((50, 100, 3), 9, np.uint8))
+        (tmp_path / "labels" / f"{number}.txt").write_text("0 0.1 0.2 0.5 0.2 0.5 0.6 0.1 0.6\n")
+    assert program.main(["validate", f"--images={tmp_path / 'images'}", f"--labels={tmp_path / 'labels'}"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("these look like YOLO-OBB lines") == 2 and "5  other_format" in printed

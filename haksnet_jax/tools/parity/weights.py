@@ -21,7 +21,7 @@ from haksnet_jax.tools.parity.models import (
 )
 from haksnet_jax.tools.parity.rows import Comparison, Fixture, Row, equal_row
 from haksnet_jax.weights import convert, model_folder
-from haksnet_jax.weights.torch_weights import entries, read_architecture
+from haksnet_jax.weights.torch_weights import entries, is_detector, read_architecture
 
 
 def init_rows(fixture: Fixture, seed: int = 0) -> list[Row]:
@@ -110,8 +110,8 @@ def checkpoint_rows(fixture: Fixture) -> list[Row]:
         rows.append(equal_row(fixture, f"{file}: digests of tensors", pairs, f"{len(pairs)} tensors"))
         # A backbone alone gets zeros behind it, and those outputs are not looked at.
         heads = {"fpn_channels": 8, "hidden": 8, "num_classes": 1}
-        is_detector = architecture["fpn_channels"] is not None
-        architecture = architecture if is_detector else architecture | heads
+        has_detector = is_detector(architecture)
+        architecture = architecture if has_detector else architecture | heads
         state = nnx.eval_shape(
             lambda architecture=architecture: haksnet_detector(
                 haksnet.BackboneSize(*(tuple(architecture[name]) for name in ("channels", "depths", "mlp_ratios"))),
@@ -129,7 +129,7 @@ def checkpoint_rows(fixture: Fixture) -> list[Row]:
         outputs = Comparison(fixture, f"{file}: outputs", relative=NETWORK)
         for i, stage in enumerate(stages):
             outputs.add_stored(f"{key}/stage{i + 1}", nchw(stage))
-        if is_detector:
+        if has_detector:
             levels, logits, _ = neck_and_rpn(*nnx.split(filled), stages)
             for i, cls in enumerate(to_upstream_levels(logits, [level.shape[1:3] for level in levels], 1)):
                 if f"{key}/rpn_cls{i}" in fixture:

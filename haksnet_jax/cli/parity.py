@@ -17,7 +17,9 @@ def add_arguments(parser: terminal.Parser) -> None:
     add("--goldens", required=True, metavar="DIR", help="folder of recorded outputs")
     add("--json", metavar="FILE", help="file for the rows as JSON")
     add("--markdown", metavar="FILE", help="file for the table as Markdown")
-    add("--only", default="*", metavar="PATTERN", help="of the names of recordings, such as 'inference_*'")
+    terminal.add_list(
+        parser, "--only", default=["*"], help="recordings to compare: patterns of names, such as 'inference_*'"
+    )
     add(
         "--dtype",
         choices=("float32", "bfloat16"),

@@ -60,7 +60,7 @@ def check_of(name: str) -> str | None:
 def report(
     folder: str | os.PathLike[str],
     *,
-    only: str = "*",
+    only: Sequence[str] = ("*",),
     dtype: str = "float32",
     done: Callable[[list[Row]], None] | None = None,
 ) -> tuple[list[Row], list[str]]:
@@ -68,7 +68,7 @@ def report(
 
     Args:
       folder: with the fixtures, `reference_weights.py`, the state_dict_*.json and the images they name.
-      only: pattern of fixtures' names.
+      only: patterns of fixtures' names.
       dtype: "bfloat16" compares whole inference alone, with tolerances for it.
       done: function of a fixture's rows, called as they come.
 
@@ -79,12 +79,15 @@ def report(
       UserError: the folder holds no fixture of that name.
     """
     names = sorted(path.stem for path in pathlib.Path(folder).glob("*.json"))
-    names = [name for name in names if fnmatch.fnmatchcase(name, only) and not name.startswith(_INPUTS)]
+    wanted = {name for pattern in only for name in fnmatch.filter(names, pattern)}
+    names = [name for name in names if name in wanted and not name.startswith(_INPUTS)]
     rounded = dtype == "bfloat16"
     checks = {name: check for name in names if (check := check_of(name))}
     checked = [name for name, check in checks.items() if not rounded or check in _ROUNDED]
     if not checked:
-        raise UserError(f"{folder} holds no fixture with a name like {only}: expected pairs NAME.json and NAME.npz")
+        raise UserError(
+            f"{folder} holds no fixture with a name like {', '.join(only)}: expected pairs NAME.json and NAME.npz"
+        )
     order = list(CHECKS)
     rows = []
     for name in sorted(checked, key=lambda name: (order.index(checks[name]), name)):

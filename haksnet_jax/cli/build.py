@@ -31,7 +31,8 @@ def add_arguments(parser: terminal.Parser) -> None:
     add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
     add(
         "--classes",
-        help="a published list's name, or a file with one class a line; default: that beside the labels, else dota10",
+        help="a published list's name, or a file of names (one a line, data.yaml, JSON); "
+        "default: the one beside the labels, else dota10",
     )
     add("--output", metavar="DIR", help="folder to write to")
     add("--overwrite", action="store_true", help="build anew what is in the output folder already")

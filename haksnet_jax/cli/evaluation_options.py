@@ -19,7 +19,10 @@ def add(parser: terminal.Parser, *, images: str) -> None:
     add("--after", metavar="DIR", help="folder of the later images, of a change detector")
     add("--dataset", metavar="DIR", help="data set prepared by `haksnet build`")
     add("--split", default="val", help="of --dataset, or of the run's own data; default: %(default)s")
-    add("--classes", help="of --predictions: a published list's name, or a text file with one class a line, in order")
+    add(
+        "--classes",
+        help="of --predictions: a published list's name, or a file of names in order (one a line, data.yaml, JSON)",
+    )
 
 
 def settle(arguments: argparse.Namespace) -> None:

@@ -41,7 +41,8 @@ def add_arguments(parser: terminal.Parser) -> None:
     add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
     add(
         "--classes",
-        help="a published list's name, or a file with one class a line; default: that beside the labels or all found",
+        help="a published list's name, or a file of names (one a line, data.yaml, JSON); "
+        "default: the one beside the labels, or all found",
     )
     add("--tile-format", choices=_TILE_FORMATS, help="of the tiles; default: png")
     add("--skip-blank", action="store_true", help="leave out windows of one value without objects")

@@ -25,7 +25,7 @@ def add_arguments(parser: terminal.Parser) -> None:
     add(
         "--classes",
         default="dota10",
-        help="a published list's name, or a text file with one class a line, in order; default: %(default)s",
+        help="a published list's name, or a file of names in order (one a line, data.yaml, JSON); default: %(default)s",
     )
     add("--images", metavar="DIR", help="folder of the test images: every name is checked against it")
     add("--image-list", metavar="FILE", help="text file with the test images' names, one a line")

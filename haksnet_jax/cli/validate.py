@@ -30,7 +30,8 @@ def add_arguments(parser: terminal.Parser) -> None:
     add("--format", metavar="FORMAT", default="dota", help=f"of the labels: {terminal.LABEL_FORMATS}; default: dota")
     add(
         "--classes",
-        help="a published list's name such as dota10, or a file with one class a line; default: those found",
+        help="a published list's name such as dota10, or a file of names (one a line, data.yaml, JSON); "
+        "default: those found",
     )
     add(
         "--min-side",

@@ -118,8 +118,8 @@ def read_class_names(text: str) -> tuple[str, ...]:
     path = pathlib.Path(text)
     if not path.is_file():
         raise UserError(
-            f"expected --classes to be one of {', '.join(CLASSES)}, or a text file with one class a line; found no "
-            f"file {text}"
+            f"expected --classes to be one of {', '.join(CLASSES)}, or a file of names (one a line, "
+            f"data.yaml or a JSON list); found no file {text}"
         )
     return name_lists.read(path)
 
@@ -128,7 +128,7 @@ _IGNORED = re.compile(r"[\s_-]+")
 
 
 def plain(name: str) -> str:
-    """A name without what people spell differently: case, blanks, underscores, hyphens, and letters with accents."""
+    """A name without what people spell differently: case, blanks, underscores, hyphens; accents in one form (NFC)."""
     return _folded(_IGNORED.sub("", name))
 
 

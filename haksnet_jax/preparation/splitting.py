@@ -19,10 +19,12 @@ Until all is there, it holds the mark `folders.UNFINISHED`, and no other command
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import multiprocessing
 import os
 import pathlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -252,6 +254,32 @@ class _Run:
             self._progress(len(self._folder.finished), len(self._jobs), self.num_tiles())
 
 
+@contextlib.contextmanager
+def _interrupt_deferred():
+    """Puts Ctrl-C off until the end of the block, for processes that start in it and for this one.
+
+    Ctrl-C reaches every process of the terminal. Workers are born deaf to it, or one that is still importing would die
+    with a traceback; the parent decides, and workers finish the tile at hand. They inherit the mask of the thread that
+    starts them. In this process the mask is not enough: the system hands the signal to any thread that does not block
+    it, such as those of numpy, and Python then runs the handler in the main thread, in the middle of a start.
+    """
+    noted = []
+    # Handlers can be set in the main thread alone, and no other is interrupted. One that is not Python's (None) could
+    # not be put back.
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    if handler is not None:
+        signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that waited behind the mask is noted here
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if noted:
+            signal.raise_signal(signal.SIGINT)  # for the old handler: KeyboardInterrupt, unless the caller set another
+
+
 def _run_workers(jobs, arguments, num_workers, take):
     """Runs cut_image over worker processes; on Ctrl-C or an error they stop after the tile at hand."""
     context = multiprocessing.get_context("spawn")  # fork is unsafe beside the threads of OpenCV, GDAL and JAX
@@ -260,14 +288,8 @@ def _run_workers(jobs, arguments, num_workers, take):
         num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
     )
     try:
-        # Ctrl-C reaches every process of the terminal. Workers are born deaf to it, or one that is still importing
-        # would die with a traceback; the parent decides, and workers finish the tile at hand. The signal is blocked,
-        # which workers inherit, and not ignored: one that comes meanwhile reaches the parent afterwards.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
+        with _interrupt_deferred():
             futures = {executor.submit(_cut_in_worker, job, *arguments): job for job in jobs}
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for future in concurrent.futures.as_completed(futures):
             take(futures[future], future.result())
     except concurrent.futures.process.BrokenProcessPool:

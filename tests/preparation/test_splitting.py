@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
@@ -417,6 +418,41 @@ def test_worker_processes_write_what_one_process_writes_and_ctrl_c_is_resumed(tm
         assert all((one / name).read_bytes() == (other / name).read_bytes() for name in os.listdir(one))
     entries = [json.loads(line) for line in done.read_text().splitlines()]
     assert sorted(entry["image"] for entry in entries) == [f"{index}.png" for index in range(6)]
+
+
+def test_ctrl_c_does_not_break_into_the_start_of_workers(monkeypatch, tmp_path):
+    """Another thread takes the signal, as those of numpy do: the mask of the main thread does not keep it off."""
+    for index in range(3):
+        write_scene(tmp_path, f"{index}.png", noise(80, 80, seed=index))
+    started = []
+
+    class Executor:  # starts nothing: a Ctrl-C comes while each job is handed over
+        def __init__(self, *_, **__):
+            pass
+
+        def submit(self, *_):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            started.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+            return len(started)
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(splitting.concurrent.futures, "ProcessPoolExecutor", Executor)
+    before, over = signal.getsignal(signal.SIGINT), threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            splitting.split([tmp_path / "images"], [], tmp_path / "out", SMALL, num_workers=2)
+    finally:
+        over.set()
+        thread.join()
+    assert len(started) == 3  # all, and only then the interrupt
+    assert all(signal.SIGINT in mask for mask in started)  # which workers inherit
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_tiles_bring_their_classes_along(tmp_path):

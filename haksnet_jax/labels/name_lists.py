@@ -1,6 +1,7 @@
 """Lists of class names in files: one name a line, or the `names` of YOLO's data.yaml."""
 
 import collections
+import errno
 import json
 import os
 import pathlib
@@ -18,7 +19,8 @@ MAX_LETTERS = 1000  # of a name
 _YAML = (".yaml", ".yml")
 # Every scalar stays text: a class called `no` is not False, and no number of a million digits is computed.
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-_HAS_NAMES = re.compile(rb"""^\s*["']?names["']?\s*:""", re.MULTILINE)
+# A key `names` at the beginning of a line, behind a byte order mark or in braces: `{nc: 1, names: [ship]}`.
+_HAS_NAMES = re.compile(rb"""(?:^|\xef\xbb\xbf|[\r{,])\s*["']?names["']?\s*:""", re.MULTILINE)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -126,18 +128,51 @@ def names_of_yaml(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
       UserError: the file cannot be read, is too long, or its `names` are no list of classes.
     """
     try:
-        data = files.read_regular(path)
+        data = files.read_regular(path, _MAX_YAML)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UserError(f"{path}: {error.strerror}, of a list of classes") from None
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    return _listed_in_yaml(path, _names_key(path, data))
+
+
+def names_of_any_yaml(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
+    """As `names_of_yaml`, of a file that nobody named and that may belong to another program.
+
+    Returns:
+      Tuple of names, or None where the file lists no classes: where it has no `names`, is too long for a list of
+      classes, cannot be opened, or has `names` that are one text, or mappings, or values of keys that are no numbers.
+
+    Raises:
+      UserError: the file lists classes with gaps between the indices, twice, or in YAML with mistakes; or it is called
+        data.yaml and cannot be opened.
+    """
+    try:
+        data = files.read_regular(path, _MAX_YAML)
+    except OSError as error:
+        if error.errno != errno.EFBIG and pathlib.Path(path).stem == "data":
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        return None
     if not encodings.is_wide(data) and not _HAS_NAMES.search(data):
         return None
-    if len(data) > _MAX_YAML:
-        raise UserError(f"{path} has {len(data):,} bytes, of a list of classes at most {_MAX_YAML:,} are read")
+    names = _names_key(path, data)
+    if isinstance(names, dict):
+        lists_classes = any(isinstance(key, str) and key.isdecimal() for key in names)
+    else:
+        lists_classes = isinstance(names, list) and any(isinstance(name, str) for name in names)
+    return _listed_in_yaml(path, names) if lists_classes else None
+
+
+def _names_key(path, data):
+    """What stands under the key `names` of YAML; None where there is no such key."""
     try:
         content = yaml.load(encodings.decode(data), _Loader)
     except (yaml.YAMLError, encodings.EncodingError, RecursionError, ValueError) as error:
         raise UserError(f"{path} cannot be read as YAML: {shortened(str(error), 120)}") from None
-    names = content.get("names") if isinstance(content, dict) else None
+    return content.get("names") if isinstance(content, dict) else None
+
+
+def _listed_in_yaml(path, names):
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(map(str, range(len(names)))):
             raise UserError(f"{path}: expected `names` with the indices 0 to {len(names) - 1}")

@@ -16,8 +16,9 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.inference.detection_evaluator import DetectionEvaluator
 from haksnet_jax.kernels.warp import warp_affine
+from haksnet_jax.labels import name_lists
 from haksnet_jax.labels.classes import read_class_names
-from haksnet_jax.labels.label_set import LabelSet
+from haksnet_jax.labels.label_set import LabelSet, recognise_format
 from haksnet_jax.models import architecture, detection_loss
 from haksnet_jax.models.detection_loss import AnchorSampling, LossSettings, RoISampling
 from haksnet_jax.models.oriented_rcnn import BoxSettings, OrientedRCNN
@@ -99,19 +100,23 @@ def _places(config, split):
 
 
 def _other_layout(config, split):
-    """The folders of images and labels of a split in a layout of YOLO's tools, or {} where there are none."""
+    """The folders of images and labels of a split as other tools lay them out, or {} where there are no images."""
     if tuple(config.data[split].get(name) for name in ("images_dir", "labels_dir")) != (
         f"{split}/images",
         f"{split}/labelTxt",
     ):
         return {}  # the user named folders
-    for name in (split, "valid") if split == "val" else (split,):
-        for images, labels in ((f"{name}/images", f"{name}/labels"), (f"images/{name}", f"labels/{name}")):
-            found = {"images_dir": images, "labels_dir": labels}
-            found = {key: files.join(config.data.root, place) for key, place in found.items()}
-            if os.path.isdir(found["images_dir"]):
-                return found
-    return {}
+    names = (split, "valid") if split == "val" else (split,)
+    layouts = [
+        tuple(files.join(config.data.root, place) for place in places)
+        for name in names
+        for labels in ("labelTxt", "labels")
+        for places in ((f"{name}/images", f"{name}/{labels}"), (f"images/{name}", f"{labels}/{name}"))
+    ]
+    layouts = [layout for layout in layouts if os.path.isdir(layout[0])]
+    # Without labels the first is named in the sentence that says so.
+    images, labels = next((layout for layout in layouts if os.path.isdir(layout[1])), (layouts or [(None, None)])[0])
+    return {"images_dir": images, "labels_dir": labels} if images else {}
 
 
 def _with_class_names(config):
@@ -122,10 +127,10 @@ def _with_class_names(config):
     found = next((place for place in places if epath.Path(place).exists()), None)
     names = _names_in_labels(config) if found is None else read_class_names(found)
     if names is None:
-        yaml_lists = sorted(pathlib.Path(config.data.root or ".").glob("*.y*ml"))
-        if config.data.get("format", "dota") == "dota" and yaml_lists:
+        yaml_list = _yaml_of_yolo(config)
+        if yaml_list is not None:
             raise UserError(
-                f"data.class_names is empty, and there is no {places[0]}, but {yaml_lists[0]}: labels of YOLO-OBB, "
+                f"data.class_names is empty, and there is no {places[0]}, but {yaml_list}: labels of YOLO-OBB, "
                 "whose classes it names, are read by --set data.format=yolo-obb"
             )
         raise UserError(
@@ -136,6 +141,20 @@ def _with_class_names(config):
     with config.unlocked():
         config.data.class_names = names
     return config
+
+
+def _yaml_of_yolo(config):
+    """The .yaml file in data.root that lists classes, where the labels are read as DOTA's but are YOLO-OBB; or None."""
+    labels = _places(config, "train").get("labels_dir")
+    if config.data.get("format", "dota") != "dota" or not config.data.root or not labels or not os.path.isdir(labels):
+        return None
+    try:
+        if recognise_format(pathlib.Path(labels)) != "yolo-obb":
+            return None
+    except UserError:  # of no format at all
+        return None
+    found = sorted(path for path in pathlib.Path(config.data.root).glob("*.y*ml") if path.is_file())
+    return next((path for path in found if name_lists.names_of_any_yaml(path) is not None), None)
 
 
 def _names_in_labels(config):

@@ -15,6 +15,7 @@ import pytest
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.polygons import boxes_to_polygons, polygons_to_boxes
 from haksnet_jax.labels import dota
+from haksnet_jax.labels.classes import read_class_names
 from haksnet_jax.labels.formats import structured
 from haksnet_jax.labels.label_set import FORMATS, LabelSet, recognise_format
 from haksnet_jax.results import detections, formats
@@ -362,6 +363,43 @@ def test_mutated_files_give_objects_and_problems_and_nothing_else(folder, name):
 
 def test_every_format_has_a_test():
     assert set(FORMATS) == {"auto", "geojson", *WRITERS}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: server\n",
+        "names:\n  web: nginx\n  cache: redis\n",
+        "names: [{first: a}]\n",
+        "usernames: [a\n",  # is no YAML, and has no `names`
+        "names: [ship]\n" + "# long\n" * 2**16,
+    ],
+)
+def test_yaml_files_of_other_programs_above_labels_are_passed_over(folder, text):
+    write(folder / "labels/train/a.txt", "1 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2")
+    write(folder / "labels/compose.yaml", text)
+    assert LabelSet(folder / "labels/train", "yolo-obb").class_names is None
+    write(folder / "data.yaml", "names: [plane, ship]\n")
+    assert LabelSet(folder / "labels/train", "yolo-obb").class_names == ("plane", "ship")
+    with pytest.raises(UserError, match=r"compose\.yaml"):  # named by the user
+        read_class_names(str(folder / "labels/compose.yaml"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfnames: [plane, ship]\n",
+        b"{names: [plane, ship], nc: 2}\n",
+        b"{nc: 2, 'names': [plane, ship]}\n",
+        b"nc: 2\rnames: [plane, ship]\r",
+        "names: [plane, ship]\n".encode("utf-16"),
+    ],
+)
+def test_names_of_a_yaml_are_found_however_it_is_written(folder, data):
+    write(folder / "labels/a.txt", "1 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2")
+    (folder / "data.yaml").write_bytes(data)
+    assert LabelSet(folder / "labels", "yolo-obb").class_names == ("plane", "ship")
+    assert read_class_names(str(folder / "data.yaml")) == ("plane", "ship")
 
 
 def test_a_yaml_of_lists_in_lists_is_refused_at_once(folder):

@@ -49,6 +49,48 @@ def test_a_data_set_of_yolo_is_trained_on_as_it_lies_there(tmp_path, train, val)
         detection.open_source(config, "val")
 
 
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        (("train/images", "train/labelTxt"), ("valid/images", "valid/labelTxt")),
+        (("images/train", "labelTxt/train"), ("images/val", "labelTxt/val")),
+        (("train/images", "train/labelTxt"), ("images/val", "labels/val")),
+    ],
+    ids=["roboflow", "folders-of-kinds", "mixed"],
+)
+def test_labels_of_dota_are_found_in_the_layouts_of_other_tools(tmp_path, train, val):
+    for (images, labels), number in ((train, 3), (val, 2)):
+        (tmp_path / images).mkdir(parents=True)
+        (tmp_path / labels).mkdir(parents=True)
+        for one in range(number):
+            Image.fromarray(np.full((50, 100, 3), one, np.uint8)).save(tmp_path / images / f"{number}_{one}.png")
+            (tmp_path / labels / f"{number}_{one}.txt").write_text("10 10 50 10 50 30 10 30 ship 0\n")
+    (tmp_path / "data.yaml").write_text("names: {0: plane, 1: ship}\n")
+    config = configuration.load("folder_small").unlock()
+    config.data.root = str(tmp_path)
+    with pytest.raises(UserError, match=r"there is no .*classes\.txt") as caught:
+        detection.prepared(config)
+    assert "YOLO" not in str(caught.value)  # the labels are none
+    config.data.class_names = ("plane", "ship")
+    config = detection.prepared(config)
+    assert [len(detection.open_source(config, split)) for split in ("train", "val")] == [3, 2]
+    assert detection.open_source(config, "val")[0]["labels"].tolist() == [1]
+
+
+def test_yaml_files_without_classes_or_outside_the_data_are_not_taken_for_lists(tmp_path, monkeypatch):
+    (tmp_path / "train/images").mkdir(parents=True)
+    (tmp_path / "train/labels").mkdir()
+    (tmp_path / "train/labels/a.txt").write_text("1 0.1 0.2 0.5 0.2 0.5 0.6 0.1 0.6\n")
+    config = configuration.load("folder_small").unlock()
+    for root, text in ((str(tmp_path), "services: {}\n"), ("", "names: [plane, ship]\n")):
+        (tmp_path / "compose.yaml").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        config.data.root = root
+        with pytest.raises(UserError, match=r"there is no .*classes\.txt") as caught:
+            detection.prepared(config)
+        assert "compose" not in str(caught.value)
+
+
 def test_the_small_configuration_goes_on_from_the_model_that_is_shipped():
     """Equal descriptions but for the classes: else its weights could not be taken."""
     config = configuration.load("folder_small").unlock()

@@ -71,16 +71,16 @@ def class_names_near(folder: str | os.PathLike[str]) -> tuple[str, ...] | None:
       folder: of label files: `labels/train`, with data.yaml in it, in `labels` or above.
 
     Returns:
-      Tuple of names, or None where there is no such file.
+      Tuple of names, or None where there is no such file. YAML files of other programs are passed over.
 
     Raises:
-      UserError: the file cannot be read, or its indices leave gaps.
+      UserError: a list of classes has mistakes, see `name_lists.names_of_any_yaml`.
     """
     folder = pathlib.Path(folder).absolute()
     for place in (folder, *list(folder.parents)[:3]):
         found = [path for path in place.glob("*.y*ml") if not path.name.startswith(".") and path.is_file()]
         for path in sorted(found, key=lambda path: (path.stem != "data", path)):
-            names = name_lists.names_of_yaml(path)
+            names = name_lists.names_of_any_yaml(path)
             if names is not None:
                 return names
     return None

@@ -19,6 +19,7 @@ from haksnet_jax.errors import UserError
 from haksnet_jax.images.reader import read
 from haksnet_jax.inference import classification_predictor
 from haksnet_jax.inference.classification_evaluator import ClassificationEvaluator
+from haksnet_jax.labels import name_lists
 from haksnet_jax.pipeline import classification_sources as sources
 from haksnet_jax.pipeline.classification_transforms import EvaluationRow
 from haksnet_jax.results import visualize
@@ -82,7 +83,7 @@ def _write(folder, found, class_names):
         for one in found
     ]
     files.write_text(folder / "classes.json", json.dumps({"images": entries}, indent=1, ensure_ascii=False) + "\n")
-    files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in class_names))
+    files.write_text(folder / "classes.txt", name_lists.as_text(class_names))
 
 
 def _draw(path, found):

@@ -19,6 +19,7 @@ from haksnet_jax.images.files import images_in
 from haksnet_jax.images.reader import ImageFile
 from haksnet_jax.inference import dense_predictor, dense_session
 from haksnet_jax.inference.pairs import open_pair
+from haksnet_jax.labels import name_lists
 from haksnet_jax.labels.masks import IGNORED
 from haksnet_jax.results import dense_maps, map_files, visualize
 from haksnet_jax.wording import counted
@@ -154,7 +155,7 @@ def _predict(arguments, predictor, settings, sources, folder, started):
         for item in opened.values():  # where something went wrong
             item.writer.discard()
             item.close()
-    files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in predictor.class_names))
+    files.write_text(folder / "classes.txt", name_lists.as_text(predictor.class_names))
     files.write_text(folder / "areas.json", json.dumps({"images": results}, indent=1, ensure_ascii=False) + "\n")
     _tell_areas(results, predictor, say)
     if not results:

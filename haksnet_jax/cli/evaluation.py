@@ -14,6 +14,7 @@ from haksnet_jax.cli.checkpoint_evaluation import evaluate_checkpoint
 from haksnet_jax.cli.evaluated import has_objects
 from haksnet_jax.cli.file_evaluation import evaluated_files
 from haksnet_jax.errors import UserError
+from haksnet_jax.labels import name_lists
 from haksnet_jax.results import detection_errors, detections_json, diagrams, dota, visualize
 from haksnet_jax.results.mean_ap import MeanAveragePrecision, mean_average_precision
 from haksnet_jax.results.thresholds import SHOWN_SCORE
@@ -199,7 +200,7 @@ def write_predictions(
     """Writes detections.json, classes.txt and task1/ as `predict` does. Args: folder; detections by image; classes."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in class_names))
+    files.write_text(folder / "classes.txt", name_lists.as_text(class_names))
     dota.write_task1(folder / "task1", detections, class_names)
     entries = ((name, *one["size"], one) for name, one in detections.items())
     detections_json.write(folder / "detections.json", entries, class_names)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 import yaml
 
@@ -53,6 +54,22 @@ def read(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def usable(name: str) -> bool:
     """Whether a list of classes may hold a name: so a list of what was found in labels can be read again."""
     return name.isprintable() and bool(name.strip()) and len(name) <= MAX_LETTERS
+
+
+def as_text(names: Sequence[str]) -> str:
+    """The content of a file of names, which `read` reads back the same.
+
+    Args:
+      names: in order.
+
+    Returns:
+      One a line; as a JSON list where the lines would be taken for another form, as `1 storey` and `2 storeys` are for
+      numbered ones.
+    """
+    lines = [name.strip() for name in names]
+    if _other_form(lines) is None and lines == list(names):
+        return "".join(f"{name}\n" for name in names)
+    return json.dumps(list(names), ensure_ascii=False) + "\n"
 
 
 def _checked(path, names):

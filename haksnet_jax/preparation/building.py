@@ -10,7 +10,7 @@ from typing import Any
 
 from haksnet_jax import files
 from haksnet_jax.images import settings as image_settings
-from haksnet_jax.labels import classes, dota, folders
+from haksnet_jax.labels import classes, dota, folders, name_lists
 from haksnet_jax.labels.label_set import LabelSet
 from haksnet_jax.labels.problems import UNREAD
 from haksnet_jax.preparation import records
@@ -146,7 +146,7 @@ def write_dota(
         for split, images in content.items():
             for path, annotation in images:
                 _write_image(folder / split, path, annotation, builder.class_names)
-        files.write_text(folder / folders.CLASS_LIST, "".join(f"{name}\n" for name in builder.class_names))
+        files.write_text(folder / folders.CLASS_LIST, name_lists.as_text(builder.class_names))
     return {split: len(images) for split, images in content.items()}
 
 

@@ -9,7 +9,7 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import scaling
 from haksnet_jax.images import settings as image_settings
-from haksnet_jax.labels import folders
+from haksnet_jax.labels import folders, name_lists
 from haksnet_jax.labels.classes import CLASSES
 from haksnet_jax.labels.problems import Problem
 from haksnet_jax.preparation.tiling import Job, Result
@@ -151,7 +151,7 @@ class OutputFolder:
             published = (names for names in CLASSES.values() if set(names) == found)
             class_names = next(published, tuple(sorted(found)))
         if class_names:
-            self._write(self.path / folders.CLASS_LIST, "".join(f"{name}\n" for name in class_names))
+            self._write(self.path / folders.CLASS_LIST, name_lists.as_text(class_names))
         places = {pathlib.Path(e["image"]).stem: e["place"] for e in self.finished if e.get("place")}
         if places:
             self._write(self.path / "images" / PLACES, json.dumps(places, indent=1) + "\n")

@@ -16,6 +16,7 @@ import numpy as np
 from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.boxes import boxes_to_corners
+from haksnet_jax.labels import name_lists
 from haksnet_jax.results import detections_json, dota, geojson, tiles, visualize
 from haksnet_jax.results.detections import Detections
 
@@ -140,7 +141,7 @@ def write_yolo_obb(folder: pathlib.Path, images: Iterable[Detections], class_nam
     """`yolo-obb/NAME.txt`: number of the class, corners in shares of the image, and score, a line an object."""
     folder, written = folder / "yolo-obb", Written([], {})
     folder.mkdir(exist_ok=True)
-    files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in class_names))
+    files.write_text(folder / "classes.txt", name_lists.as_text(class_names))
     for one in _by_stem(images):
         if one.size is None:
             _count(written, "the size of the image is not known")

@@ -12,6 +12,7 @@ import numpy as np
 
 from haksnet_jax import files, json_files, npz
 from haksnet_jax.errors import UserError
+from haksnet_jax.labels import name_lists
 from haksnet_jax.results import detections_json, dota, formats, visualize
 from haksnet_jax.results.detections import Detections
 
@@ -182,7 +183,7 @@ class OutputFolder:
         Returns:
           Number of detections.
         """
-        files.write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in self.class_names))
+        files.write_text(self.folder / "classes.txt", name_lists.as_text(self.class_names))
         written: set[str] = set()
         left_out: collections.Counter[str] = collections.Counter()
         for name in self.formats:

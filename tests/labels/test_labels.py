@@ -9,7 +9,7 @@ import pytest
 
 from haksnet_jax.errors import UserError
 from haksnet_jax.geometry.polygons import polygons_to_boxes
-from haksnet_jax.labels import classes, encodings, problems
+from haksnet_jax.labels import classes, encodings, name_lists, problems
 from haksnet_jax.labels import dota as labels
 from haksnet_jax.labels.classes import CLASSES, read_class_names
 from haksnet_jax.labels.dota import read_labels
@@ -414,6 +414,20 @@ def test_wide_encodings_are_told_also_where_names_are_chinese(tmp_path, encoding
     assert problem.reason == Reason.BAD_ENCODING and "UTF-16" in problem.detail
     (tmp_path / "classes.txt").write_bytes("small-vehicle\n船舶\n".encode(encoding))
     assert read_class_names(str(tmp_path / "classes.txt")) == ("small-vehicle", "船舶")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1 storey", "2 storeys"), ("0: ship",), ("car, small",), ("a,b", "c,d"), ("# 1", "tree"),
+        ("names: x", "nc: 2"),
+        ("---",), ("<b>",), ("[x]",), ("{",), ("- a", "- b"), ("item {",),
+        ("'a',", "'b',"), ("ship", "plane"), ("\u0434\u043e\u043c",),
+    ],
+)  # fmt: skip
+def test_a_written_list_of_names_reads_back_the_same_however_it_looks(tmp_path, names):
+    (tmp_path / "classes.txt").write_text(name_lists.as_text(names), encoding="utf-8")
+    assert name_lists.read(tmp_path / "classes.txt") == names
 
 
 def test_lists_of_names_are_read_in_any_encoding_that_can_be_told(tmp_path):

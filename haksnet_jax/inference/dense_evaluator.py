@@ -10,6 +10,7 @@ from etils import epath
 
 from haksnet_jax.distributed import hosts
 from haksnet_jax.errors import UserError
+from haksnet_jax.images.headers import ImageError
 from haksnet_jax.inference import dense_session
 from haksnet_jax.labels.masks import IGNORED
 from haksnet_jax.results import dense_maps, visualize
@@ -74,7 +75,7 @@ class DenseEvaluator:
           Confusion, or ChangeConfusion of a source of pairs.
 
         Raises:
-          UserError: no image can be read.
+          UserError: no image can be read; or a mask is of another size than its image, or holds no labels.
         """
         if variables is not None:
             self._session.set_variables(variables)
@@ -106,7 +107,7 @@ class DenseEvaluator:
         for index in range(jax.process_index(), len(self._source), jax.process_count()):
             try:
                 example = self._source[index]
-            except UserError as error:
+            except ImageError as error:  # and no other: an image and a mask that do not fit each other end the run
                 logging.warning("%s", error)
                 self.num_unread += 1
                 continue

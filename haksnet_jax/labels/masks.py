@@ -20,6 +20,7 @@ from haksnet_jax.labels.problems import printable
 IGNORED = 255  # the label of pixels that neither loss nor score looks at
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp")
 MAX_CLASSES = 254
+_UNREADABLE = "unreadable_mask"  # the reason of ImageError, as in `problems.Reason`
 _SHOWN = 6  # values that a message names
 _MODES = ("P", "1", "L", "I", "I;16", "I;16B", "I;16L", "RGB", "RGBA", "LA")  # Pillow's, of masks
 
@@ -155,7 +156,8 @@ def read_mask(path: str | os.PathLike[str], legend: Legend) -> Mask:
       Mask. Pixels that are wholly transparent are IGNORED.
 
     Raises:
-      UserError: the file is a JPEG, cannot be read, or holds something else.
+      ImageError: the file cannot be read.
+      UserError: it is a JPEG, or holds something else than a mask.
     """
     pixels, opaque = _read_pixels(pathlib.Path(path), colours=legend.colours is not None)
     if pixels.ndim == 3:
@@ -185,7 +187,7 @@ def _naming(path, what):
         raise
     except Exception as error:
         reason = printable(" ".join(str(error).split()))[:200] or type(error).__name__
-        raise UserError(f"{path}: the mask cannot be {what}: {reason}") from error
+        raise ImageError(_UNREADABLE, f"the mask cannot be {what}: {reason}", path) from error
 
 
 def _header(path):
@@ -193,9 +195,9 @@ def _header(path):
     try:
         header = read_header(path)
     except ImageError as error:
-        raise UserError(f"{path}: the mask cannot be read: {error.sentence}") from None
+        raise ImageError(_UNREADABLE, f"the mask cannot be read: {error.sentence}", path) from None
     except OSError as error:
-        raise UserError(f"{path}: the mask cannot be read: {error.strerror or error}") from None
+        raise ImageError(_UNREADABLE, f"the mask cannot be read: {error.strerror or error}", path) from None
     if header.format == "JPEG":
         raise UserError(
             f"{path}: a mask as JPEG, which changes the values at every border: save it again as PNG from what it "

@@ -20,6 +20,7 @@ from haksnet_jax import files
 from haksnet_jax.errors import UserError
 from haksnet_jax.images import files as image_files
 from haksnet_jax.images import reader, scaling
+from haksnet_jax.images.headers import ImageError
 from haksnet_jax.images.settings import DEFAULT, ImageSettings
 from haksnet_jax.labels import masks
 from haksnet_jax.labels.problems import Problem, Reason
@@ -36,11 +37,11 @@ _CHECKED_MASKS = 16  # masks that are read when a source is opened, spread over 
 
 
 def read_image(path: str | os.PathLike[str], settings: ImageSettings = DEFAULT) -> np.ndarray:
-    """[H, W, C] uint8 of an image file. Args: path; settings, ImageSettings. Raises: UserError, it cannot be read."""
+    """[H, W, C] uint8 of an image file. Args: path; settings, ImageSettings. Raises: ImageError, it cannot be read."""
     try:
         return reader.read(path, settings)
     except OSError as error:
-        raise UserError(f"{path}: the image cannot be read ({error.strerror})") from error
+        raise ImageError("unreadable_image", f"the image cannot be read ({error.strerror})", path) from error
 
 
 def _files_of(folder, what, extensions):
@@ -95,7 +96,7 @@ class _Folders:
       image_settings: ImageSettings by which all images are read, limits included where they are needed.
     """
 
-    def __init__(self, folders, masks_dir, class_names, legend, cache_gib, image_settings):
+    def __init__(self, folders, masks_dir, class_names, legend, cache_gib, image_settings, keep_unreadable):
         self.class_names = tuple(class_names)
         self.image_names = tuple(folders)
         self._legend = legend
@@ -123,14 +124,21 @@ class _Folders:
         self._mask_paths = [str(of_masks[stem]) for stem in self.image_ids]
         every = [path for paths in self._paths.values() for path in paths]
         self.image_settings = scaling.for_images(every, image_settings)
-        self._check_some_masks()
+        self._check_some_masks(keep_unreadable)
 
-    def _check_some_masks(self):
+    def _check_some_masks(self, keep_unreadable):
         """Finds before training a legend that does not fit the masks, or masks that are none."""
         step = max(1, len(self) // _CHECKED_MASKS)
-        labelled = 0
-        for path in self._mask_paths[::step][:_CHECKED_MASKS]:
-            labels, unknown = masks.read_mask(path, self._legend)
+        labelled = num_unread = 0
+        paths = self._mask_paths[::step][:_CHECKED_MASKS]
+        for path in paths:
+            try:
+                labels, unknown = masks.read_mask(path, self._legend)
+            except ImageError:
+                if not keep_unreadable:
+                    raise
+                num_unread += 1
+                continue
             labelled += int((labels != masks.IGNORED).sum())
             if sum(unknown.values()) > 0.01 * labels.size:
                 raise UserError(
@@ -138,7 +146,7 @@ class _Folders:
                     f"({', '.join(self.class_names[:8])}{', ...' if len(self.class_names) > 8 else ''}) have "
                     f"{self._described_legend()}"
                 )
-        if not labelled:
+        if not labelled and num_unread < len(paths):
             raise UserError(f"{os.path.dirname(self._mask_paths[0])}: no pixel of the masks looked at has a class")
 
     def _described_legend(self):
@@ -196,6 +204,7 @@ class MaskFolder(_Folders):
       legend: masks.Legend.
       cache_gib: GiB of decoded examples that each process keeps in memory.
       image_settings: ImageSettings: bands, limits and nodata that are given.
+      keep_unreadable: whether masks that cannot be read are an error (ImageError) only when it is their turn.
 
     Raises:
       UserError: a folder is missing or empty, no image has a mask, or masks hold something else than the classes.
@@ -212,8 +221,10 @@ class MaskFolder(_Folders):
         *,
         cache_gib: float = 0.0,
         image_settings: ImageSettings = DEFAULT,
+        keep_unreadable: bool = False,
     ) -> None:
-        super().__init__({"image": images_dir}, masks_dir, class_names, legend, cache_gib, image_settings)
+        folders = {"image": images_dir}
+        super().__init__(folders, masks_dir, class_names, legend, cache_gib, image_settings, keep_unreadable)
 
 
 class PairFolder(_Folders):
@@ -224,6 +235,7 @@ class PairFolder(_Folders):
       masks_dir: folder of masks: 0 unchanged, 1 or 255 changed.
       cache_gib: GiB of decoded examples that each process keeps in memory.
       image_settings: ImageSettings, for both dates.
+      keep_unreadable: as MaskFolder.
 
     Raises:
       UserError: as MaskFolder.
@@ -239,10 +251,11 @@ class PairFolder(_Folders):
         *,
         cache_gib: float = 0.0,
         image_settings: ImageSettings = DEFAULT,
+        keep_unreadable: bool = False,
     ) -> None:
         legend = masks.number_legend(2, ((0,), (1, 255)), ignored=())
         folders = {"before": before_dir, "after": after_dir}
-        super().__init__(folders, masks_dir, CHANGE_CLASSES, legend, cache_gib, image_settings)
+        super().__init__(folders, masks_dir, CHANGE_CLASSES, legend, cache_gib, image_settings, keep_unreadable)
 
 
 class MaskScenes:

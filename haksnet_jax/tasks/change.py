@@ -37,7 +37,12 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> PairFolder | P
     if config.data.kind == "scenes":
         return PairScenes(**config.data[split])
     folders = (dense.folder_of(config, split, name) for name in ("before_dir", "after_dir", "masks_dir"))
-    return PairFolder(*folders, cache_gib=config.data.cache_gib, image_settings=bands.settings_of(config))
+    return PairFolder(
+        *folders,
+        cache_gib=config.data.cache_gib,
+        image_settings=bands.settings_of(config),
+        keep_unreadable=split == "val",
+    )
 
 
 def batch_arrays(config: ml_collections.ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -113,6 +113,7 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> MaskFolder | M
         _legend(config),
         cache_gib=config.data.cache_gib,
         image_settings=bands.settings_of(config),
+        keep_unreadable=split == "val",  # as images: named and passed over by each evaluation
     )
 
 

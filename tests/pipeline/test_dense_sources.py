@@ -7,6 +7,7 @@ import pytest
 from dense_folders import two_fields, write_change_folder, write_image, write_mask, write_segmentation_folder
 
 from haksnet_jax.errors import UserError
+from haksnet_jax.images.headers import ImageError
 from haksnet_jax.labels import masks
 from haksnet_jax.pipeline import dense_sources, scene_objects, scenes
 
@@ -60,6 +61,20 @@ def test_a_mask_of_another_size_names_both_files(tmp_path):
     write_mask(tmp_path / "train" / "masks" / "train_3.png", np.zeros((10, 20), np.uint8))
     with pytest.raises(UserError, match=r"masks/train_3\.png has 10 x 20 pixels, its image .* 96 x 80"):
         open_folder(tmp_path)[3]
+
+
+def test_a_mask_that_cannot_be_read_is_found_before_training_and_in_validation_at_its_turn(tmp_path):
+    write_segmentation_folder(tmp_path)
+    (tmp_path / "train" / "masks" / "train_1.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"train_1\.png: the mask cannot be read: the file is empty"):
+        open_folder(tmp_path)
+    source = open_folder(tmp_path, keep_unreadable=True)
+    assert source[0]["mask"].shape == (96, 80)
+    with pytest.raises(ImageError, match=r"train_1\.png: the mask cannot be read"):
+        source[1]
+    (tmp_path / "train" / "images" / "train_2.png").unlink()
+    with pytest.raises(ImageError, match=r"train_2\.png: the image cannot be read"):
+        source[2]
 
 
 def test_masks_without_any_label_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from dense_folders import two_fields, write_change_folder, write_image, write_segmentation_folder
+from dense_folders import two_fields, write_change_folder, write_image, write_mask, write_segmentation_folder
 from flax import nnx
 from PIL import Image
 
@@ -114,6 +114,41 @@ def test_the_report_of_a_run_shows_its_pixels(run, tmp_path, capsys):
         assert "1 image could not be read" in capsys.readouterr().err  # and the others are counted
     assert program.main([*command, f"--labels={root}"]) == 1
     assert "a model of segmentation, whose examples are --images=DIR and --masks=DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mask", "counted", "sentence"),
+    [
+        (b"", True, "the mask cannot be read: the file is empty"),
+        (None, True, "the mask cannot be read: "),  # a link to nowhere, which cannot be opened
+        (np.zeros((10, 20), np.uint8), False, "has 10 x 20 pixels, its image"),
+        ("JPEG", False, "a mask as JPEG"),
+    ],
+    ids=["empty", "no file", "another size", "JPEG"],
+)
+def test_an_evaluation_passes_over_what_cannot_be_read_and_refuses_what_contradicts(
+    run, tmp_path, capsys, mask, counted, sentence
+):
+    from haksnet_jax.cli import program
+
+    root, workdir, _ = run
+    shutil.copytree(root / "val", tmp_path / "val")
+    path = min((tmp_path / "val/masks").iterdir())
+    if mask is None:
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere.png")
+    elif isinstance(mask, bytes):
+        path.write_bytes(mask)
+    elif isinstance(mask, str):
+        Image.open(path).convert("RGB").save(path, format=mask)
+    else:
+        write_mask(path, mask, "colours")
+    folders = [f"--images={tmp_path / 'val/images'}", f"--masks={tmp_path / 'val/masks'}"]
+    assert program.main(["evaluate", f"--checkpoint={workdir}", *folders]) == 1
+    out, err = capsys.readouterr()
+    assert sentence in err and path.name in err
+    assert ("1 image could not be read" in err) == counted
+    assert ("mean_iou" in out) == counted  # the others are scored, or nothing is
 
 
 @pytest.mark.parametrize("head", ["difference", "exchange"])

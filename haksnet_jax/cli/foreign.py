@@ -1,17 +1,18 @@
 """Options of Ultralytics and MMRotate by the names that they have here: what newcomers type first."""
 
+import re
 from collections.abc import Container
 
-# The name elsewhere, without dashes in front, and what it is here. A command takes the first one that it has; words
-# that begin with no option hold for every command.
+# The name elsewhere, without dashes in front, and what it is here. A command takes the first one all of whose options
+# it has; words without an option hold for every command.
 _HERE = {
     "source": ("--images",),
-    "weights": ("--checkpoint", "--set init=DIR"),
-    "model": ("--checkpoint", "--set init=DIR"),
-    "ckpt": ("--checkpoint", "--set init=DIR"),
+    "weights": ("--checkpoint", "--set init=DIR", "--input"),
+    "model": ("--checkpoint", "--set init=DIR", "--input"),
+    "ckpt": ("--checkpoint", "--set init=DIR", "--input"),
     "cfg": ("--config",),
     "cfg-options": ("--set KEY=VALUE",),
-    "data": ("--set data.root=DIR", "--images and --labels"),
+    "data": ("--set data.root=DIR", "--images and --labels", "--images"),
     "conf": ("--score",),
     "conf-thres": ("--score",),
     "score-thr": ("--score",),
@@ -25,20 +26,29 @@ _HERE = {
     "img-size": ("--set data.image_size=640,640", "--size", "--tile"),
     "workers": ("--set data.num_workers=N",),
     "seed": ("--set seed=N",),
-    "half": ("--set model.dtype=bfloat16", "--precision=bfloat16"),
-    "amp": ("--set model.dtype=bfloat16", "--precision=bfloat16"),
+    "half": ("--set model.dtype=bfloat16", "--precision=bfloat16", "--dtype=bfloat16"),
+    "amp": ("--set model.dtype=bfloat16", "--precision=bfloat16", "--dtype=bfloat16"),
     "work-dir": ("--workdir", "--output"),
     "project": ("--workdir", "--output"),
     "save-dir": ("--workdir", "--output"),
     "out": ("--output",),
     "out-dir": ("--output",),
-    "save-txt": ("--format=labels",),
     "show-dir": ("--output",),
-    "format": ("--to",),
     "device": ("JAX_PLATFORMS=cpu or CUDA_VISIBLE_DEVICES=0 before the command",),
     "gpu-ids": ("CUDA_VISIBLE_DEVICES=0 before the command",),
     "gpus": ("CUDA_VISIBLE_DEVICES=0,1 before the command",),
 }
+
+# What holds for one command alone: (name, an option that only this command has, what is meant there). --format is of
+# what predict writes (which has --drawings), and elsewhere of labels that are read; --to is a form in export (which has
+# --opset), and in convert (which has --reinit-classifier) a file.
+_IN_ONE_COMMAND = (
+    ("save-txt", "--drawings", "--format=labels"),
+    ("format", "--opset", "--to"),
+    ("format", "--reinit-classifier", "haksnet export --to"),
+    ("half", "--opset", "the precision of the checkpoint, which `haksnet info` says"),
+    ("amp", "--opset", "the precision of the checkpoint, which `haksnet info` says"),
+)
 
 
 def option(name: str, options: Container[str]) -> str | None:
@@ -51,9 +61,12 @@ def option(name: str, options: Container[str]) -> str | None:
     Returns:
       What to type, or None where that is not known or the command has nothing like it.
     """
-    for here in _HERE.get(name.lstrip("-").replace("_", "-"), ()):
-        first = here.split()[0].partition("=")[0]
-        if not first.startswith("--") or first in options:
+    name = name.lstrip("-").replace("_", "-")
+    for one, of_command, here in _IN_ONE_COMMAND:
+        if one == name and of_command in options:
+            return here
+    for here in _HERE.get(name, ()):
+        if all(needed in options for needed in re.findall(r"--[a-z-]+", here)):
             return here
     return None
 

@@ -134,6 +134,12 @@ def models(tmp_path_factory):
         ((*PREDICT, "--save-txt"), 2, ("--save-txt; meant is --format=labels?",)),
         (("evaluate", "--checkpoint=demo", "--data=d.yaml"), 2, ("--data; meant is --images and --labels?",)),
         (("validate", "--data=d.yaml"), 2, ("--data; meant is --images and --labels?",)),
+        ((*PREDICT, "--data=d.yaml"), 2, ("--data; meant is --images?",)),
+        (("convert", "--input=a.pth", "--format=onnx"), 2, ("--format; meant is haksnet export --to?",)),
+        (("convert", "--weights=a.pth", "--output=x"), 2, ("--weights; meant is --input?",)),
+        (("convert", "--ckpt=a.pth", "--output=x"), 2, ("--ckpt; meant is --input?",)),
+        (("export", "--checkpoint=demo", "--output=m.onnx", "--half"), 2, ("the precision of the checkpoint",)),
+        (("benchmark", "--half"), 2, ("--half; meant is --dtype=bfloat16?",)),
         (("validate", "--images=images", "--labels=yolo", "--format=yolo"), 1, ("meant is yolo-obb?",)),
         (("validate", "--images=classes"), 1, ("Found no images in classes", "some in classes/ship")),
         (("export", "--checkpoint=demo", "--output=m.onnx", "--format=onnx"), 2, ("--format; meant is --to?",)),
@@ -145,6 +151,13 @@ def models(tmp_path_factory):
 )  # fmt: skip
 def test_it_is_answered_in_a_sentence(words, status, parts, capsys):
     answered(capsys, words, status, *parts)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "validate", "split"])
+def test_the_format_of_labels_is_not_taken_for_that_of_predictions(command, capsys):
+    """`--save-txt` is predict's; --format of these says how label files are read."""
+    assert program.main([command, "--save-txt"]) == 2
+    assert "--format=labels" not in capsys.readouterr().err
 
 
 E = "--images=empty"

@@ -25,6 +25,13 @@ def get_config():
         config.data.max_boxes = 200
         config.data.num_workers = 2
 
+        # More than the objects of an image: each needs a proposal, most get several, and a detection. The weights do
+        # not depend on these.
+        config.rpn.candidates_per_level = 600
+        config.rpn.max_proposals = 600
+        config.detection.max_candidates = 1024
+        config.detection.max_detections = 300
+
         config.augment.rotation_probability = of_folder.augment.rotation_probability
         config.evaluation.protocol = "val"
     return config

@@ -104,6 +104,17 @@ def test_the_small_configuration_goes_on_from_the_model_that_is_shipped():
     assert config.init == "demo" and config.init_new_classes
 
 
+@pytest.mark.parametrize("name", ["folder", "folder_small"])
+def test_an_image_may_have_as_many_detections_and_proposals_as_objects(name):
+    """Else recall is capped, in predictions too: `model.json` carries the caps along."""
+    config = configuration.load(name).unlock()
+    config.data.class_names = ("ship",)
+    caps = detection.model_info(config)
+    assert caps["detections"]["max_detections"] > config.data.max_boxes
+    assert caps["proposals"]["max_proposals"] >= caps["detections"]["max_detections"]
+    assert config.detection.max_candidates >= caps["detections"]["max_detections"]
+
+
 def test_labels_in_a_folder_called_labels_are_found(tmp_path):
     """As YOLO lays it out; `labelTxt` stands in the configuration."""
     for split in ("train", "val"):

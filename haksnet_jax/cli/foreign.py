@@ -39,32 +39,32 @@ _HERE = {
     "gpus": ("CUDA_VISIBLE_DEVICES=0,1 before the command",),
 }
 
-# What holds for one command alone: (name, an option that only this command has, what is meant there). --format is of
-# what predict writes (which has --drawings), and elsewhere of labels that are read; --to is a form in export (which has
-# --opset), and in convert (which has --reinit-classifier) a file.
-_IN_ONE_COMMAND = (
-    ("save-txt", "--drawings", "--format=labels"),
-    ("format", "--opset", "--to"),
-    ("format", "--reinit-classifier", "haksnet export --to"),
-    ("half", "--opset", "the precision of the checkpoint, which `haksnet info` says"),
-    ("amp", "--opset", "the precision of the checkpoint, which `haksnet info` says"),
-)
+# What is meant in one command: --format is of what predict writes, and elsewhere of labels that are read; --to is a
+# form in export, and in convert a file.
+_IN_ONE_COMMAND = {
+    ("predict", "save-txt"): "--format=labels",
+    ("export", "format"): "--to",
+    ("convert", "format"): "haksnet export --to",
+    ("export", "half"): "the precision of the checkpoint, which `haksnet info` says",
+    ("export", "amp"): "the precision of the checkpoint, which `haksnet info` says",
+}
 
 
-def option(name: str, options: Container[str]) -> str | None:
+def option(name: str, command: str, options: Container[str]) -> str | None:
     """What an option of another program is here.
 
     Args:
       name: as typed, with dashes in front or without.
+      command: as its parser is called: "haksnet predict".
       options: those of the command: "--images".
 
     Returns:
       What to type, or None where that is not known or the command has nothing like it.
     """
     name = name.lstrip("-").replace("_", "-")
-    for one, of_command, here in _IN_ONE_COMMAND:
-        if one == name and of_command in options:
-            return here
+    only_here = _IN_ONE_COMMAND.get((re.split(r"[ .]", command)[-1], name))
+    if only_here is not None:
+        return only_here
     for here in _HERE.get(name, ()):
         if all(needed in options for needed in re.findall(r"--[a-z-]+", here)):
             return here

@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args([*self._respelled(args)], namespace)
         if unknown:
             name, equals, _ = unknown[0].partition("=")
-            here = foreign.option(name, self._option_string_actions) if equals else None
+            here = foreign.option(name, self.prog, self._option_string_actions) if equals else None
             if here:
                 self.error(f"unexpected argument {unknown[0]!r}; meant is {here}?")
             lists = [one for one in self._actions if one.option_strings and one.nargs in ("+", "*")]
@@ -104,7 +104,7 @@ class Parser(argparse.ArgumentParser):
                 if spelled not in options:
                     known = [option.lstrip("-") for option in options if option.startswith("--")]
                     near = difflib.get_close_matches(spelled.lstrip("-"), known, n=1, cutoff=0.7)
-                    here = foreign.option(name, options) or (f"--{near[0]}" if near else None)
+                    here = foreign.option(name, self.prog, options) or (f"--{near[0]}" if near else None)
                     meant = f"; meant is {here}?" if here else ""
                     self.error(f"unknown option {name}{meant}")
                 yield f"{spelled}{equals}{value}"

@@ -14,6 +14,20 @@ from haksnet_jax.pipeline.sources import write_dota_folder
 from haksnet_jax.tasks import detection
 
 
+def config_of_folder(root, train, val, line):
+    """folder_small on three and two images in places (images, labels), each with that line of a label."""
+    for (images, labels), number in ((train, 3), (val, 2)):
+        (root / images).mkdir(parents=True)
+        (root / labels).mkdir(parents=True)
+        for one in range(number):
+            Image.fromarray(np.full((50, 100, 3), one, np.uint8)).save(root / images / f"{number}_{one}.png")
+            (root / labels / f"{number}_{one}.txt").write_text(f"{line}\n")
+    (root / "data.yaml").write_text("names: {0: plane, 1: ship}\n")
+    config = configuration.load("folder_small").unlock()
+    config.data.root = str(root)
+    return config
+
+
 @pytest.mark.parametrize(
     ("train", "val"),
     [
@@ -24,15 +38,7 @@ from haksnet_jax.tasks import detection
     ids=["ultralytics", "valid", "roboflow"],
 )
 def test_a_data_set_of_yolo_is_trained_on_as_it_lies_there(tmp_path, train, val):
-    for (images, labels), number in ((train, 3), (val, 2)):
-        (tmp_path / images).mkdir(parents=True)
-        (tmp_path / labels).mkdir(parents=True)
-        for one in range(number):
-            Image.fromarray(np.full((50, 100, 3), one, np.uint8)).save(tmp_path / images / f"{number}_{one}.png")
-            (tmp_path / labels / f"{number}_{one}.txt").write_text("1 0.1 0.2 0.5 0.2 0.5 0.6 0.1 0.6\n")
-    (tmp_path / "data.yaml").write_text("names: {0: plane, 1: ship}\n")
-    config = configuration.load("folder_small").unlock()
-    config.data.root = str(tmp_path)
+    config = config_of_folder(tmp_path, train, val, "1 0.1 0.2 0.5 0.2 0.5 0.6 0.1 0.6")
     with pytest.raises(UserError, match=r"data\.yaml: labels of YOLO-OBB.*data\.format=yolo-obb"):
         detection.prepared(config)
     config.data.format = "yolo-obb"
@@ -59,15 +65,7 @@ def test_a_data_set_of_yolo_is_trained_on_as_it_lies_there(tmp_path, train, val)
     ids=["roboflow", "folders-of-kinds", "mixed"],
 )
 def test_labels_of_dota_are_found_in_the_layouts_of_other_tools(tmp_path, train, val):
-    for (images, labels), number in ((train, 3), (val, 2)):
-        (tmp_path / images).mkdir(parents=True)
-        (tmp_path / labels).mkdir(parents=True)
-        for one in range(number):
-            Image.fromarray(np.full((50, 100, 3), one, np.uint8)).save(tmp_path / images / f"{number}_{one}.png")
-            (tmp_path / labels / f"{number}_{one}.txt").write_text("10 10 50 10 50 30 10 30 ship 0\n")
-    (tmp_path / "data.yaml").write_text("names: {0: plane, 1: ship}\n")
-    config = configuration.load("folder_small").unlock()
-    config.data.root = str(tmp_path)
+    config = config_of_folder(tmp_path, train, val, "10 10 50 10 50 30 10 30 ship 0")
     with pytest.raises(UserError, match=r"there is no .*classes\.txt") as caught:
         detection.prepared(config)
     assert "YOLO" not in str(caught.value)  # the labels are none

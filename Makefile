@@ -1,4 +1,4 @@
-# make venv | test | test-slow | lint | format | demo | docs | wheel | clean
+# make venv | test | test-slow | lint | format | demo | docs | ptx | wheel | clean
 #   PYTHON=python3.12 chooses another interpreter, EXTRAS=cuda (or tpu, gcs; by commas) installs more, WORKERS=1 runs
 #   fewer tests at a time
 PYTHON ?= python3
@@ -12,7 +12,7 @@ WORKERS ?= 3
 STAMP := $(VENV)/installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: venv test test-slow lint format demo docs wheel clean
+.PHONY: venv test test-slow lint format demo docs ptx wheel clean
 
 venv: $(STAMP)
 
@@ -56,6 +56,16 @@ docs: venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'mkdocs-material>=9.6'
 	$(BIN)/python -m haksnet_jax.cli.reference
 	$(BIN)/mkdocs build --quiet
+
+ptx: haksnet_jax/kernels/cuda/depthwise.ptx
+
+# What CUDA's compiler makes of a kernel (nvcc 13), without its comments and in the version of PTX that drivers of CUDA 11.8
+# and newer read.
+haksnet_jax/kernels/cuda/%.ptx: haksnet_jax/kernels/cuda/%.cu haksnet_jax/kernels/cuda/target.h
+	nvcc -arch=compute_80 -ptx -O3 -std=c++17 -o $@.new $<
+	echo "// sources: sha256 $$(cat $^ | sha256sum | cut -d' ' -f1)" > $@
+	sed -e 's://.*$$::' -e 's/[[:space:]]*$$//' -e '/^$$/d' -e 's/^\.version .*/.version 7.8/' $@.new >> $@
+	rm $@.new
 
 wheel: venv
 	$(BIN)/python -m build --wheel

@@ -1,7 +1,7 @@
 """Depthwise convolution: every channel is filtered by a kernel of its own.
 
 To compilers this is a rare case of the general convolution, and each is bad at it in a place of its own: XLA's CPU and
-TPU loops, cuDNN from 9 x 9 on, all of them at the gradients. So there are four forms with equal results, and one is
+TPU loops, cuDNN from 9 x 9 on, all of them at the gradients. So there are five forms with equal results, and one is
 chosen for the platform that a computation is lowered for (not the one it is traced on: a CPU host compiles for TPUs):
 
   slices   sum of shifted, weighted copies: CPU, and 3 x 3 on small images on TPU. XLA fuses all copies into one loop.
@@ -10,6 +10,7 @@ chosen for the platform that a computation is lowered for (not the one it is tra
            multiplying by the zeros beside the band is cheaper than leaving them out.
   library  the vendor's convolutions on kernels small enough for its fast paths: GPUs that cannot run the kernels of
   triton   depthwise_triton.py: NVIDIA GPUs from Ampere on.
+  cuda     depthwise_cuda.py: the same GPUs in bfloat16, on their matrix units.
 """
 
 import functools
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haksnet_jax.kernels import depthwise_triton, triton
+from haksnet_jax.kernels import depthwise_cuda, depthwise_triton, ptx, triton
 from haksnet_jax.target import by_platform, over_mesh
 
 _LANES = 128  # of a TPU's registers and matrix unit
@@ -84,7 +85,7 @@ def _convolve(x, kernel, bias=None, means=False):
         raise ValueError(f"depthwise_conv expects x in float32 or bfloat16; got {x.dtype}.")
     forms = {
         platform: functools.partial(convolve, means=means)
-        for platform, (convolve, _) in _forms(kernel.shape[0], x.shape[2]).items()
+        for platform, (convolve, _) in _forms(x, kernel.shape[0]).items()
     }
     convolve = functools.partial(by_platform, **forms)
     return over_mesh(convolve, x, kernel.astype(x.dtype), *([] if bias is None else [bias]), split=1)
@@ -106,8 +107,7 @@ def _depthwise_conv_backward(means, residuals, gradient):
     # that JAX would build takes XLA's TPU compiler 15 times as long.
     x_gradient = _convolve(gradient, kernel[::-1, ::-1])
     forms = {
-        platform: functools.partial(weight_gradient, k=k)
-        for platform, (_, weight_gradient) in _forms(k, x.shape[2]).items()
+        platform: functools.partial(weight_gradient, k=k) for platform, (_, weight_gradient) in _forms(x, k).items()
     }
     weight_gradient = functools.partial(by_platform, **forms)
     kernel_gradient, bias_gradient = over_mesh(weight_gradient, x, gradient, summed=True)
@@ -118,22 +118,26 @@ def _depthwise_conv_backward(means, residuals, gradient):
 _depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
 
 
-def _forms(k, width):
+def _forms(x, k):
     """(convolution, gradients of kernel and bias) for each platform of `by_platform`: all choices are made here."""
     slices = _with_bias(convolve_slices, weight_gradient_slices)
     bands = _with_bias(convolve_bands, weight_gradient_bands)
     library = _with_bias(convolve_library, weight_gradient_library)
     grouped = _with_bias(convolve_grouped, weight_gradient_library)
-    kernels = (depthwise_triton.convolve, depthwise_triton.weight_gradient)
+    cuda = library
+    if depthwise_cuda.suits(x.shape, x.dtype, k, ptx.shared_bytes()):
+        cuda = (depthwise_cuda.convolve, depthwise_cuda.weight_gradient)
+    elif triton.usable():
+        cuda = (depthwise_triton.convolve, depthwise_triton.weight_gradient)
     return {
-        "cuda": kernels if triton.usable() else library,
+        "cuda": cuda,
         "rocm": library,
         "portable": grouped,
         # By the TPU compiler's own estimates for v5e, 2 images in bfloat16, slices / bands: forward, 256 x 256 x 32,
         # 5 x 5 0.53 / 0.23 ms and 9 x 9 1.7 / 0.28 ms. Channel mixing with its two 3 x 3, forward + gradients: 3.5 /
         # 1.1 ms at 256 x 256, 1.3 / 0.6 at 128 x 128, 0.8 / 0.7 at 64 x 64, 0.3 / 0.5 at 32 x 32; and the MLP with its
         # one 1.3 / 1.8 at 64 x 64.
-        "tpu": slices if k <= 3 and width < _LANES else bands,
+        "tpu": slices if k <= 3 and x.shape[2] < _LANES else bands,
         "default": slices,
     }
 

@@ -10,8 +10,11 @@ except ImportError:  # deprecated since jax 0.11: without it the XLA forms serve
 
 def usable() -> bool:
     """Whether the kernels compile here: Pallas has its Triton backend and every CUDA device is Ampere or newer."""
-    if plgpu is None:
-        return False
+    return plgpu is not None and on_ampere()
+
+
+def on_ampere() -> bool:
+    """Whether there are CUDA devices in this process and all are Ampere or newer."""
     try:
         devices = jax.local_devices(backend="cuda")
     except RuntimeError:  # no CUDA device in this process

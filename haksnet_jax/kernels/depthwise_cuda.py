@@ -1,0 +1,194 @@
+"""Depthwise convolution and its weight gradient on the matrix units of NVIDIA GPUs, in bfloat16: cuda/depthwise.cu.
+
+A block of threads owns sixteen channels of a region: sixteen segments of eight columns and eight rows each, which lie
+side by side, above each other and in several images, as the maps' size suggests.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from haksnet_jax.kernels import ptx
+
+_SIDES = (3, 5, 7, 9)
+_THREADS = 256
+_CHANNELS = 16
+_STRIP = 8  # rows of a segment, and columns
+_TAPS = 9  # of a row of every kernel as the band matrices hold it, zeros around smaller ones
+_ENTRIES = 24  # different pairs of neighbouring entries in a band matrix
+_BLOCKS = 264  # that share the weight gradient's regions: two for each multiprocessor of an H100
+
+
+class Region(NamedTuple):
+    """Segments of a block side by side, above each other and in several images: sixteen in all."""
+
+    tiles: int
+    strips: int
+    images: int
+
+
+class Layout(NamedTuple):
+    """Of a region in shared memory, lengths in words of two columns, as `Layout` of cuda/depthwise.cu has it."""
+
+    row_words: int
+    strip_words: int
+    strip_pad: int
+    image_words: int
+    plane_words: int
+    rows: int
+    rows_inverse: int
+    items_inverse: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all channels, with the 16 words that set the second eight apart and as many behind."""
+        return 4 * (_CHANNELS * self.plane_words + 32)
+
+
+def region(height: int, width: int) -> Region:
+    """The region that covers maps of this size with the fewest idle segments."""
+    if width <= 2 * _STRIP:
+        return Region(2, 1, 8) if height <= _STRIP else Region(2, 2, 4)
+    wide, tall = Region(8, 2, 1), Region(4, 4, 1)
+
+    def covered(region):
+        return pl.cdiv(width, _STRIP * region.tiles) * pl.cdiv(height, _STRIP * region.strips)
+
+    return min(wide, tall, key=covered)
+
+
+def layout(region: Region, k: int, *, halo: bool) -> Layout:
+    """Where a region lies in shared memory, with the rows and columns around it that a k x k kernel meets, or without.
+
+    A matrix instruction loads eight segments at once, 16 bytes of each. The lengths keep those in different banks.
+    """
+    row_words = (region.tiles + halo) * _STRIP // 2
+    rows = _STRIP * region.strips + (k - 1 if halo else 0)
+    strip_pad = {8: 0, 4: 16, 2: 8}[region.tiles]
+    words = rows * row_words + (rows - 1) // _STRIP * strip_pad
+    if region.images > 1:  # 4 words of each segment of an image stand between those of its neighbours
+        words += (4 * region.tiles * region.strips - words) % 32
+    plane_words = words * region.images
+    inverses = pl.cdiv(1 << 16, rows), pl.cdiv(1 << 20, 2 * row_words)
+    return Layout(row_words, _STRIP * row_words + strip_pad, strip_pad, words, plane_words, rows, *inverses)
+
+
+def suits(shape: tuple[int, ...], dtype: jnp.dtype, k: int, shared_bytes: int) -> bool:
+    """Whether the kernels take features [B, H, W, C] of a type and k x k taps, with this much shared memory a block."""
+    if dtype != jnp.bfloat16 or k not in _SIDES or shape[3] % 8:
+        return False
+    chosen = region(shape[1], shape[2])
+    return layout(chosen, k, halo=True).bytes + layout(chosen, k, halo=False).bytes <= shared_bytes
+
+
+def _numbers(shape, k, chosen):
+    with_halo, plain = layout(chosen, k, halo=True), layout(chosen, k, halo=False)
+    return {
+        **dict(zip(("BATCH", "HEIGHT", "WIDTH", "CHANNELS"), shape, strict=True)),
+        "TILES_LOG": chosen.tiles.bit_length() - 1,
+        "STRIPS_LOG": chosen.strips.bit_length() - 1,
+        **{name.upper(): value for name, value in with_halo._asdict().items()},
+        **{f"PLAIN_{name.upper()}": value for name, value in plain._asdict().items()},
+    }
+
+
+def band_entries(kernel: jax.Array) -> jax.Array:
+    """[C, k, 24, 2] bfloat16 pairs of neighbouring entries of the band matrices, along the input columns.
+
+    The matrix of a kernel row has its taps at [n + dx, n], dx from 0 to 8. A thread needs its entries at (i, i + 1) for
+    i from -7 to 14, counted from the diagonal; pair i stands at i + 8.
+
+    Args:
+      kernel: [k, k, C] taps.
+    """
+    k = kernel.shape[0]
+    before = _STRIP + (_TAPS - k) // 2
+    row = kernel.transpose(2, 0, 1).astype(jnp.bfloat16)
+    row = jnp.pad(row, ((0, 0), (0, 0), (before, _ENTRIES + 1 - before - k)))
+    return jnp.stack([row[..., :-1], row[..., 1:]], axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("means",))
+def convolve(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, means: bool = False
+) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
+    """Depthwise convolution at stride 1 with zeros around the image.
+
+    Args:
+      x: [B, H, W, C] bfloat16 features, C a multiple of 8.
+      kernel: [k, k, C] weights, which are rounded to bfloat16, k 3, 5, 7 or 9.
+      bias: [C] that is added before the result is rounded, or None.
+      means: whether to give the result's means too.
+
+    Returns:
+      [B, H, W, C] bfloat16; sums are float32. With `means` (result, [B, H, W] float32 means over the channels, of the
+      rounded values, [B, C] float32 means over the positions, of the values before they are rounded).
+    """
+    num_images, height, width, num_channels = x.shape
+    k = kernel.shape[0]
+    chosen = region(height, width)
+    channel_blocks = pl.cdiv(num_channels, _CHANNELS)
+    column_blocks = pl.cdiv(width, _STRIP * chosen.tiles)
+    row_blocks = pl.cdiv(height, _STRIP * chosen.strips)
+    bias = jnp.zeros((num_channels,), jnp.float32) if bias is None else bias.astype(jnp.float32)
+    sums = (
+        jax.ShapeDtypeStruct((num_images, channel_blocks, height, width), jnp.float32),
+        jax.ShapeDtypeStruct((num_images, row_blocks * column_blocks, num_channels), jnp.float32),
+    )
+    out, *sums = ptx.call(
+        "depthwise",
+        f"depthwise_{k}_means" if means else f"depthwise_{k}",
+        (x, band_entries(kernel), bias),
+        (jax.ShapeDtypeStruct(x.shape, x.dtype), *(sums if means else ())),
+        grid=(channel_blocks * column_blocks, row_blocks, pl.cdiv(num_images, chosen.images)),
+        threads=_THREADS,
+        shared=layout(chosen, k, halo=True).bytes,
+        numbers=_numbers(x.shape, k, chosen),
+    )
+    if not means:
+        return out
+    over_channels, over_positions = sums
+    return out, over_channels.sum(1) / num_channels, over_positions.sum(1) / (height * width)
+
+
+@functools.partial(jax.jit, static_argnames=("k",))
+def weight_gradient(x: jax.Array, gradient: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Gradients of `convolve` with respect to its kernel and its bias.
+
+    Every block of threads writes the sums of its own regions, and XLA adds them: no atomic additions, the same bits in
+    every run.
+
+    Args:
+      x: [B, H, W, C] bfloat16 input of the convolution, C a multiple of 8.
+      gradient: [B, H, W, C] gradient with respect to its output.
+      k: side of the kernel, 3, 5, 7 or 9.
+
+    Returns:
+      ([k, k, C] float32, [C] float32 gradient with respect to the bias).
+    """
+    num_images, height, width, num_channels = x.shape
+    chosen = region(height, width)
+    channel_blocks = pl.cdiv(num_channels, _CHANNELS)
+    regions = (
+        pl.cdiv(width, _STRIP * chosen.tiles)
+        * pl.cdiv(height, _STRIP * chosen.strips)
+        * pl.cdiv(num_images, chosen.images)
+    )
+    blocks = min(regions, pl.cdiv(_BLOCKS, channel_blocks))
+    kernel_sums, bias_sums = ptx.call(
+        "depthwise",
+        f"depthwise_{k}_weight_gradient",
+        (x, gradient),
+        (
+            jax.ShapeDtypeStruct((blocks, k, k, num_channels), jnp.float32),
+            jax.ShapeDtypeStruct((blocks, num_channels), jnp.float32),
+        ),
+        grid=(channel_blocks, blocks, 1),
+        threads=_THREADS,
+        shared=layout(chosen, k, halo=True).bytes + layout(chosen, k, halo=False).bytes,
+        numbers=_numbers(x.shape, k, chosen),
+    )
+    return kernel_sums.sum(0), bias_sums.sum(0)

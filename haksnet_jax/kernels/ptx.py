@@ -1,0 +1,84 @@
+"""Kernels written in CUDA C++, which XLA takes as PTX: for what Pallas cannot say, matrix instructions of single warps.
+
+The sources lie in `cuda/`, and beside each its PTX as `make ptx` compiles it, which is what a GPU's driver compiles for
+its own machine when a program is loaded. PTX is NVIDIA's stable machine language: the text here runs on every GPU from
+Ampere on. XLA embeds it through the custom call `__gpu$xla.gpu.ptx` (in jaxlib 0.10 to 0.12 alike).
+
+Numbers that a kernel needs to know, the shape of its features for one, are written into the text: names that begin with
+HAKS_ in the sources. The driver then folds them like any other constant.
+"""
+
+import functools
+import importlib.resources
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from haksnet_jax.kernels import triton
+
+_TARGET = "__gpu$xla.gpu.ptx"
+# Bytes of shared memory that one block of threads can have, by compute capability (CUDA C++ Programming Guide,
+# "Technical Specifications per Compute Capability"); what is not listed is taken for the least of them.
+_SHARED_BYTES = {"8.0": 163 << 10, "8.7": 163 << 10, "9.0": 227 << 10, "10.0": 227 << 10, "10.3": 227 << 10}
+_LEAST_SHARED_BYTES = 99 << 10
+
+
+def shared_bytes() -> int:
+    """Bytes of shared memory that a block can have on every CUDA device here; 0 where PTX does not run."""
+    if not triton.on_ampere():
+        return 0
+    devices = jax.local_devices(backend="cuda")
+    return min(_SHARED_BYTES.get(str(device.compute_capability), _LEAST_SHARED_BYTES) for device in devices)
+
+
+def call(
+    source: str,
+    kernel: str,
+    operands: Sequence[jax.Array],
+    results: Sequence[jax.ShapeDtypeStruct],
+    *,
+    grid: tuple[int, int, int],
+    threads: int,
+    shared: int,
+    numbers: Mapping[str, int],
+) -> list[jax.Array]:
+    """Launches a kernel.
+
+    Args:
+      source: name of the file in `cuda/`, without its ending.
+      kernel: name of the kernel in it.
+      operands: arrays that it takes, before the results, as pointers.
+      results: what it writes, all of it.
+      grid: blocks in x, y and z.
+      threads: of a block.
+      shared: bytes of shared memory of a block.
+      numbers: what HAKS_ names stand for, without the HAKS_.
+
+    Returns:
+      The results.
+    """
+    text = re.sub(r"HAKS_([A-Z_]+)_", lambda name: str(numbers[name[1]]), _text(source, kernel))
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\0A").replace("\t", "\\09")
+    first = len(operands)
+    settings = {
+        "name": f'"{kernel}"',
+        "kernel_type": '"ptx"',
+        "kernel_data": f'"{escaped}"',
+        **{f"grid_{axis}": f"{size} : i32" for axis, size in zip("xyz", grid, strict=True)},
+        **{f"block_{axis}": f"{size} : i32" for axis, size in zip("xyz", (threads, 1, 1), strict=True)},
+        "shared_mem_bytes": f"{shared} : i32",
+        "output_indices": f"[{', '.join(f'{first + n} : i32' for n in range(len(results)))}]",
+    }
+    config = "{" + ", ".join(f"{name} = {value}" for name, value in settings.items()) + "}"
+    run = jax.ffi.ffi_call(_TARGET, list(results), custom_call_api_version=2, legacy_backend_config=config)
+    return list(run(*operands))
+
+
+@functools.cache
+def _text(source, kernel):
+    """The PTX of one kernel of a file: its head and what lies between this kernel's beginning and the next one's."""
+    whole = importlib.resources.files("haksnet_jax.kernels").joinpath(f"cuda/{source}.ptx").read_text(encoding="ascii")
+    head, *entries = re.split(r"(?=^\.visible \.entry )", whole, flags=re.MULTILINE)
+    (entry,) = (entry for entry in entries if entry.startswith(f".visible .entry {kernel}("))
+    return head + entry

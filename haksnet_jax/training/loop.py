@@ -167,13 +167,21 @@ def _end(log, checkpoints):
 
 
 def _placed(batches, names, mesh, accumulate_steps):
-    """Yields (batch, those of its arrays that the step takes, on the devices, seconds waited for the batch)."""
-    batches = iter(batches)
+    """Yields (batch, those of its arrays that the step takes, on the devices, seconds waited for the batch).
+
+    One batch is always placed ahead: memory that a step has freed is written only when all that was handed to the
+    device before is done, so that a batch placed after its predecessor's step would leave the device idle meanwhile
+    (T on an H200, 8 images of 1024 x 1024: 43.4 and 42.9 ms a step).
+    """
+    batches, ahead = iter(batches), None
     while True:
         since = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - since
-        yield batch, devices.place_batch(mesh, {n: batch[n] for n in names}, accumulate_steps=accumulate_steps), waited
+        placed = devices.place_batch(mesh, {n: batch[n] for n in names}, accumulate_steps=accumulate_steps)
+        if ahead is not None:
+            yield ahead
+        ahead = batch, placed, waited
 
 
 class _InFlight:

@@ -21,7 +21,6 @@ from haksnet_jax.target import is_portable
 
 # A matrix of half a MiB, 32 boxes in a word. Smaller blocks would mean more steps that wait on one another.
 _BLOCK = 2048
-_BITS = 32  # boxes in a word
 # Passes between two looks at whether anything changed: each look costs a GPU a round trip to the host, a pass far less.
 _PASSES = 3
 
@@ -109,37 +108,12 @@ def _rotated_iou(first, second):
 
 
 def _packed(flags):
-    """[..., n] bool to [..., ceil(n / 32)] uint32: what every pass reads is an eighth as long.
-
-    Bit b of word w is that of box b * ceil(n / 32) + w: what belongs to one bit lies side by side.
-    """
+    """[..., n] bool to [..., ceil(n / 32)] uint32: what every pass reads is an eighth as long."""
     if is_portable():  # as they are: other runtimes know few operations on bits
         return flags
-    flags = jnp.pad(flags, [(0, 0)] * (flags.ndim - 1) + [(0, -flags.shape[-1] % _BITS)])
-    bits = flags.reshape(*flags.shape[:-1], _BITS, -1).astype(jnp.uint32)
-    return jnp.sum(bits << jnp.arange(_BITS, dtype=jnp.uint32)[:, None], axis=-2, dtype=jnp.uint32)
-
-
-def _packed_pairs(suppresses, block):
-    """`_packed` of [m, n] flags that a cheap function computes, bit after bit.
-
-    Of flags that exist at once XLA would make a sum over 32 neighbours, for which the threads of a GPU exchange their
-    terms: five times the work of a comparison of axis-parallel boxes.
-
-    Args:
-      suppresses: function of columns [1, i], which gives [m, i] bool.
-      block: tuple of columns [1, n].
-    """
-    num_boxes = block[0].shape[1]
-    if is_portable():
-        return suppresses(block)
-    block = [jnp.pad(column, ((0, 0), (0, -num_boxes % _BITS))) for column in block]
-    words = block[0].shape[1] // _BITS
-    total = jnp.uint32(0)
-    for bit in range(_BITS):
-        part = [column[:, bit * words : (bit + 1) * words] for column in block]
-        total |= suppresses(part).astype(jnp.uint32) << bit
-    return total
+    flags = jnp.pad(flags, [(0, 0)] * (flags.ndim - 1) + [(0, -flags.shape[-1] % 32)])
+    bits = flags.reshape(*flags.shape[:-1], -1, 32).astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
+    return jnp.sum(bits, axis=-1, dtype=jnp.uint32)
 
 
 def _suppressed(suppresses, kept):
@@ -185,18 +159,13 @@ def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, bl
     def suppression(start, candidates, candidate_position):
         """[n, block_size / 32] packed: which boxes of the block at `start` would suppress which candidates."""
         block = columns if num_blocks == 1 else [lax.dynamic_slice_in_dim(x, start, block_size) for x in columns]
-        block = [column[None, :] for column in (*block, start + jnp.arange(block_size))]
-        candidates = [column[:, None] for column in (*candidates, candidate_position)]
-
-        def suppresses(block):
-            *block, block_position = block
-            *others, position = candidates
-            result = block_position < position
-            if groups is not None:
-                result &= block.pop() == others.pop()
-            return result & (overlap(block, others) > iou_threshold)
-
-        return _packed_pairs(suppresses, block) if overlap is _horizontal_iou else _packed(suppresses(block))
+        block = [column[None, :] for column in block]
+        candidates = [column[:, None] for column in candidates]
+        block_position = start + jnp.arange(block_size)
+        result = block_position[None, :] < candidate_position[:, None]
+        if groups is not None:
+            result &= block.pop() == candidates.pop()
+        return _packed(result & (overlap(block, candidates) > iou_threshold))
 
     def cap(kept, num_kept):
         return kept & (num_kept + jnp.cumsum(kept, dtype=jnp.int32) <= max_outputs)

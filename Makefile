@@ -62,10 +62,10 @@ ptx: haksnet_jax/kernels/cuda/depthwise.ptx
 # What CUDA's compiler makes of a kernel (nvcc 13), without its comments and in the version of PTX that drivers of CUDA 11.8
 # and newer read.
 haksnet_jax/kernels/cuda/%.ptx: haksnet_jax/kernels/cuda/%.cu haksnet_jax/kernels/cuda/target.h
-	nvcc -arch=compute_80 -ptx -O3 -std=c++17 -o $@.new $<
-	echo "// sources: sha256 $$(cat $^ | sha256sum | cut -d' ' -f1)" > $@
-	sed -e 's://.*$$::' -e 's/[[:space:]]*$$//' -e '/^$$/d' -e 's/^\.version .*/.version 7.8/' $@.new >> $@
-	rm $@.new
+	nvcc -arch=compute_80 -ptx -O3 -std=c++17 -o $@.raw $<
+	sed -e 's://.*$$::' -e 's/[[:space:]]*$$//' -e '/^$$/d' -e 's/^\.version .*/.version 7.8/' $@.raw > $@.body
+	echo "// sources and text: sha256 $$(cat $^ $@.body | sha256sum | cut -d' ' -f1)" | cat - $@.body > $@.new
+	mv $@.new $@; rm $@.raw $@.body
 
 wheel: venv
 	$(BIN)/python -m build --wheel

@@ -19,12 +19,12 @@
 
 #define DEVICE inline
 #define KERNEL(blocks) inline void
-#define HAKS(name) emulation::numbers()[#name]
+#define HAKS(name) emulation::numbers().at(#name)
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
 
 namespace emulation {
 
-constexpr int kBlock = 256, kWarp = 32;
+constexpr int kMostThreads = 1024, kWarp = 32;
 
 inline std::map<std::string, int>& numbers() {
   static std::map<std::string, int> all;
@@ -37,12 +37,12 @@ struct Meeting {  // of all threads of a warp or of a block
 
 struct State {
   int thread, block[3], grid[3];
-  ucontext_t scheduler, contexts[kBlock];
-  bool ended[kBlock];
-  Meeting block_meeting, warp_meetings[kBlock / kWarp];
+  ucontext_t scheduler, contexts[kMostThreads];
+  bool ended[kMostThreads];
+  Meeting block_meeting, warp_meetings[kMostThreads / kWarp];
   // What the threads of a warp brought to an instruction; two sets, since a fast thread is at most one ahead.
-  const void* operands[kBlock / kWarp][2][kWarp];
-  int turn[kBlock];
+  const void* operands[kMostThreads / kWarp][2][kWarp];
+  int turn[kMostThreads];
   std::vector<uint32_t> shared;
   std::function<void()> body;
 };
@@ -80,10 +80,10 @@ inline void enter() {
   swapcontext(&s.contexts[self], &s.scheduler);
 }
 
-inline void launch(const int (&grid)[3], int shared_bytes, std::function<void()> body) {
+inline void launch(const int (&grid)[3], int threads, int shared_bytes, std::function<void()> body) {
   State& s = state();
   constexpr size_t kStack = 1 << 17;
-  static std::vector<char> stacks(kStack * kBlock);
+  static std::vector<char> stacks(kStack * kMostThreads);
   s.body = std::move(body);
   std::copy(grid, grid + 3, s.grid);
   for (int z = 0; z < grid[2]; ++z)
@@ -91,9 +91,9 @@ inline void launch(const int (&grid)[3], int shared_bytes, std::function<void()>
       for (int x = 0; x < grid[0]; ++x) {
         s.block[0] = x, s.block[1] = y, s.block[2] = z;
         s.shared.assign(shared_bytes / 4, 0x7fc07fc0u);  // NaN: what nobody wrote must not matter
-        s.block_meeting = {kBlock, 0, 0};
+        s.block_meeting = {threads, 0, 0};
         for (auto& meeting : s.warp_meetings) meeting = {kWarp, 0, 0};
-        for (int t = 0; t < kBlock; ++t) {
+        for (int t = 0; t < threads; ++t) {
           s.ended[t] = false, s.turn[t] = 0;
           getcontext(&s.contexts[t]);
           s.contexts[t].uc_stack.ss_sp = stacks.data() + t * kStack;
@@ -101,9 +101,9 @@ inline void launch(const int (&grid)[3], int shared_bytes, std::function<void()>
           s.contexts[t].uc_link = &s.scheduler;
           makecontext(&s.contexts[t], enter, 0);
         }
-        for (int left = kBlock; left > 0;) {
+        for (int left = threads; left > 0;) {
           left = 0;
-          for (int t = 0; t < kBlock; ++t) {
+          for (int t = 0; t < threads; ++t) {
             if (s.ended[t]) continue;
             s.thread = t;
             swapcontext(&s.scheduler, &s.contexts[t]);

@@ -10,7 +10,8 @@ chosen for the platform that a computation is lowered for (not the one it is tra
            multiplying by the zeros beside the band is cheaper than leaving them out.
   library  the vendor's convolutions on kernels small enough for its fast paths: GPUs that cannot run the kernels of
   triton   depthwise_triton.py: NVIDIA GPUs from Ampere on.
-  cuda     depthwise_cuda.py: the same GPUs in bfloat16, on their matrix units.
+  cuda     depthwise_cuda.py: the same GPUs, on their matrix units, in bfloat16 with k from 3 to 9 and channels in
+           eights, if a block has enough shared memory.
 """
 
 import functools

@@ -19,6 +19,7 @@ _CHANNELS = 16
 _STRIP = 8  # rows of a segment, and columns
 _TAPS = 9  # of a row of every kernel as the band matrices hold it, zeros around smaller ones
 _ENTRIES = 24  # different pairs of neighbouring entries in a band matrix
+_MOST_BLOCKS = (1 << 16) - 1  # of a grid, in y and z
 _BLOCKS = 264  # that share the weight gradient's regions: two for each multiprocessor of an H100
 
 
@@ -80,7 +81,12 @@ def suits(shape: tuple[int, ...], dtype: jnp.dtype, k: int, shared_bytes: int) -
     """Whether the kernels take features [B, H, W, C] of a type and k x k taps, with this much shared memory a block."""
     if dtype != jnp.bfloat16 or k not in _SIDES or shape[3] % 8:
         return False
-    chosen = region(shape[1], shape[2])
+    num_images, height, width, num_channels = shape
+    chosen = region(height, width)
+    if chosen.images * height * width * num_channels >= 1 << 31:  # places in a block's images are numbers of 32 bits
+        return False
+    if max(pl.cdiv(height, _STRIP * chosen.strips), pl.cdiv(num_images, chosen.images)) > _MOST_BLOCKS:
+        return False
     return layout(chosen, k, halo=True).bytes + layout(chosen, k, halo=False).bytes <= shared_bytes
 
 
@@ -124,8 +130,9 @@ def convolve(
       means: whether to give the result's means too.
 
     Returns:
-      [B, H, W, C] bfloat16; sums are float32. With `means` (result, [B, H, W] float32 means over the channels, of the
-      rounded values, [B, C] float32 means over the positions, of the values before they are rounded).
+      [B, H, W, C] bfloat16; sums are float32. A number that is not finite reaches the whole segments of eight columns
+      that its taps reach, since their products with zeros count. With `means` (result, [B, H, W] float32 means over the
+      channels, of the rounded values, [B, C] float32 means over the positions, of the values before they are rounded).
     """
     num_images, height, width, num_channels = x.shape
     k = kernel.shape[0]

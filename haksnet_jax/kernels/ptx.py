@@ -56,7 +56,7 @@ def call(
       numbers: what HAKS_ names stand for, without the HAKS_.
 
     Returns:
-      The results.
+      The results. Under `jax.vmap` the kernel is launched once for each element; it has no derivative of its own.
     """
     text = re.sub(r"HAKS_([A-Z_]+)_", lambda name: str(numbers[name[1]]), _text(source, kernel))
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\0A").replace("\t", "\\09")
@@ -71,7 +71,13 @@ def call(
         "output_indices": f"[{', '.join(f'{first + n} : i32' for n in range(len(results)))}]",
     }
     config = "{" + ", ".join(f"{name} = {value}" for name, value in settings.items()) + "}"
-    run = jax.ffi.ffi_call(_TARGET, list(results), custom_call_api_version=2, legacy_backend_config=config)
+    run = jax.ffi.ffi_call(
+        _TARGET,
+        list(results),
+        vmap_method="sequential",
+        custom_call_api_version=2,
+        legacy_backend_config=config,
+    )
     return list(run(*operands))
 
 

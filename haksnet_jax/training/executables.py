@@ -110,7 +110,7 @@ def key_of(settings: Any, arguments: Any, mesh: jax.sharding.Mesh) -> str:
 def _digest_of_code() -> str:
     total = hashlib.sha256()
     root = pathlib.Path(haksnet_jax.__file__).parent
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".ptx")):
         total.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()
 

@@ -77,3 +77,15 @@ def test_the_folder_is_the_users_alone_and_keeps_the_newest(kept, monkeypatch):
     compiled = jax.jit(lambda state, batch, rate: (state, {})).lower(*arguments).compile()
     executables.save("newer", compiled, [])
     assert [path.name for path in folder.iterdir()] == ["newer"]
+
+
+@pytest.mark.parametrize("name", ["loop.py", "kernels/cuda/kernel.ptx"])
+def test_the_key_of_a_step_changes_with_code_and_kernels(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(executables.haksnet_jax, "__file__", str(tmp_path / "__init__.py"))
+    source = tmp_path / name
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("one")
+    before = executables._digest_of_code()
+    assert executables._digest_of_code() == before
+    source.write_text("another")
+    assert executables._digest_of_code() != before

@@ -336,3 +336,23 @@ def test_a_slow_device_is_handed_no_more_steps_than_a_few():
         steps.add({"loss": Result(step)})
         assert step - len(finished) < 3 or len(finished) == step - 2
     assert finished == [0, 1, 2, 3, 4, 5, 6]  # three are under way
+
+
+def test_every_batch_comes_once_and_an_error_behind_one_does_not_take_its_step():
+    mesh = devices.data_mesh(jax.devices()[:1])
+
+    def batches(error):
+        for number in range(3):
+            yield {"x": np.full(2, number, np.int32), "name": number}
+        if error:
+            raise OSError("batch 4 cannot be read")
+
+    def numbers(placed):
+        return [(int(arrays["x"][0]), batch["name"]) for batch, arrays, _ in placed]
+
+    assert numbers(loop._placed(batches(error=False), ["x"], mesh, accumulate_steps=1)) == [(0, 0), (1, 1), (2, 2)]
+    seen = []
+    with pytest.raises(OSError, match="batch 4"):
+        for item in loop._placed(batches(error=True), ["x"], mesh, accumulate_steps=1):
+            seen.append(item)
+    assert numbers(seen) == [(0, 0), (1, 1), (2, 2)]

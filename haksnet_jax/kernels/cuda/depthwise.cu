@@ -24,8 +24,8 @@ struct Layout {       // of a region in shared memory; lengths in words of two c
   int image_words;    // between images
   int plane_words;    // between channels
   int rows;           // of an image
-  int rows_inverse;   // 2^16 over the rows, rounded up: what divides by a multiplication
-  int items_inverse;  // 2^20 over the vectors of eight channels in a row
+  int rows_inverse;   // 2^16 over the rows, rounded up: times it and shifted by 16 is divided by the rows
+  int items_inverse;  // 2^20 over the copies of a row, each two columns of eight channels
 };
 
 constexpr int kThreads = 256;
@@ -190,7 +190,7 @@ DEVICE void convolve(const uint16_t* x, const uint32_t* bands, const float* bias
   const int eight = thread() & 1, channel = first_channel + 8 * eight;
   const uint32_t* mine = shared + plane(layout, 8 * eight);
   uint16_t* base = out + size_t(first_image) * height() * width() * channels() + channel;
-  // Of 1024 pairs of columns: first the columns of a row, then rows and images.
+  // 512 pairs of columns, two threads each: first the columns of a row, then rows and images.
   for (int item = thread() >> 1; item < 64 * kStrip; item += kThreads / 2) {
     const int pair = item & (4 * tiles() - 1), row_of_all = item >> (2 + tiles_log());
     const int row_index = row_of_all & (kStrip * strips() - 1), image = row_of_all >> (3 + strips_log());

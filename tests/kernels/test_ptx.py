@@ -1,0 +1,72 @@
+"""What lies beside the CUDA sources, and how it reaches XLA."""
+
+import re
+
+import cuda_machine
+import jax
+import jax.numpy as jnp
+import pytest
+
+from haksnet_jax.kernels import depthwise, depthwise_cuda, depthwise_triton, ptx, triton
+
+HOPPER = 227 << 10  # bytes of shared memory
+
+
+def test_the_ptx_was_compiled_from_the_source_beside_it():
+    text = (cuda_machine.SOURCES / "depthwise.ptx").read_text()
+    assert text.splitlines()[0] == cuda_machine.first_line("depthwise"), "make ptx compiles it again"
+
+
+def test_kernels_and_the_numbers_that_they_ask_for():
+    text = (cuda_machine.SOURCES / "depthwise.ptx").read_text()
+    kinds = ("", "_means", "_weight_gradient")
+    assert set(cuda_machine.kernel_names("depthwise")) == {
+        f"depthwise_{k}{kind}" for k in (3, 5, 7, 9) for kind in kinds
+    }
+    numbers = depthwise_cuda._numbers((8, 256, 256, 32), 9, depthwise_cuda.region(256, 256))
+    assert set(re.findall(r"HAKS_([A-Z_]+)_", text)) == set(numbers)
+
+
+def lowered_for_cuda(function, *arguments):
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_a_call_carries_its_kernel_alone_with_numbers_in_place_of_names():
+    x = jnp.zeros((1, 16, 64, 32), jnp.bfloat16)
+    text = lowered_for_cuda(depthwise_cuda.convolve, x, jnp.zeros((3, 3, 32)))
+    assert text.count("__gpu$xla.gpu.ptx") == 1
+    assert text.count(".visible .entry") == 1 and "depthwise_3(" in text
+    assert "HAKS_" not in text
+    assert "output_indices = [3 : i32]" in text  # after three operands
+
+
+def test_a_call_can_be_mapped_over_an_axis():
+    x = jnp.zeros((2, 1, 16, 64, 32), jnp.bfloat16)
+    text = lowered_for_cuda(jax.vmap(depthwise_cuda.convolve, in_axes=(0, None)), x, jnp.zeros((3, 3, 32)))
+    assert text.count("__gpu$xla.gpu.ptx") == 1 and "while" in text
+
+
+@pytest.mark.parametrize(
+    ("shared_bytes", "dtype", "k", "shape", "kernels"),
+    [
+        (HOPPER, jnp.bfloat16, 9, (8, 64, 64, 32), depthwise_cuda),
+        (HOPPER, jnp.float32, 9, (8, 64, 64, 32), depthwise_triton),
+        (HOPPER, jnp.bfloat16, 11, (8, 64, 64, 32), depthwise_triton),
+        (HOPPER, jnp.bfloat16, 9, (8, 64, 64, 20), depthwise_triton),
+        (99 << 10, jnp.bfloat16, 9, (8, 64, 64, 32), depthwise_cuda),
+        (99 << 10, jnp.bfloat16, 9, (8, 7, 7, 32), depthwise_triton),  # whose region is of several images
+        (0, jnp.bfloat16, 9, (8, 64, 64, 32), depthwise_triton),
+        (HOPPER, jnp.bfloat16, 3, (1, 8192, 8192, 32), depthwise_triton),  # 2^31 numbers
+        (HOPPER, jnp.bfloat16, 3, (70000, 64, 64, 32), depthwise_triton),  # more images than a grid has blocks
+    ],
+)
+def test_which_kernels_serve_an_nvidia_gpu(monkeypatch, shared_bytes, dtype, k, shape, kernels):
+    monkeypatch.setattr(ptx, "shared_bytes", lambda: shared_bytes)
+    monkeypatch.setattr(triton, "usable", lambda: True)
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    assert depthwise._forms(x, k)["cuda"] == (kernels.convolve, kernels.weight_gradient)
+
+
+def test_shared_memory_is_none_without_a_gpu():
+    if all(device.platform == "cpu" for device in jax.devices()):
+        assert ptx.shared_bytes() == 0

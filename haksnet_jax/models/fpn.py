@@ -1,5 +1,6 @@
 """Feature pyramid: the backbone's maps at one width, each with what the coarser ones know."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -8,11 +9,28 @@ from flax import nnx
 
 from haksnet_jax.models.initializers import xavier_uniform
 from haksnet_jax.models.layers import OutputLinear
+from haksnet_jax.target import by_platform
 
 
 def _upsample_to(x, height, width):
     """Doubles [B, h, w, C] by repetition and cuts it to the finer level, which is 2 h or 2 h - 1 rows high."""
+    tpu = functools.partial(_by_product, height=height, width=width)
+    return by_platform(x, default=functools.partial(_by_repetition, height=height, width=width), tpu=tpu)
+
+
+def _by_repetition(x, height, width):
     return x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
+
+
+def _by_product(x, height, width):
+    """Columns by a product with ones and zeros, exact in a TPU's float32 mode; laying them side by side takes longer.
+
+    By the compiler's estimate for v5e, T's pyramid takes 12.0 instead of 16.8 ms with its gradient (2 images of 1024 x
+    1024).
+    """
+    copies = jnp.arange(width)[:, None] // 2 == jnp.arange(x.shape[2])
+    rows = x.repeat(2, axis=1)[:, :height]
+    return jnp.einsum("wv,bhvc->bhwc", copies.astype(x.dtype), rows, precision="highest")
 
 
 class FPN(nnx.Module):

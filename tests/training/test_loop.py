@@ -354,5 +354,5 @@ def test_every_batch_comes_once_and_an_error_behind_one_does_not_take_its_step()
     seen = []
     with pytest.raises(OSError, match="batch 4"):
         for item in loop._placed(batches(error=True), ["x"], mesh, accumulate_steps=1):
-            seen.append(item)
+            seen.append(item)  # noqa: PERF402 (a list would be lost with the error)
     assert numbers(seen) == [(0, 0), (1, 1), (2, 2)]

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -432,7 +433,7 @@ def test_ctrl_c_does_not_break_into_the_start_of_workers(monkeypatch, tmp_path):
 
         def submit(self, *_):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
+            taken.recv(1)  # a thread has it; Python runs the handler in this one next
             started.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
             return len(started)
 
@@ -443,10 +444,17 @@ def test_ctrl_c_does_not_break_into_the_start_of_workers(monkeypatch, tmp_path):
     before, over = signal.getsignal(signal.SIGINT), threading.Event()
     thread = threading.Thread(target=over.wait)
     thread.start()
+    taken, wakes = socket.socketpair()
+    taken.settimeout(30)  # (on a busy machine a thread may wait for its turn)
+    wakes.setblocking(False)
+    descriptor = signal.set_wakeup_fd(wakes.fileno())
     try:
         with pytest.raises(KeyboardInterrupt):
             splitting.split([tmp_path / "images"], [], tmp_path / "out", SMALL, num_workers=2)
     finally:
+        signal.set_wakeup_fd(descriptor)
+        taken.close()
+        wakes.close()
         over.set()
         thread.join()
     assert len(started) == 3  # all, and only then the interrupt

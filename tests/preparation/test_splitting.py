@@ -441,7 +441,7 @@ def test_ctrl_c_does_not_break_into_the_start_of_workers(monkeypatch, tmp_path):
             pass
 
     monkeypatch.setattr(splitting.concurrent.futures, "ProcessPoolExecutor", Executor)
-    before, over = signal.getsignal(signal.SIGINT), threading.Event()
+    found, over = signal.signal(signal.SIGINT, signal.default_int_handler), threading.Event()
     thread = threading.Thread(target=over.wait)
     thread.start()
     taken, wakes = socket.socketpair()
@@ -451,7 +451,9 @@ def test_ctrl_c_does_not_break_into_the_start_of_workers(monkeypatch, tmp_path):
     try:
         with pytest.raises(KeyboardInterrupt):
             splitting.split([tmp_path / "images"], [], tmp_path / "out", SMALL, num_workers=2)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
+        signal.signal(signal.SIGINT, found)
         signal.set_wakeup_fd(descriptor)
         taken.close()
         wakes.close()
@@ -459,7 +461,6 @@ def test_ctrl_c_does_not_break_into_the_start_of_workers(monkeypatch, tmp_path):
         thread.join()
     assert len(started) == 3  # all, and only then the interrupt
     assert all(signal.SIGINT in mask for mask in started)  # which workers inherit
-    assert signal.getsignal(signal.SIGINT) is before
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 

@@ -83,7 +83,8 @@ inline void enter() {
 inline void launch(const int (&grid)[3], int threads, int shared_bytes, std::function<void()> body) {
   State& s = state();
   constexpr size_t kStack = 1 << 17;
-  static std::vector<char> stacks(kStack * kMostThreads);
+  static std::vector<char> stacks;
+  stacks.resize(kStack * threads);
   s.body = std::move(body);
   std::copy(grid, grid + 3, s.grid);
   for (int z = 0; z < grid[2]; ++z)

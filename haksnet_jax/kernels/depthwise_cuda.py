@@ -5,6 +5,7 @@ side by side, above each other and in several images, as the maps' size suggests
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -77,15 +78,25 @@ def layout(region: Region, k: int, *, halo: bool) -> Layout:
     return Layout(row_words, _STRIP * row_words + strip_pad, strip_pad, words, plane_words, rows, *inverses)
 
 
+def _blocks(shape, chosen):
+    """Regions that cover features [B, H, W, C]: along the columns, along the rows, and over the images."""
+    num_images, height, width, _ = shape
+    return (
+        pl.cdiv(width, _STRIP * chosen.tiles),
+        pl.cdiv(height, _STRIP * chosen.strips),
+        pl.cdiv(num_images, chosen.images),
+    )
+
+
 def suits(shape: tuple[int, ...], dtype: jnp.dtype, k: int, shared_bytes: int) -> bool:
     """Whether the kernels take features [B, H, W, C] of a type and k x k taps, with this much shared memory a block."""
     if dtype != jnp.bfloat16 or k not in _SIDES or shape[3] % 8:
         return False
-    num_images, height, width, num_channels = shape
+    _, height, width, num_channels = shape
     chosen = region(height, width)
     if chosen.images * height * width * num_channels >= 1 << 31:  # places in a block's images are numbers of 32 bits
         return False
-    if max(pl.cdiv(height, _STRIP * chosen.strips), pl.cdiv(num_images, chosen.images)) > _MOST_BLOCKS:
+    if max(_blocks(shape, chosen)[1:]) > _MOST_BLOCKS:
         return False
     return layout(chosen, k, halo=True).bytes + layout(chosen, k, halo=False).bytes <= shared_bytes
 
@@ -138,8 +149,7 @@ def convolve(
     k = kernel.shape[0]
     chosen = region(height, width)
     channel_blocks = pl.cdiv(num_channels, _CHANNELS)
-    column_blocks = pl.cdiv(width, _STRIP * chosen.tiles)
-    row_blocks = pl.cdiv(height, _STRIP * chosen.strips)
+    column_blocks, row_blocks, image_blocks = _blocks(x.shape, chosen)
     bias = jnp.zeros((num_channels,), jnp.float32) if bias is None else bias.astype(jnp.float32)
     sums = (
         jax.ShapeDtypeStruct((num_images, channel_blocks, height, width), jnp.float32),
@@ -150,7 +160,7 @@ def convolve(
         f"depthwise_{k}_means" if means else f"depthwise_{k}",
         (x, band_entries(kernel), bias),
         (jax.ShapeDtypeStruct(x.shape, x.dtype), *(sums if means else ())),
-        grid=(channel_blocks * column_blocks, row_blocks, pl.cdiv(num_images, chosen.images)),
+        grid=(channel_blocks * column_blocks, row_blocks, image_blocks),
         threads=_THREADS,
         shared=layout(chosen, k, halo=True).bytes,
         numbers=_numbers(x.shape, k, chosen),
@@ -176,15 +186,10 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, k: int) -> tuple[jax.Arra
     Returns:
       ([k, k, C] float32, [C] float32 gradient with respect to the bias).
     """
-    num_images, height, width, num_channels = x.shape
+    _, height, width, num_channels = x.shape
     chosen = region(height, width)
     channel_blocks = pl.cdiv(num_channels, _CHANNELS)
-    regions = (
-        pl.cdiv(width, _STRIP * chosen.tiles)
-        * pl.cdiv(height, _STRIP * chosen.strips)
-        * pl.cdiv(num_images, chosen.images)
-    )
-    blocks = min(regions, pl.cdiv(_BLOCKS, channel_blocks))
+    blocks = min(math.prod(_blocks(x.shape, chosen)), pl.cdiv(_BLOCKS, channel_blocks))
     kernel_sums, bias_sums = ptx.call(
         "depthwise",
         f"depthwise_{k}_weight_gradient",

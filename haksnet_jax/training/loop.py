@@ -174,10 +174,10 @@ def _placed(batches, names, mesh, *, accumulate_steps):
 
     One batch is always placed ahead: memory that a step has freed is written only when all that was handed to the
     device before is done, so that a batch placed after its predecessor's step would leave the device idle meanwhile
-    (T on an H200, 8 images of 1024 x 1024: 43.4 and 42.9 ms a step). What happens to that batch, its predecessor's step
-    is made first.
+    (T on an H200, 8 images of 1024 x 1024: 43.4 and 42.9 ms a step). An error in reading it is raised after its
+    predecessor's step.
     """
-    batches, ahead = iter(batches), None
+    batches, ahead = iter(batches), []
     while True:
         since = time.monotonic()
         try:
@@ -185,16 +185,13 @@ def _placed(batches, names, mesh, *, accumulate_steps):
         except StopIteration:
             break
         except Exception:
-            if ahead is not None:
-                yield ahead
+            yield from ahead
             raise
         waited = time.monotonic() - since
         placed = devices.place_batch(mesh, {n: batch[n] for n in names}, accumulate_steps=accumulate_steps)
-        if ahead is not None:
-            yield ahead
-        ahead = batch, placed, waited
-    if ahead is not None:
-        yield ahead
+        yield from ahead
+        ahead = [(batch, placed, waited)]
+    yield from ahead
 
 
 class _InFlight:

@@ -189,7 +189,8 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, k: int) -> tuple[jax.Arra
     _, height, width, num_channels = x.shape
     chosen = region(height, width)
     channel_blocks = pl.cdiv(num_channels, _CHANNELS)
-    blocks = min(math.prod(_blocks(x.shape, chosen)), pl.cdiv(_BLOCKS, channel_blocks))
+    # Rounded down: a block beyond those that run at once begins when another has ended, with as many regions to do.
+    blocks = min(math.prod(_blocks(x.shape, chosen)), max(1, _BLOCKS // channel_blocks))
     kernel_sums, bias_sums = ptx.call(
         "depthwise",
         f"depthwise_{k}_weight_gradient",

@@ -57,7 +57,7 @@ docs: venv
 	$(BIN)/python -m haksnet_jax.cli.reference
 	$(BIN)/mkdocs build --quiet
 
-ptx: haksnet_jax/kernels/cuda/depthwise.ptx
+ptx: $(addprefix haksnet_jax/kernels/cuda/, depthwise.ptx narrow.ptx)
 
 # What CUDA's compiler makes of a kernel (nvcc 13), without its comments and in the version of PTX that drivers of CUDA 11.8
 # and newer read.

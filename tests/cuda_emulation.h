@@ -171,6 +171,24 @@ inline Vector load_vector(const uint16_t* place, bool here) {
   return value;
 }
 
+struct HalfVector {
+  uint32_t word[2];
+};
+
+inline HalfVector load_half_vector(const uint16_t* place, bool here) {
+  HalfVector value = {{0, 0}};
+  if (here) std::memcpy(&value, place, sizeof(value));
+  return value;
+}
+
+inline uint32_t load_pair(const uint16_t* place, bool here) {
+  uint32_t value = 0;
+  if (here) std::memcpy(&value, place, sizeof(value));
+  return value;
+}
+
+inline void store_pair(float* place, float low, float high) { place[0] = low, place[1] = high; }
+
 inline void store_vector(uint16_t* place, const Vector& value) { std::memcpy(place, &value, sizeof(value)); }
 
 inline uint32_t low_halves(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }

@@ -2,7 +2,9 @@
 
 A TPU's registers and matrix unit are 128 wide. With channels along them, four or eight channels leave most of that
 empty; with the columns of the image along them, multiplied by band matrices, nothing. From eight channels on, all that
-a kernel meets at a position fills them too (`convolve_columns`). Elsewhere the caller says what to do.
+a kernel meets at a position fills them too (`convolve_columns`). NVIDIA GPUs have kernels for up to four channels: one
+for 7 x 7 and four in bfloat16 on the matrix units (`narrow_conv_cuda`), others with a lane for each pair of an input
+and an output channel. Elsewhere the caller says what to do.
 """
 
 import functools
@@ -11,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from haksnet_jax.kernels import depthwise_triton, triton
+from haksnet_jax.kernels import depthwise_triton, narrow_conv_cuda, ptx, triton
 from haksnet_jax.kernels.depthwise import diagonals, matrix_precision
 from haksnet_jax.kernels.strided_conv import convolve_columns
 from haksnet_jax.target import by_platform, gradients_of, over_mesh
@@ -23,31 +25,35 @@ from haksnet_jax.target import by_platform, gradients_of, over_mesh
 # depthwise kernels are: 5.4 and 3.6.
 _MOST_CHANNELS_OF_BANDS = 7
 _MOST_CHANNELS = 16
-# Of the kernel for NVIDIA GPUs, which has a lane for each pair of an input and an output channel.
+# Of the Triton kernel.
 _MOST_CHANNELS_OF_PAIRS = 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def narrow_conv(x: jax.Array, kernel: jax.Array, otherwise: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    """Convolves at stride 1 with zeros around the image: by products on TPUs, by `otherwise` elsewhere.
+    """Convolves at stride 1 with zeros around the image: by forms for TPUs and NVIDIA GPUs, by `otherwise` elsewhere.
 
     Args:
       x: [B, H, W, C] features, float32 or bfloat16.
       kernel: [k, k, C, C'] weights, k odd, usually float32; rounded to the type of x.
-      otherwise: function (x, kernel) of the same result, for other platforms and for more than 16 channels.
+      otherwise: function (x, kernel) of the same result, in float32 or bfloat16, for other platforms, and for more
+        channels than their forms take: 16 on TPUs, 4 on NVIDIA GPUs.
 
     Returns:
-      [B, H, W, C'] in the type that `otherwise` gives; sums are float32.
+      [B, H, W, C'] in the type that `otherwise` gives; sums are float32. Forms that multiply on matrix units round the
+      gradient of the result to the type of x.
     """
-    forms = _forms(kernel, otherwise, jax.eval_shape(otherwise, x, kernel).dtype)
+    forms = _forms(x, kernel, otherwise, jax.eval_shape(otherwise, x, kernel).dtype)
     return by_platform(x, kernel, **{name: forward for name, (forward, _) in forms.items()})
 
 
-def _forms(kernel, otherwise, dtype):
+def _forms(x, kernel, otherwise, dtype):
     """(convolution in dtype, its gradients) for each platform of `by_platform`: all choices are made here."""
     forms = {"default": (otherwise, gradients_of(otherwise))}
     channels = max(kernel.shape[2:])
-    if channels <= _MOST_CHANNELS_OF_PAIRS and triton.usable() and _powers_of_two(*kernel.shape[2:]):
+    if narrow_conv_cuda.suits(x.shape, x.dtype, kernel.shape, ptx.shared_bytes()):
+        forms["cuda"] = functools.partial(_convolve_cuda, dtype=dtype), _convolve_cuda_gradients
+    elif channels <= _MOST_CHANNELS_OF_PAIRS and triton.usable() and _powers_of_two(*kernel.shape[2:]):
         forms["cuda"] = functools.partial(narrow_conv_triton, dtype=dtype), narrow_conv_triton_gradients
     if channels <= _MOST_CHANNELS_OF_BANDS:
         forms["tpu"] = functools.partial(narrow_conv_bands, dtype=dtype), narrow_conv_bands_gradients
@@ -62,7 +68,7 @@ def _narrow_conv_forward(x, kernel, otherwise):
 
 
 def _narrow_conv_backward(otherwise, saved, gradient):
-    forms = _forms(saved[1], otherwise, gradient.dtype)
+    forms = _forms(*saved, otherwise, gradient.dtype)
     return by_platform(*saved, gradient, **{name: backward for name, (_, backward) in forms.items()})
 
 
@@ -71,6 +77,17 @@ narrow_conv.defvjp(_narrow_conv_forward, _narrow_conv_backward)
 
 def _powers_of_two(*numbers):
     return all(number & (number - 1) == 0 for number in numbers)
+
+
+def _convolve_cuda(x, kernel, dtype):
+    return over_mesh(functools.partial(narrow_conv_cuda.convolve, dtype=dtype), x, kernel, split=1)
+
+
+def _convolve_cuda_gradients(x, kernel, gradient):
+    gradient = gradient.astype(x.dtype)
+    x_gradient = _convolve_cuda(gradient, kernel[::-1, ::-1].swapaxes(2, 3), x.dtype)
+    kernel_gradient = over_mesh(narrow_conv_cuda.weight_gradient, x, gradient, summed=True)
+    return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
 def narrow_conv_triton(

@@ -42,8 +42,8 @@ class DepthwiseConv(nnx.Module):
 class NarrowConv(nnx.Module):
     """A full convolution of a few channels, k x k, stride 1, zero padding k // 2.
 
-    Computed as a depthwise convolution of all pairs of input and output channels except on TPUs (see `narrow_conv`):
-    libraries of convolutions are made for many channels, and slow to tune and to run with four.
+    Computed as a depthwise convolution of all pairs of input and output channels where `narrow_conv` has no form of its
+    own: libraries of convolutions are made for many channels, and slow to tune and to run with four.
 
     Args:
       channels: of input and output.

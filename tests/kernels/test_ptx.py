@@ -1,5 +1,6 @@
 """What lies beside the CUDA sources, and how it reaches XLA."""
 
+import functools
 import re
 
 import cuda_machine
@@ -7,24 +8,29 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from haksnet_jax.kernels import depthwise, depthwise_cuda, depthwise_triton, ptx, triton
+from haksnet_jax.kernels import depthwise, depthwise_cuda, depthwise_triton, narrow_conv_cuda, ptx, triton
 
 HOPPER = 227 << 10  # bytes of shared memory
 
 
-def test_the_ptx_was_compiled_from_the_source_beside_it():
-    text = (cuda_machine.SOURCES / "depthwise.ptx").read_text()
-    assert text.splitlines()[0] == cuda_machine.first_line("depthwise"), "make ptx compiles it again"
+@pytest.mark.parametrize("source", sorted(path.stem for path in cuda_machine.SOURCES.glob("*.cu")))
+def test_the_ptx_was_compiled_from_the_source_beside_it(source):
+    text = (cuda_machine.SOURCES / f"{source}.ptx").read_text()
+    assert text.splitlines()[0] == cuda_machine.first_line(source), "make ptx compiles it again"
+
+
+def numbers_asked_for(source):
+    return set(re.findall(r"HAKS_([A-Z_]+)_", (cuda_machine.SOURCES / f"{source}.ptx").read_text()))
 
 
 def test_kernels_and_the_numbers_that_they_ask_for():
-    text = (cuda_machine.SOURCES / "depthwise.ptx").read_text()
     kinds = ("", "_means", "_weight_gradient")
     assert set(cuda_machine.kernel_names("depthwise")) == {
         f"depthwise_{k}{kind}" for k in (3, 5, 7, 9) for kind in kinds
     }
     numbers = depthwise_cuda._numbers((8, 256, 256, 32), 9, depthwise_cuda.region(256, 256))
-    assert set(re.findall(r"HAKS_([A-Z_]+)_", text)) == set(numbers)
+    assert numbers_asked_for("depthwise") == set(numbers)
+    assert numbers_asked_for("narrow") == set(narrow_conv_cuda._numbers((8, 256, 256, 4)))
 
 
 def lowered_for_cuda(function, *arguments):
@@ -44,6 +50,20 @@ def test_a_call_can_be_mapped_over_an_axis():
     x = jnp.zeros((2, 1, 16, 64, 32), jnp.bfloat16)
     text = lowered_for_cuda(jax.vmap(depthwise_cuda.convolve, in_axes=(0, None)), x, jnp.zeros((3, 3, 32)))
     assert text.count("__gpu$xla.gpu.ptx") == 1 and "while" in text
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid"),
+    [
+        ((8, 64, 64, 640), (40, 6)),  # 32 regions shared by as many blocks as an H100 holds at once, 264
+        ((8, 32, 32, 1024), (64, 4)),
+        ((1, 8, 8, 16 * 265), (265, 1)),  # more channels than that
+    ],
+)
+def test_blocks_of_a_weight_gradient_run_all_at_once(shape, grid):
+    x = jnp.zeros(shape, jnp.bfloat16)
+    text = lowered_for_cuda(functools.partial(depthwise_cuda.weight_gradient, k=3), x, x)
+    assert all(f"grid_{axis} = {size} : i32" in text for axis, size in zip("xy", grid, strict=True))
 
 
 @pytest.mark.parametrize(

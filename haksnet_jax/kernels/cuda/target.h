@@ -1,4 +1,4 @@
-// What depthwise.cu asks of the machine: a GPU's instructions, or an emulation of them by a CPU (tests/cuda_emulation.h).
+// What the kernels ask of the machine: a GPU's instructions, or an emulation of them by a CPU (tests/cuda_emulation.h).
 #pragma once
 
 #ifdef HAKS_EMULATION
@@ -71,6 +71,38 @@ DEVICE Vector load_vector(const uint16_t* place, bool here) {  // zeros where it
       : "+r"(value.word[0]), "+r"(value.word[1]), "+r"(value.word[2]), "+r"(value.word[3])
       : "l"(place), "r"(int(here)));
   return value;
+}
+
+struct HalfVector {  // four numbers in bfloat16
+  uint32_t word[2];
+};
+
+DEVICE HalfVector load_half_vector(const uint16_t* place, bool here) {  // zeros where it is not here
+  HalfVector value = {{0, 0}};
+  asm("{\n"
+      ".reg .pred here;\n"
+      "setp.ne.s32 here, %3, 0;\n"
+      "@here ld.global.nc.v2.u32 {%0, %1}, [%2];\n"
+      "}"
+      : "+r"(value.word[0]), "+r"(value.word[1])
+      : "l"(place), "r"(int(here)));
+  return value;
+}
+
+DEVICE uint32_t load_pair(const uint16_t* place, bool here) {  // of numbers in bfloat16
+  uint32_t value = 0;
+  asm("{\n"
+      ".reg .pred here;\n"
+      "setp.ne.s32 here, %2, 0;\n"
+      "@here ld.global.nc.u32 %0, [%1];\n"
+      "}"
+      : "+r"(value)
+      : "l"(place), "r"(int(here)));
+  return value;
+}
+
+DEVICE void store_pair(float* place, float low, float high) {
+  *reinterpret_cast<float2*>(place) = make_float2(low, high);
 }
 
 DEVICE void store_vector(uint16_t* place, const Vector& value) {

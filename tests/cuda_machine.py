@@ -50,7 +50,9 @@ def kernel_names(source):
 def first_line(source):
     """The first line of the PTX that `make ptx` wrote: the sum of its sources and of the text behind that line."""
     text = (SOURCES / f"{source}.ptx").read_bytes()
-    parts = [*((SOURCES / name).read_bytes() for name in (f"{source}.cu", "target.h")), text.split(b"\n", 1)[1]]
+    own = (SOURCES / f"{source}.cu").read_text()
+    names = [f"{source}.cu", "target.h", *(["hopper.h"] if '#include "hopper.h"' in own else [])]
+    parts = [*((SOURCES / name).read_bytes() for name in names), text.split(b"\n", 1)[1]]
     return f"// sources and text: sha256 {hashlib.sha256(b''.join(parts)).hexdigest()}"
 
 

@@ -4,7 +4,7 @@
 
 The hidden maps are 4 to 8 times as wide as x, at full resolution: writing and reading them is what this costs, and
 keeping them for the gradient is most of a network's memory. So the gradient keeps x alone and computes them again.
-There are four forms with equal results, chosen by platform, width and type:
+There are five forms with equal results, chosen by platform, width and type:
 
   plain     as it is written above: CPU, and wide inputs, where products cost more than memory.
   composed  a product followed by a depthwise convolution is one ordinary convolution, whose kernel is the product of
@@ -14,6 +14,7 @@ There are four forms with equal results, chosen by platform, width and type:
             added the bias), and their gradients come with the others. Narrow inputs on GPUs without the kernels of
   triton    the composed form in one kernel of gated_mlp_triton.py, without any wide map in memory: NVIDIA GPUs from
             Ampere on, bfloat16, widths that are powers of two up to 128.
+  cuda      the same by the kernels of gated_mlp_cuda.py: Hopper GPUs, bfloat16, 32 channels, and 64 for the gradient.
   columns   the composed form as plain products, for TPU: the columns that a kernel meets lie side by side as channels,
             and each kernel row is one product with them. Image by image and a chunk of the hidden channels at a time,
             so that no wide map leaves the chip. Its gradient is written out.
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haksnet_jax.kernels import gated_mlp_triton, triton
+from haksnet_jax.kernels import gated_mlp_cuda, gated_mlp_triton, ptx, triton
 from haksnet_jax.kernels.depthwise import depthwise_conv
 from haksnet_jax.target import by_platform, gradients_of, over_mesh
 
@@ -79,12 +80,17 @@ def _forms(x, weights):
     fenced = _fenced(gated_mlp_plain)
     narrow = x.shape[-1] <= _WIDEST_COMPOSED
     library = composed if narrow else plain
-    cuda = library
+    forward, gradients = library
     if triton.usable() and gated_mlp_triton.suits(x, weights):
-        cuda = gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients
+        forward, gradients = gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients
+    shared_bytes = ptx.shared_bytes() if ptx.on_hopper() else 0
+    if gated_mlp_cuda.suits(x, weights, shared_bytes):
+        forward = gated_mlp_cuda.forward
+    if gated_mlp_cuda.gradients_suit(x, weights, shared_bytes):
+        gradients = gated_mlp_cuda.gradients
     return {
         "cpu": plain,
-        "cuda": cuda,
+        "cuda": (forward, gradients),
         "tpu": columns if narrow else (fenced, gradients_of(fenced)),
         "default": library,
     }

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from haksnet_jax.kernels.gated_mlp import GatedMLPWeights  # which imports this module
 
 _SIDE = 3  # of the depthwise kernel
-_EDGES = 16  # rows of `edges`: nine taps, one for what is always seen, and zeros, since products want sixteen
-_ALWAYS = _SIDE * _SIDE
+EDGES = 16  # rows of `edges`: nine taps, one for what is always seen, and zeros, since products want sixteen
+ALWAYS = _SIDE * _SIDE
 _PROGRAMS = 264  # of the gradient's kernel, all chunks together: two for each multiprocessor of an H100
 
 
@@ -80,15 +80,26 @@ def compose(weights: "GatedMLPWeights") -> Composed:
     """GatedMLPWeights to Composed, in float32."""
     filter_kernel, gate = jnp.split(weights.expand_kernel, 2, axis=-1)
     filter_bias, gate_bias = jnp.split(weights.expand_bias, 2)
-    by_tap = weights.depthwise_kernel.reshape(_ALWAYS, -1)
+    by_tap = weights.depthwise_kernel.reshape(ALWAYS, -1)
     edges = jnp.concatenate([by_tap * filter_bias, weights.depthwise_bias[None]])
     return Composed(
         taps=by_tap[:, None, :] * filter_kernel,
-        edges=jnp.pad(edges, ((0, _EDGES - _ALWAYS - 1), (0, 0))),
+        edges=jnp.pad(edges, ((0, EDGES - ALWAYS - 1), (0, 0))),
         gate=gate,
         gate_bias=gate_bias,
         project=weights.project_kernel,
         project_bias=weights.project_bias,
+    )
+
+
+def composed_convolution(x: jax.Array, taps: jax.Array) -> jax.Array:
+    """The filtered half without its bias, [B, H, W, D]. Args: x [B, H, W, C]; taps [9, C, D], see `Composed`."""
+    return jax.lax.conv_general_dilated(
+        x,
+        taps.reshape(_SIDE, _SIDE, *taps.shape[1:]),
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -117,9 +128,9 @@ class _Positions:
 
     def seen(self, dtype):
         """[n, 16] 1 where a tap lies inside, and in the column of what is always seen."""
-        tap = jnp.arange(_EDGES)[None, :]
-        through = self.inside(*_offsets(tap)) & (tap < _ALWAYS)
-        return (through | (self.known[:, None] & (tap == _ALWAYS))).astype(dtype)
+        tap = jnp.arange(EDGES)[None, :]
+        through = self.inside(*_offsets(tap)) & (tap < ALWAYS)
+        return (through | (self.known[:, None] & (tap == ALWAYS))).astype(dtype)
 
     def load(self, ref, columns):
         """[n, columns] of a [positions, columns] array."""
@@ -139,7 +150,7 @@ def _load_tap(taps_ref, tap, channels, hidden):
 
 def _load_edges(edges_ref, hidden):
     """[16, hidden] biases by tap."""
-    return plgpu.load(edges_ref.at[jnp.arange(_EDGES)[:, None], hidden[None, :]])
+    return plgpu.load(edges_ref.at[jnp.arange(EDGES)[:, None], hidden[None, :]])
 
 
 def _neighbours(x_ref, positions, channels, tap):
@@ -156,7 +167,7 @@ def _filtered(x_ref, taps_ref, edges, positions, seen, channels, hidden):
         factors = _load_tap(taps_ref, tap, channels, hidden)
         return total + plgpu.dot(_neighbours(x_ref, positions, channels, tap), factors)
 
-    return jax.lax.fori_loop(0, _ALWAYS, add_tap, plgpu.dot(seen, edges))
+    return jax.lax.fori_loop(0, ALWAYS, add_tap, plgpu.dot(seen, edges))
 
 
 def _forward_kernel(
@@ -187,14 +198,14 @@ def _gradient_kernel(
     x_ref, gradient_ref, taps_ref, edges_ref, gate_ref, gate_bias_ref, project_ref,
     filtered_out, x_out, edges_out, gate_out, gate_edges_out, project_out, *, shape, tile, num_tiles,
 ):  # fmt: skip
-    channels, edge_rows = jnp.arange(shape[3]), jnp.arange(_EDGES)
+    channels, edge_rows = jnp.arange(shape[3]), jnp.arange(EDGES)
     chunk, program, num_programs = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
     hidden = chunk * tile.hidden + jnp.arange(tile.hidden)
     gate_kernel = plgpu.load(gate_ref.at[channels[:, None], hidden[None, :]])
     gate_bias = plgpu.load(gate_bias_ref.at[hidden])[None, :]
     project = plgpu.load(project_ref.at[hidden[:, None], channels[None, :]])
     edges = _load_edges(edges_ref, hidden)
-    taps = [_load_tap(taps_ref, tap, channels, hidden) for tap in range(_ALWAYS)] if tile.keeps_taps else []
+    taps = [_load_tap(taps_ref, tap, channels, hidden) for tap in range(ALWAYS)] if tile.keeps_taps else []
 
     def one_tile(i, sums):
         edges_sum, gate_sum, gate_edges_sum, project_sum = sums
@@ -206,7 +217,7 @@ def _gradient_kernel(
         if taps:
             filtered = plgpu.dot(seen, edges)
             for tap, factors in enumerate(taps):
-                neighbours = x if tap == _ALWAYS // 2 else _neighbours(x_ref, positions, channels, tap)
+                neighbours = x if tap == ALWAYS // 2 else _neighbours(x_ref, positions, channels, tap)
                 filtered += plgpu.dot(neighbours, factors)
         else:
             filtered = _filtered(x_ref, taps_ref, edges, positions, seen, channels, hidden)
@@ -230,7 +241,7 @@ def _gradient_kernel(
 
     zeros = tuple(
         jnp.zeros(size, jnp.float32)
-        for size in ((tile.hidden, _EDGES), project.shape, (tile.hidden, _EDGES), project.shape)
+        for size in ((tile.hidden, EDGES), project.shape, (tile.hidden, EDGES), project.shape)
     )
     edges_sum, gate_sum, gate_edges_sum, project_sum = jax.lax.fori_loop(0, num_tiles, one_tile, zeros)
     for ref, columns, total in (
@@ -320,9 +331,9 @@ def gated_mlp_triton_gradients(
         num_rows = x.size // num_channels
         num_programs = min(max(_PROGRAMS // num_chunks, 1), pl.cdiv(num_rows, tile.rows))
         sums = (
-            (num_programs, num_hidden, _EDGES),
+            (num_programs, num_hidden, EDGES),
             (num_programs, num_hidden, num_channels),
-            (num_programs, num_hidden, _EDGES),
+            (num_programs, num_hidden, EDGES),
             (num_programs, num_hidden, num_channels),
         )
         filtered, from_gate, *sums = pl.pallas_call(
@@ -349,19 +360,13 @@ def gated_mlp_triton_gradients(
     filtered, from_gate, *sums = over_mesh(run, x, gradient, *rounded[:-1], split=2)
     edges, gate, gate_edges, project = (partial_sums.sum(0) for partial_sums in sums)
 
-    def convolve(x, taps):
-        kernel = taps.reshape(_SIDE, _SIDE, num_channels, num_hidden)
-        return jax.lax.conv_general_dilated(
-            x, kernel, window_strides=(1, 1), padding=((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    from_filter, taps = jax.vjp(convolve, x, rounded.taps)[1](filtered)
+    from_filter, taps = jax.vjp(composed_convolution, x, rounded.taps)[1](filtered)
     (weight_gradients,) = pull_back(
         Composed(
             taps=taps.astype(jnp.float32),
             edges=edges.T,
             gate=gate.T,
-            gate_bias=gate_edges[:, _ALWAYS],
+            gate_bias=gate_edges[:, ALWAYS],
             project=project,
             project_bias=gradient.astype(jnp.float32).sum((0, 1, 2)),
         )

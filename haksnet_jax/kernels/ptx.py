@@ -2,7 +2,8 @@
 
 The sources lie in `cuda/`, and beside each its PTX as `make ptx` compiles it, which is what a GPU's driver compiles for
 its own machine when a program is loaded. PTX is NVIDIA's stable machine language: the text here runs on every GPU from
-Ampere on. XLA embeds it through the custom call `__gpu$xla.gpu.ptx` (in jaxlib 0.10 to 0.12 alike).
+Ampere on, but for what uses instructions of Hopper alone (`on_hopper`). XLA embeds it through the custom call
+`__gpu$xla.gpu.ptx` (in jaxlib 0.10 to 0.12 alike).
 
 Numbers that a kernel needs to know, the shape of its features for one, are written into the text: names that begin with
 HAKS_ in the sources. The driver then folds them like any other constant.
@@ -30,6 +31,13 @@ def shared_bytes() -> int:
         return 0
     devices = jax.local_devices(backend="cuda")
     return min(_SHARED_BYTES.get(str(device.compute_capability), _LEAST_SHARED_BYTES) for device in devices)
+
+
+def on_hopper() -> bool:
+    """Whether there are CUDA devices in this process and all are Hopper GPUs, whose own instructions no other has."""
+    return bool(shared_bytes()) and all(
+        str(device.compute_capability) == "9.0" for device in jax.local_devices(backend="cuda")
+    )
 
 
 def call(

@@ -99,7 +99,7 @@ def _forward_bytes(channels, hidden):
 def _gradient_bytes(channels):
     slots = 3 if channels == 32 else 2
     maps = 3 * _GRADIENT_HIDDEN // 8 * 65 * 16
-    slot = 5 * channels // 8 * _plane_bytes(channels) + maps + 2 * EDGES * _ROWS
+    slot = (5 * channels // 8 + EDGES // 8) * _plane_bytes(channels) + maps
     barriers = 8 * 4 * slots
     return _factor_bytes(channels, _GRADIENT_HIDDEN) + 4 * _GRADIENT_HIDDEN + barriers + slots * slot
 

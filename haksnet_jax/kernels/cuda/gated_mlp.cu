@@ -225,13 +225,14 @@ DEVICE void forward(const uint16_t* x, const uint16_t* factors, const float* gat
 
 constexpr int kHidden = 64;
 constexpr int kMapBytes = kHidden / 8 * kHiddenPitch;
-constexpr int kSeenBytes = 2 * kRows * 16;
 
 template <int C>
 struct Slot {  // of shared memory, for 64 positions; bytes
-  static constexpr int kBands = 0, kGradient = 3 * C / 8 * kPitch<C>, kFiltered = kGradient + C / 8 * kPitch<C>;
-  static constexpr int kGate = kFiltered + kMapBytes, kGated = kGate + kMapBytes, kSeen = kGated + kMapBytes;
-  static constexpr int kXGradient = kSeen + kSeenBytes, kBytes = kXGradient + C / 8 * kPitch<C>;
+  // What positions see lies behind the third band as two planes more, counted from 32 bytes on, as the right neighbours.
+  static constexpr int kBands = 0, kSeen = 3 * C / 8 * kPitch<C> + 32, kGradient = (3 * C / 8 + 2) * kPitch<C>;
+  static constexpr int kFiltered = kGradient + C / 8 * kPitch<C>, kGate = kFiltered + kMapBytes;
+  static constexpr int kGated = kGate + kMapBytes, kXGradient = kGated + kMapBytes;
+  static constexpr int kBytes = kXGradient + C / 8 * kPitch<C>;
   static constexpr int kCount = C == 32 ? 3 : 2;
 };
 
@@ -306,7 +307,7 @@ DEVICE void hidden_gradients(uint8_t* slots, const Turns& turns, const uint8_t* 
       }
     }
 #pragma unroll
-    for (int n = 0; n < 4; ++n) store_pair(slot + At::kSeen, kRows * 16, n / 2, row + n % 2 * 8, seen[n]);
+    for (int n = 0; n < 4; ++n) store_pair(slot + At::kSeen, kPitch<C>, n / 2, row + n % 2 * 8, seen[n]);
 
     float x_gradient[C / 2];
     const Operand gate_factors = operand(factors + Factor::kGate, 128, kHidden * 16);
@@ -340,7 +341,7 @@ DEVICE void add_products(float (&sums)[N / 2], const uint8_t* map, const uint8_t
 
 // Sums to [hidden channels, columns].
 template <int kSums>
-DEVICE void store_sums(float* out, int columns, const float (&sums)[kSums]) {
+DEVICE void store_sums(float* out, int columns, const float* sums) {
   const int lane = thread() % 32, row = thread() / 32 % 4 * 16 + lane / 4;
 #pragma unroll
   for (int n = 0; n < kSums; n += 2) {
@@ -390,6 +391,9 @@ DEVICE void gradients(const uint16_t* x, const uint16_t* gradient, const uint16_
   block_barrier();
 
   const size_t first = (size_t(block_y()) * grid_x() + chunk) * kHidden;  // hidden channel of this program's sums
+  const auto add_gate = [&](float(&sums)[C / 2], uint8_t* slot) {
+    add_products<C>(sums, slot + At::kGate, slot + At::kBands + kCentre<C>, kBandsPitch);
+  };
   if (group == 0) hidden_gradients<C, 0>(slots, turns, weights, biases, filtered_out, x_out);
   if (group == 1) hidden_gradients<C, 1>(slots, turns, weights, biases, filtered_out, x_out);
   if (group == 2) {
@@ -411,15 +415,13 @@ DEVICE void gradients(const uint16_t* x, const uint16_t* gradient, const uint16_
         add_products<96>(left, slot + At::kFiltered, slot + At::kBands, kBandsPitch);
         add_products<96>(middle, slot + At::kFiltered, slot + At::kBands + 16, kBandsPitch);
       }, bring_later);
-      store_sums(taps_out + first * 9 * C, 9 * C, left);
-      store_sums(taps_out + first * 9 * C + 3 * C, 9 * C, middle);
+      store_sums<48>(taps_out + first * 9 * C, 9 * C, left);
+      store_sums<48>(taps_out + first * 9 * C + 3 * C, 9 * C, middle);
     } else {
       float gate[C / 2];
       clear(gate);
-      add_up<C>(slots, turns, [&](uint8_t* slot) {
-        add_products<C>(gate, slot + At::kGate, slot + At::kBands + kCentre<C>, kBandsPitch);
-      }, bring_later);
-      store_sums(gate_out + first * C, C, gate);
+      add_up<C>(slots, turns, [&](uint8_t* slot) { add_gate(gate, slot); }, bring_later);
+      store_sums<C / 2>(gate_out + first * C, C, gate);
     }
   }
   if (group == 3) {
@@ -434,29 +436,21 @@ DEVICE void gradients(const uint16_t* x, const uint16_t* gradient, const uint16_
       bring(turn + kCount);
     };
     for (int turn = 0; turn < kCount; ++turn) bring(turn);
-    float project[C / 2], edges[8], gate_edges[4];
-    clear(project), clear(edges), clear(gate_edges);
-    const auto add_others = [&](uint8_t* slot) {
+    constexpr int kTapSums = kWithTaps ? 48 : 0;
+    float project[C / 2], gate[C / 2], gate_edges[4], edges[8 + kTapSums];  // the edges' after the right neighbours'
+    clear(project), clear(gate), clear(gate_edges), clear(edges);
+    add_up<C>(slots, turns, [&](uint8_t* slot) {
+      const uint8_t* seen = slot + At::kSeen;
+      add_products<16 + 2 * kTapSums>(edges, slot + At::kFiltered, seen - 2 * kTapSums / 8 * kBandsPitch, kBandsPitch);
+      add_products<8>(gate_edges, slot + At::kGate, seen + kBandsPitch, kBandsPitch);
       add_products<C>(project, slot + At::kGated, slot + At::kGradient, kBandsPitch);
-      add_products<16>(edges, slot + At::kFiltered, slot + At::kSeen, kRows * 16);
-      add_products<8>(gate_edges, slot + At::kGate, slot + At::kSeen + kRows * 16, kRows * 16);
-    };
-    if constexpr (kWithTaps) {
-      float gate[C / 2], right[48];
-      clear(gate), clear(right);
-      add_up<C>(slots, turns, [&](uint8_t* slot) {
-        add_products<96>(right, slot + At::kFiltered, slot + At::kBands + 32, kBandsPitch);
-        add_products<C>(gate, slot + At::kGate, slot + At::kBands + kCentre<C>, kBandsPitch);
-        add_others(slot);
-      }, bring_later);
-      store_sums(taps_out + first * 9 * C + 6 * C, 9 * C, right);
-      store_sums(gate_out + first * C, C, gate);
-    } else {
-      add_up<C>(slots, turns, add_others, bring_later);
-    }
-    store_sums(project_out + first * C, C, project);
-    store_sums(edges_out + first * 16, 16, edges);
-    store_sums(gate_edges_out + first * 8, 8, gate_edges);
+      if constexpr (kWithTaps) add_gate(gate, slot);
+    }, bring_later);
+    store_sums<C / 2>(project_out + first * C, C, project);
+    store_sums<kTapSums>(taps_out + first * 9 * C + 6 * C, 9 * C, edges);
+    store_sums<8>(edges_out + first * 16, 16, edges + kTapSums);
+    if constexpr (kWithTaps) store_sums<C / 2>(gate_out + first * C, C, gate);
+    store_sums<4>(gate_edges_out + first * 8, 8, gate_edges);
   }
 }
 

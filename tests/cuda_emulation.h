@@ -6,6 +6,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -19,6 +20,8 @@
 
 #define DEVICE inline
 #define KERNEL(blocks) inline void
+#define WIDE_KERNEL inline void
+#define HAKS_NUMBER(name)
 #define HAKS(name) emulation::numbers().at(#name)
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
 
@@ -160,6 +163,52 @@ inline float shuffle_xor(float value, int distance) {
   warp_barrier();  // `value` must live until all have read it
   return result;
 }
+
+inline uint32_t votes(bool yes) {
+  const void* const* all = emulation::exchange(&yes);
+  uint32_t word = 0;
+  for (int lane = 0; lane < emulation::kWarp; ++lane) word |= uint32_t(*static_cast<const bool*>(all[lane])) << lane;
+  warp_barrier();
+  return word;
+}
+
+inline int warp_largest(int value) {
+  const void* const* all = emulation::exchange(&value);
+  int largest = value;
+  for (int lane = 0; lane < emulation::kWarp; ++lane) largest = std::max(largest, *static_cast<const int*>(all[lane]));
+  warp_barrier();
+  return largest;
+}
+
+inline int count_bits(uint32_t word) { return __builtin_popcount(word); }
+inline int lowest_bit(uint32_t word) { return word ? __builtin_ctz(word) : -1; }
+inline void shared_largest(int* place, int value) {
+  emulation::check_shared(place, 4);
+  *place = std::max(*place, value);
+}
+
+inline int shared_add(int* place, int value) {
+  emulation::check_shared(place, 4);
+  const int before = *place;
+  *place += value;
+  return before;
+}
+
+inline int bits_of(float value) {
+  int bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float float_of(int bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline float sum(float a, float b) { return a + b; }
+inline float product(float a, float b) { return a * b; }
+inline float quotient(float a, float b) { return a / b; }
 
 struct Vector {
   uint32_t word[4];

@@ -3,6 +3,7 @@
 One image; `jax.vmap` gives a batch. Nothing here carries gradients.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from haksnet_jax.geometry.boxes import hbox_area
+from haksnet_jax.kernels import matching_cuda, ptx
 from haksnet_jax.structures import AnyArray
+from haksnet_jax.target import by_platform
 
 # Ground-truth boxes compared with all anchors in one step of `match_anchors`. The step holds [32, A] overlaps: 34 MB
 # for the 261,888 anchors of a 1024 px image. Eight images with 60 (500) objects took 0.94 (6.4) ms on an H100; with
@@ -73,7 +76,8 @@ def match_anchors(
     reference.
 
     The [A, M] overlaps never exist at once: a loop compares all anchors with a block of ground-truth boxes at a time
-    and ends after the last valid row, so padding at the end costs nothing.
+    and ends after the last valid row, so padding at the end costs nothing. On NVIDIA GPUs kernels of our own compare
+    anchors with the boxes near them (kernels/matching_cuda.py).
 
     Args:
       anchors: [A, 4] float32 boxes (x1, y1, x2, y2), pixels.
@@ -88,6 +92,21 @@ def match_anchors(
       Matches with [A] rows.
     """
     anchors, gt_hboxes = jax.lax.stop_gradient((anchors, gt_hboxes))
+    thresholds = {
+        "positive_iou": positive_iou,
+        "negative_iou": negative_iou,
+        "min_positive_iou": min_positive_iou,
+    }
+    forms = {}
+    if matching_cuda.suits(anchors.shape[0], gt_hboxes.shape[0]):
+        # All images have the same anchors.
+        forms["cuda"] = ptx.over_problems(functools.partial(matching_cuda.match, **thresholds), common=1)
+    in_blocks = functools.partial(_match_in_blocks, **thresholds)
+    return Matches(*by_platform(anchors, candidates, gt_hboxes, gt_valid, default=in_blocks, **forms))
+
+
+def _match_in_blocks(anchors, candidates, gt_hboxes, gt_valid, *, positive_iou, negative_iou, min_positive_iou):
+    """`match_anchors` in operations that every compiler knows. Returns: the arrays of Matches, in its order."""
     num_anchors, num_gt = anchors.shape[0], gt_hboxes.shape[0]
     num_blocks = max(1, math.ceil(num_gt / _BLOCK))
     gt_hboxes = jnp.pad(gt_hboxes, ((0, num_blocks * _BLOCK - num_gt), (0, 0)))
@@ -122,11 +141,11 @@ def match_anchors(
 
     claimed = claimed_by >= 0
     above = best >= positive_iou  # -1 for those that are no candidates
-    return Matches(
-        gt_index=jnp.maximum(jnp.where(claimed, claimed_by, best_index), 0),
-        iou=jnp.maximum(best, 0.0),
-        positive=claimed | above,
-        negative=candidates & (best < negative_iou) & ~claimed,
+    return (
+        jnp.maximum(jnp.where(claimed, claimed_by, best_index), 0),
+        jnp.maximum(best, 0.0),
+        claimed | above,
+        candidates & (best < negative_iou) & ~claimed,
     )
 
 

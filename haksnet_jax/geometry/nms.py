@@ -7,6 +7,8 @@ longest chain of suppressions (a handful, where a loop over boxes would take tho
 is the greedy result. Then the block suppresses everything after it. The loop over blocks ends when enough boxes are
 kept or none is left. Up to 2048 boxes are one block: one matrix, no loop over blocks, which is also the cheap form
 under `vmap`.
+
+On NVIDIA GPUs up to 8192 boxes are one matrix, and a kernel of our own follows it (kernels/suppression_cuda.py).
 """
 
 import functools
@@ -16,8 +18,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from haksnet_jax.geometry.rotated_iou import box_frames, iou_of_frames
+from haksnet_jax.kernels import ptx, suppression_cuda
 from haksnet_jax.structures import AnyArray
-from haksnet_jax.target import is_portable
+from haksnet_jax.target import by_platform, is_portable
 
 # A matrix of half a MiB, 32 boxes in a word. Smaller blocks would mean more steps that wait on one another.
 _BLOCK = 2048
@@ -59,7 +62,9 @@ def nms_horizontal(
     """
     x1, y1, x2, y2 = jnp.moveaxis(lax.stop_gradient(jnp.asarray(hboxes, jnp.float32)), -1, 0)
     columns = (x1, y1, x2, y2, (x2 - x1) * (y2 - y1))
-    return _nms(columns, _horizontal_iou, scores, valid, iou_threshold, max_outputs, groups, block_size)
+    return _nms(
+        columns, _horizontal_iou, _horizontal_words, scores, valid, iou_threshold, max_outputs, groups, block_size
+    )
 
 
 def nms_rotated(
@@ -89,7 +94,8 @@ def nms_rotated(
       index [max_outputs] int32, kept [max_outputs] bool, num_cut [] int32: as for `nms_horizontal`.
     """
     frames = box_frames(lax.stop_gradient(jnp.asarray(boxes, jnp.float32)))
-    return _nms(frames, _rotated_iou, scores, valid, iou_threshold, max_outputs, groups, block_size)
+    words = functools.partial(_words, _rotated_iou)
+    return _nms(frames, _rotated_iou, words, scores, valid, iou_threshold, max_outputs, groups, block_size)
 
 
 def _horizontal_iou(first, second):
@@ -138,7 +144,34 @@ def _settle(alive, suppresses):
     return lax.while_loop(lambda state: jnp.any(state[0] != state[1]), passes, (alive, ~alive))[0]
 
 
-def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, block_size):
+def _words(overlap, columns, groups, count, iou_threshold):
+    """[ceil(n / 32), n] as `suppression_cuda.horizontal_words`, of any overlap. Args: sorted columns and groups [n]."""
+    del count  # all are compared
+    n = columns[0].shape[0]
+    position = jnp.arange(n)
+    flags = position[:, None] < position
+    if groups is not None:
+        flags &= groups[:, None] == groups
+    flags &= overlap([column[:, None] for column in columns], columns) > iou_threshold
+    flags = jnp.pad(flags, ((0, -n % 32), (0, 0))).reshape(-1, 32, n)
+    return jnp.sum(flags.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)[:, None], axis=1, dtype=jnp.uint32)
+
+
+def _horizontal_words(columns, groups, count, iou_threshold):
+    """The same of axis-parallel boxes, by a kernel."""
+    words = functools.partial(suppression_cuda.horizontal_words, iou_threshold=iou_threshold)
+    groups = [] if groups is None else [groups.astype(jnp.int32)]
+    return ptx.over_problems(words)(jnp.stack(columns[:4]), count, *groups)
+
+
+def _greedy_on_cuda(words, iou_threshold, max_outputs, columns, groups, alive, order):
+    """`_greedy_in_blocks` by kernels. Args: words, a function that compares the boxes."""
+    count = jnp.sum(alive, dtype=jnp.int32)
+    greedy = functools.partial(suppression_cuda.greedy, max_outputs=max_outputs)
+    return ptx.over_problems(greedy)(words(columns, groups, count, iou_threshold), order, count)
+
+
+def _nms(columns, overlap, words, scores, valid, iou_threshold, max_outputs, groups, block_size):
     """The suppression, for any overlap of boxes given as columns (a tuple of [N] arrays)."""
     scores = jnp.asarray(scores)
     num_boxes = scores.shape[0]
@@ -147,13 +180,37 @@ def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, bl
         return empty, empty > 0, jnp.int32(0)
     finite = functools.reduce(jnp.logical_and, [jnp.isfinite(column) for column in columns])
     alive = jnp.asarray(valid, bool) & jnp.isfinite(scores) & finite
-    order = jnp.argsort(jnp.where(alive, -scores, jnp.inf), stable=True)
+    order = jnp.argsort(jnp.where(alive, -scores, jnp.inf), stable=True).astype(jnp.int32)
+    columns, alive = tuple(column[order] for column in columns), alive[order]
+    groups = None if groups is None else jnp.asarray(groups)[order]
 
-    block_size = min(block_size, num_boxes)
+    forms = {}
+    if suppression_cuda.suits(num_boxes, iou_threshold, max_outputs):
+        forms["cuda"] = functools.partial(_greedy_on_cuda, words, iou_threshold, max_outputs)
+    in_blocks = functools.partial(_greedy_in_blocks, overlap, iou_threshold, max_outputs, min(block_size, num_boxes))
+    index, num_kept, num_cut = by_platform(columns, groups, alive, order, default=in_blocks, **forms)
+    return index, jnp.arange(max_outputs) < num_kept, num_cut
+
+
+def _greedy_in_blocks(overlap, iou_threshold, max_outputs, block_size, columns, groups, alive, order):
+    """The suppression of boxes that are sorted by score, those that count before all others.
+
+    Args:
+      overlap: function of two tuples of columns.
+      iou_threshold, max_outputs, block_size: of `nms_horizontal`.
+      columns: tuple of [N] arrays.
+      groups: None or [N] int.
+      alive: [N] bool, which boxes count.
+      order: [N] int32, what they are called in the result.
+
+    Returns:
+      index [max_outputs] int32, 0 behind the kept ones; [] int32 how many are kept; num_cut [] int32.
+    """
+    num_boxes = order.shape[0]
     num_blocks = -(-num_boxes // block_size)
     num_rows = num_blocks * block_size
-    sources = (*columns, alive) if groups is None else (*columns, jnp.asarray(groups), alive)
-    *columns, alive = (jnp.pad(source[order], (0, num_rows - num_boxes)) for source in sources)
+    sources = (*columns, alive) if groups is None else (*columns, groups, alive)
+    *columns, alive = (jnp.pad(source, (0, num_rows - num_boxes)) for source in sources)
     position = jnp.arange(num_rows)
 
     def suppression(start, candidates, candidate_position):
@@ -198,11 +255,10 @@ def _nms(columns, overlap, scores, valid, iou_threshold, max_outputs, groups, bl
         _, alive, kept, _ = lax.while_loop(has_work, settle_block, state)
 
     num_kept = jnp.sum(kept, dtype=jnp.int32)
-    is_kept = jnp.arange(max_outputs) < num_kept
     if is_portable():  # a sort: other runtimes know no scatter of a batch
-        first = order[jnp.argsort(~kept[:num_boxes], stable=True)][:max_outputs].astype(jnp.int32)
-        index = jnp.where(is_kept, jnp.pad(first, (0, max_outputs - first.shape[0])), 0)
+        first = order[jnp.argsort(~kept[:num_boxes], stable=True)][:max_outputs]
+        index = jnp.where(jnp.arange(max_outputs) < num_kept, jnp.pad(first, (0, max_outputs - first.shape[0])), 0)
     else:
         slot = jnp.where(kept, jnp.cumsum(kept, dtype=jnp.int32) - 1, max_outputs)[:num_boxes]
-        index = jnp.zeros(max_outputs, jnp.int32).at[slot].set(order.astype(jnp.int32), mode="drop")
-    return index, is_kept, jnp.sum(alive, dtype=jnp.int32) - num_kept
+        index = jnp.zeros(max_outputs, jnp.int32).at[slot].set(order, mode="drop")
+    return index, num_kept, jnp.sum(alive, dtype=jnp.int32) - num_kept

@@ -1,4 +1,4 @@
-"""Kernels written in CUDA C++, which XLA takes as PTX: for what Pallas cannot say, matrix instructions of single warps.
+"""Kernels written in CUDA C++, which XLA takes as PTX, for what Pallas cannot say: instructions of single warps.
 
 The sources lie in `cuda/`, and beside each its PTX as `make ptx` compiles it, which is what a GPU's driver compiles for
 its own machine when a program is loaded. PTX is NVIDIA's stable machine language: the text here runs on every GPU from
@@ -12,9 +12,11 @@ HAKS_ in the sources. The driver then folds them like any other constant.
 import functools
 import importlib.resources
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from haksnet_jax.kernels import triton
 
@@ -87,6 +89,39 @@ def call(
         legacy_backend_config=config,
     )
     return list(run(*operands))
+
+
+def over_problems(function: Callable[..., Any], *, common: int = 0) -> Callable[..., Any]:
+    """Makes of a function of many problems at once one for a single problem, which `jax.vmap` leads back to the former.
+
+    Args:
+      function: of arrays [P, ...]; its results are [P, ...] too.
+      common: how many of its arrays, the first ones, it also takes as [1, ...], the same for all problems.
+
+    Returns:
+      A function of the same arrays without their leading axis, and such results. Under `jax.vmap`, also of several axes
+      inside each other, `function` is called once for all elements. What is not mapped is repeated for each of them,
+      but for the arrays that may be common to all.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(*arrays):
+        return function(*arrays)
+
+    @run.def_vmap
+    def run_mapped(size, mapped, *arrays):
+        inner = max(array.shape[int(is_mapped)] for array, is_mapped in zip(arrays, mapped, strict=True))
+        merged = []
+        for number, (array, is_mapped) in enumerate(zip(arrays, mapped, strict=True)):
+            if number >= common or is_mapped or array.shape[0] > 1:
+                array = array if is_mapped else array[None]
+                array = jnp.broadcast_to(array, (size, inner, *array.shape[2:])).reshape(-1, *array.shape[2:])
+            merged.append(array)
+        results = run(*merged)
+        results = jax.tree.map(lambda result: result.reshape(size, inner, *result.shape[1:]), results)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return lambda *arrays: jax.tree.map(lambda result: result[0], run(*(array[None] for array in arrays)))
 
 
 @functools.cache

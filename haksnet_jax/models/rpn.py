@@ -12,6 +12,7 @@ from haksnet_jax.geometry.anchors import level_shapes
 from haksnet_jax.geometry.box_coders import decode_midpoint_offset
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
 from haksnet_jax.geometry.nms import nms_horizontal
+from haksnet_jax.kernels.selection import top_k, top_k_of_parts
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.structures import AnyArray, Proposals
@@ -201,20 +202,12 @@ def select_proposals(
     """
     logits, deltas = jax.lax.stop_gradient((logits, deltas))
     counts = [h * w * anchors_per_cell for h, w in level_shapes(image_shape, strides)]
-    ends = np.cumsum(counts)
+    bounds = (0, *np.cumsum(counts).tolist())
     keep = min(settings.candidates_per_level, max(counts))
 
     def one_image(logits, deltas):
-        level_scores, level_boxes = [], []
-        for start, end in zip(ends - counts, ends, strict=True):
-            count = min(keep, int(end - start))
-            top, index = jax.lax.top_k(logits[start:end], count)
-            boxes = decode_midpoint_offset(jnp.asarray(anchors)[start:end][index], deltas[start:end][index], stds)
-            padding = keep - count  # coarse levels have fewer anchors than candidates
-            level_scores.append(jnp.pad(top, (0, padding), constant_values=-jnp.inf))
-            level_boxes.append(jnp.pad(boxes, ((0, padding), (0, 0))))
-        top = jnp.stack(level_scores)  # [levels, keep] logits, best first
-        boxes = jnp.stack(level_boxes)  # [levels, keep, 5]
+        top, index = top_k_of_parts(logits, bounds, keep)  # [levels, keep]; coarse levels have fewer anchors
+        boxes = decode_midpoint_offset(jnp.asarray(anchors)[index], deltas[index], stds)
         # Boxes without area stay, as in the reference: pooled along a line, they can be corrected into objects.
         valid = top > -jnp.inf
 
@@ -226,7 +219,7 @@ def select_proposals(
 
         boxes, top = jax.vmap(suppress)(boxes, top, valid)
         count = min(settings.max_proposals, top.size)
-        best, index = jax.lax.top_k(top.reshape(-1), count)
+        best, index = top_k(top.reshape(-1), count)
         padding = settings.max_proposals - count
         best = jnp.pad(best, (0, padding), constant_values=-jnp.inf)
         boxes = jnp.pad(boxes.reshape(-1, 5)[index], ((0, padding), (0, 0)))

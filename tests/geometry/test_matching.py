@@ -1,12 +1,14 @@
 import functools
 import math
 
+import cuda_machine
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import shapely
 
+from haksnet_jax.geometry import matching
 from haksnet_jax.geometry.anchors import anchor_grid, inside_image
 from haksnet_jax.geometry.boxes import boxes_to_corners, boxes_to_hboxes
 from haksnet_jax.geometry.matching import match_anchors, match_proposals, sample
@@ -316,3 +318,63 @@ def test_samples_under_vmap_are_those_of_each_image():
     for i in range(3):
         one = draw(keys[i], positive[i], negative[i], 256)
         jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x, i=i: x[i], batch), one)
+
+
+@pytest.fixture(scope="module", params=["emulation", "gpu"])
+def gpu(request, tmp_path_factory):
+    """Where the kernels for NVIDIA GPUs serve."""
+    folder = tmp_path_factory.mktemp("emulation")
+    with cuda_machine.machine(request.param, "matching", folder), cuda_machine.nvidia_gpu(request.param):
+        yield
+
+
+@pytest.mark.parametrize(("num_anchors", "num_gt"), [(1, 1), (300, 70), (1500, 33)])
+def test_kernels_match_as_plain_loops_do(gpu, num_anchors, num_gt):
+    anchors, gt_hboxes, gt_valid, candidates = scene(num_gt, num_anchors, num_gt)
+    overlaps = overlaps_by_loops(anchors, gt_hboxes)
+    for thresholds in ({}, {"positive_iou": 0.5, "negative_iou": 0.4, "min_positive_iou": 0.2}):
+        kernels = jax.jit(functools.partial(match_anchors, **(PUBLISHED | thresholds)))
+        matches = kernels(anchors, gt_hboxes, gt_valid, candidates)
+        expected = assign_by_loops(overlaps, gt_valid, candidates, **thresholds)
+        np.testing.assert_array_equal(as_assigned(matches), expected)
+        best = np.where(candidates, overlaps[:, gt_valid].max(axis=1, initial=0), 0)
+        np.testing.assert_array_equal(matches.iou, best)
+
+
+@pytest.mark.parametrize("min_positive_iou", [0.3, 0.0])  # from 0: boxes that meet no anchor claim all candidates
+def test_kernels_and_loops_over_blocks_agree_in_every_number(gpu, min_positive_iou):
+    settings = PUBLISHED | {"min_positive_iou": min_positive_iou}
+    for seed, (no_object, no_candidate) in enumerate([(False, False), (True, False), (False, True)]):
+        anchors, gt_hboxes, gt_valid, candidates = scene(seed, 1100, 40, extent=400)
+        gt_valid &= not no_object
+        candidates &= not no_candidate
+        got = match_anchors(anchors, gt_hboxes, gt_valid, candidates, **settings)
+        expected = matching._match_in_blocks(anchors, candidates, gt_hboxes, gt_valid, **settings)
+        jax.tree.map(np.testing.assert_array_equal, tuple(got), expected)
+
+
+def test_kernels_match_each_image_of_a_batch_and_carry_no_gradient(gpu):
+    scenes = [scene(seed) for seed in range(4)]
+    scenes[1] = (*scenes[1][:2], np.zeros(70, bool), scenes[1][3])
+    anchors = scenes[0][0]
+    stacked = [np.stack(x).reshape(2, 2, *x[0].shape) for x in list(zip(*scenes, strict=True))[1:]]
+    inner = jax.vmap(functools.partial(match_anchors, **PUBLISHED), in_axes=(None, 0, 0, 0))
+    batch = jax.jit(jax.vmap(inner, in_axes=(None, 0, 0, 0)))(anchors, *stacked)
+    for i, (_, *image) in enumerate(scenes):
+        one = match(anchors, *image)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x, i=i: x[i // 2, i % 2], batch), one)
+
+    # What images have in common: all but their objects, all but the anchors.
+    _, hboxes, *rest = scenes[0]
+    shifted = [np.stack([boxes, boxes + 5]) for boxes in (anchors, hboxes)]
+    for arguments, axes in (
+        ((anchors, shifted[1], *rest), (None, 0, None, None)),
+        ((shifted[0], hboxes, *rest), (0, None, None, None)),
+    ):
+        batch = jax.vmap(functools.partial(match_anchors, **PUBLISHED), in_axes=axes)(*arguments)
+        for i in range(2):
+            one = match(*(x if axis is None else x[i] for x, axis in zip(arguments, axes, strict=True)))
+            jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x, i=i: x[i], batch), one)
+
+    gradient = jax.grad(lambda a: match(a, *scenes[0][1:]).iou.sum())(jnp.asarray(anchors))
+    assert not np.any(gradient)

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import cuda_machine
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,3 +239,86 @@ def test_more_outputs_than_boxes():
     index, kept, num_cut = nms_rotated(boxes, scores, valid, iou_threshold=0.99, max_outputs=25)
     assert index.shape == kept.shape == (25,) and int(num_cut) == 0
     assert int(jnp.sum(kept)) == valid.sum()
+
+
+@pytest.fixture(scope="module", params=["emulation", "gpu"])
+def gpu(request, tmp_path_factory):
+    """Where the kernels for NVIDIA GPUs serve."""
+    folder = tmp_path_factory.mktemp("emulation")
+    with cuda_machine.machine(request.param, "suppression", folder), cuda_machine.nvidia_gpu(request.param):
+        yield
+
+
+@pytest.mark.parametrize("kind", ["horizontal", "rotated"])
+@pytest.mark.parametrize(
+    ("n", "max_outputs"),
+    [
+        (1, 1),
+        (33, 10),  # one box more than a word has
+        (300, 60),
+        (1100, 1100),  # more boxes than threads
+        (2050, 300),  # more than two boxes for each thread, ends early
+        pytest.param(4100, 4100, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_keep_what_the_plain_loop_keeps(gpu, kind, n, max_outputs):
+    op, overlaps = OPS[kind]
+    boxes, scores, valid, groups = scene(n, n, kind)
+    iou = np.asarray(overlaps(boxes, boxes))
+    for groups_or_none in (None, groups):
+        expected = greedy(iou, scores, valid, 0.3, max_outputs, groups_or_none)
+        result = op(boxes, scores, valid, groups=groups_or_none, iou_threshold=0.3, max_outputs=max_outputs)
+        assert kept_indices(result) == expected
+
+
+def test_kernels_divide_where_rounding_decides(gpu):
+    # Quotients one rounding below, at and above the threshold, of whole numbers as float32 holds them.
+    width = np.float32(1 << 12)
+    hboxes = np.array([[0, 0, width, y] for y in (3000, 2999, 3001, 1500, 1499)], np.float32)
+    hboxes = np.concatenate([hboxes, [[9, 9, 9, 9], [9, 9, 9, 9], [8, 8, 7, 9], [8, 8, 7, 7]]]).astype(np.float32)
+    scores = np.linspace(1, 0.1, len(hboxes), dtype=np.float32)
+    iou = horizontal_overlaps(hboxes, hboxes)
+    for threshold in np.unique(iou[:5, :5]).tolist():
+        for near in (threshold, np.nextafter(np.float32(threshold), 0), np.nextafter(np.float32(threshold), 1)):
+            near = float(min(near, 1))
+            result = horizontal(hboxes, scores, scores > 0, iou_threshold=near, max_outputs=len(scores))
+            assert kept_indices(result) == greedy(iou, scores, scores > 0, near, len(scores))
+
+
+def test_kernels_follow_a_chain_through_all_words(gpu):
+    n = 100
+    x = np.arange(n, dtype=np.float32) * 5
+    hboxes = np.stack([x, 0 * x, x + 10, 0 * x + 10], 1)
+    scores = np.linspace(1, 0.1, n, dtype=np.float32)
+    result = horizontal(hboxes, scores, scores > 0, iou_threshold=0.3, max_outputs=n)
+    assert kept_indices(result) == (list(range(0, n, 2)), 0)
+
+
+def test_kernels_keep_nothing_of_nothing(gpu):
+    boxes, scores, valid, _ = scene(0, 50, "horizontal")
+    result = horizontal(boxes, scores, np.zeros_like(valid), iou_threshold=0.1, max_outputs=5)
+    assert kept_indices(result) == ([], 0)
+
+
+@pytest.mark.parametrize("kind", ["horizontal", "rotated"])
+def test_kernels_give_each_of_several_images_its_own_result(gpu, kind):
+    op = nms_horizontal if kind == "horizontal" else nms_rotated
+    op = functools.partial(op, iou_threshold=0.25, max_outputs=20)
+    images = [scene(seed, 100, kind) for seed in range(4)]
+    images[1][2][:] = False  # an image without boxes beside others
+    images[2][2][40:] = False
+    groups = images[0][3]
+    stacked = [np.stack(x).reshape(2, 2, *x[0].shape) for x in list(zip(*images, strict=True))[:3]]
+    inner = jax.vmap(lambda *image: op(*image, groups=groups))
+    together = jax.jit(jax.vmap(inner))(*stacked)
+    overlaps = OPS[kind][1]
+    for i, (boxes, scores, valid, _) in enumerate(images):
+        expected = greedy(np.asarray(overlaps(boxes, boxes)), scores, valid, 0.25, 20, groups)
+        assert kept_indices(jax.tree.map(lambda x, i=i: x[i // 2, i % 2], together)) == expected
+
+    boxes, scores, valid, _ = images[0]
+    grouped = np.stack([groups, 0 * groups])  # (the same boxes, grouped in two ways)
+    together = jax.vmap(lambda groups: op(boxes, scores, valid, groups=groups))(grouped)
+    for i in range(2):
+        expected = greedy(np.asarray(overlaps(boxes, boxes)), scores, valid, 0.25, 20, grouped[i])
+        assert kept_indices(jax.tree.map(lambda x, i=i: x[i], together)) == expected

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from haksnet_jax.kernels import depthwise, depthwise_cuda, depthwise_triton, narrow_conv_cuda, ptx, triton
+from haksnet_jax.kernels import (
+    depthwise,
+    depthwise_cuda,
+    depthwise_triton,
+    matching_cuda,
+    narrow_conv_cuda,
+    ptx,
+    triton,
+)
+from haksnet_jax.target import over_mesh
 
 HOPPER = 227 << 10  # bytes of shared memory
 
@@ -50,6 +59,22 @@ def test_a_call_can_be_mapped_over_an_axis():
     x = jnp.zeros((2, 1, 16, 64, 32), jnp.bfloat16)
     text = lowered_for_cuda(jax.vmap(depthwise_cuda.convolve, in_axes=(0, None)), x, jnp.zeros((3, 3, 32)))
     assert text.count("__gpu$xla.gpu.ptx") == 1 and "while" in text
+
+
+def test_each_device_calls_kernels_for_its_own_images():
+    of_image = ptx.over_problems(
+        functools.partial(matching_cuda.match, positive_iou=0.7, negative_iou=0.3, min_positive_iou=0.3), common=1
+    )
+    anchors = jnp.zeros((300, 4))
+    images = (jnp.ones((6, 300), bool), jnp.zeros((6, 20, 4)), jnp.ones((6, 20), bool))
+    with jax.set_mesh(jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+        text = lowered_for_cuda(
+            lambda *images: over_mesh(jax.vmap(functools.partial(of_image, anchors)), *images), *images
+        )
+    calls = re.findall(r"gpu.ptx.*: \((tensor.*)\) ->", text)
+    assert [call.split(", ")[:3] for call in calls] == 2 * [
+        ["tensor<1x300x4xf32>", "tensor<3x300xi1>", "tensor<3x20x4xf32>"]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@
 
 #define DEVICE __device__ __forceinline__
 #define KERNEL(blocks) extern "C" __global__ void __launch_bounds__(256, blocks)
+#define WIDE_KERNEL extern "C" __global__ void __launch_bounds__(1024, 1)
 
 // A number that Python writes in place of its name into the PTX.
 #define HAKS(name) haks_##name()
@@ -51,6 +52,20 @@ DEVICE int grid_y() { return gridDim.y; }
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float shuffle_xor(float value, int distance) { return __shfl_xor_sync(0xffffffffu, value, distance); }
+
+DEVICE uint32_t votes(bool yes) { return __ballot_sync(0xffffffffu, yes); }  // bit n: the answer of thread n of a warp
+DEVICE int warp_largest(int value) { return __reduce_max_sync(0xffffffffu, value); }
+DEVICE int count_bits(uint32_t word) { return __popc(word); }
+DEVICE int lowest_bit(uint32_t word) { return __ffs(word) - 1; }
+DEVICE void shared_largest(int* place, int value) { atomicMax(place, value); }
+DEVICE int shared_add(int* place, int value) { return atomicAdd(place, value); }  // what was there before
+
+DEVICE int bits_of(float value) { return __float_as_int(value); }
+DEVICE float float_of(int bits) { return __int_as_float(bits); }
+// Each rounded by itself, as by a CPU: compilers fuse a * b + c, and then equal overlaps differ.
+DEVICE float sum(float a, float b) { return __fadd_rn(a, b); }
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
+DEVICE float quotient(float a, float b) { return __fdiv_rn(a, b); }
 
 DEVICE uint32_t* shared_memory() {
   extern __shared__ __align__(16) uint32_t shared[];

@@ -1,0 +1,69 @@
+"""The largest values of parts of rows against a stable sort: as XLA finds them, and the kernel for NVIDIA GPUs."""
+
+import itertools
+
+import cuda_machine
+import jax
+import numpy as np
+import pytest
+
+from haksnet_jax.kernels import selection
+
+
+@pytest.fixture(scope="module", params=["xla", "emulation", "gpu"])
+def machine(request, tmp_path_factory):
+    if request.param == "xla":
+        yield
+        return
+    folder = tmp_path_factory.mktemp("emulation")
+    with cuda_machine.machine(request.param, "selection", folder), cuda_machine.nvidia_gpu(request.param):
+        yield
+
+
+def by_sorting(values, bounds, k):
+    top, index = np.full((len(bounds) - 1, k), -np.inf, np.float32), np.zeros((len(bounds) - 1, k), np.int32)
+    for part, (start, end) in enumerate(itertools.pairwise(bounds)):
+        order = np.argsort(-values[start:end], kind="stable")[:k]
+        top[part, : len(order)], index[part, : len(order)] = values[start:end][order], start + order
+    return top, index
+
+
+def values_of(kind, n):
+    values = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    if kind == "ties":
+        values = np.round(values, 1) + np.float32(0)  # (no -0)
+    if kind == "equal":
+        values[:] = 0.5
+    if kind == "sorted":
+        values = np.sort(values)
+    if kind == "infinite":
+        values[::3] = -np.inf
+    return values
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounds", "k"),
+    [
+        ("random", (0, 300), 20),
+        ("random", (0, 20_000, 20_001, 20_001, 30_000), 2000),  # parts of one value and of none
+        ("random", (3, 8195, 25_000), 2000),  # as many as can be sorted at once, more
+        ("ties", (0, 30_000), 2000),  # tens of thousands of values not below the bound
+        ("equal", (0, 20_000), 2048),
+        ("sorted", (0, 30_001), 1),
+        ("infinite", (0, 12_000), 2000),
+    ],
+)
+def test_largest_values_are_those_of_a_stable_sort(machine, kind, bounds, k):
+    values = values_of(kind, bounds[-1])
+    got = jax.jit(selection.top_k_of_parts, static_argnums=(1, 2))(values, bounds, k)
+    for ours, expected in zip(got, by_sorting(values, bounds, k), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_rows_under_vmap(machine):
+    values = values_of("random", 4 * 9000).reshape(2, 2, 9000)
+    top, index = jax.jit(jax.vmap(jax.vmap(lambda row: selection.top_k(row, 30))))(values)
+    for row in np.ndindex(2, 2):
+        expected = by_sorting(values[row], (0, 9000), 30)
+        np.testing.assert_array_equal(top[row], expected[0][0])
+        np.testing.assert_array_equal(index[row], expected[1][0])

@@ -78,9 +78,9 @@ def rotated_roi_align(
     boxes = lax.stop_gradient(jnp.asarray(boxes, jnp.float32))
     index, weight = _sample_rows(boxes, levels, valid, shapes, strides, rows, columns, samples_per_bin)
     num_channels = features[0].shape[-1]
-    table = jnp.concatenate([feature.reshape(-1, num_channels) for feature in features])
+    tables = tuple(feature.reshape(-1, num_channels) for feature in features)
     # The barrier keeps XLA from computing positions anew for each of the channels.
-    pooled = _weighted_rows(table.shape[0], table, *lax.optimization_barrier((index, weight)))
+    pooled = _weighted_rows(tuple(map(len, tables)), tables, *lax.optimization_barrier((index, weight)))
     return pooled.reshape(boxes.shape[0], rows, columns, num_channels)
 
 
@@ -133,13 +133,15 @@ def _neighbours(position, size):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted_rows(num_rows, table, index, weight):
-    """[P, C] sums over k of weight[k, p] * table[index[k, p]], in float32, returned in the table's dtype.
+def _weighted_rows(sizes, levels, index, weight):
+    """[P, C] sums over k of weight[k, p] * table[index[k, p]], in float32, returned in the levels' dtype.
 
-    The gradient is to the table alone. An own rule, because the derived one would hold [K, P, C] products and add up
-    in the table's dtype. `num_rows` is the table's, for the gradient, which needs nothing else of the table.
+    The table is the levels one after another. The gradient is to them alone. An own rule, because the derived one would
+    hold [K, P, C] products and add up in the levels' dtype. `sizes` are the levels' numbers of rows, for the gradient,
+    which needs nothing else of them.
     """
-    del num_rows
+    del sizes
+    table = jnp.concatenate(levels)
     cuda = roi_align_triton.weighted_rows if triton.usable() else _unrolled_sum
     return by_platform(table, index, weight, tpu=_chunked_sum, cuda=cuda, default=_unrolled_sum)
 
@@ -176,33 +178,36 @@ def _chunked_sum(table, index, weight):
     return lax.map(of_chunk, (chunked(index), chunked(weight))).reshape(-1, table.shape[1])[:num_bins]
 
 
-def _weighted_rows_forward(num_rows, table, index, weight):
-    return _weighted_rows(num_rows, table, index, weight), (index, weight)
+def _weighted_rows_forward(sizes, levels, index, weight):
+    return _weighted_rows(sizes, levels, index, weight), (index, weight)
 
 
-def _weighted_rows_backward(num_rows, saved, gradient):
+def _weighted_rows_backward(sizes, saved, gradient):
     index, weight = saved
-    return _spread_rows(num_rows)(index, weight, gradient), None, None
+    return _spread_rows(sizes)(index, weight, gradient), None, None
 
 
 _weighted_rows.defvjp(_weighted_rows_forward, _weighted_rows_backward)
 
 
-def _spread_rows(num_rows):
+def _spread_rows(sizes):
     """The transpose of `_weighted_rows`, as a function of (index [K, P], weight [K, P], gradient [P, C]).
 
     It knows what to do under vmap: the terms of all images are sorted at once, since sorting some images' terms
     side by side takes a GPU much longer.
     """
 
+    def scattering(*arrays):
+        table = jax.vmap(functools.partial(_scattered_rows, sum(sizes)))(*arrays)
+        return tuple(jnp.split(table, np.cumsum(sizes)[:-1], axis=1))
+
     def of_images(*arrays):
-        scattering = jax.vmap(functools.partial(_scattered_rows, num_rows))
-        cuda = functools.partial(roi_align_triton.spread_rows, num_rows) if triton.usable() else scattering
+        cuda = functools.partial(roi_align_triton.spread_rows, sizes) if triton.usable() else scattering
         return by_platform(*arrays, cuda=cuda, default=scattering)
 
     @jax.custom_batching.custom_vmap
     def spread(index, weight, gradient):
-        return of_images(index[None], weight[None], gradient[None])[0]
+        return tuple(level[0] for level in of_images(index[None], weight[None], gradient[None]))
 
     @spread.def_vmap
     def spread_images(num_images, batched, *arrays):
@@ -210,7 +215,7 @@ def _spread_rows(num_rows):
             x if is_batched else jnp.broadcast_to(x, (num_images, *x.shape))
             for x, is_batched in zip(arrays, batched, strict=True)
         )
-        return of_images(*arrays), True
+        return of_images(*arrays), (True,) * len(sizes)
 
     return spread
 

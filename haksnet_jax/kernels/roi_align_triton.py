@@ -7,12 +7,14 @@ every channel.
 The transpose adds many rows to each of the table's. Atomic additions would be the short way, but Pallas' wait for all
 memory each, and what they add up depends on the order they happen to come in. So the terms are sorted by the row of
 the table that they belong to, and a program sums those of one row: every row is written once, rounded once, and is the
-same in every run.
+same in every run. The table is a pyramid's levels one after another; each level's rows are written where they are asked
+for, since cutting a table of their gradients would copy it.
 
 The kernels run under Pallas' interpreter on any machine, which is how they are tested without a GPU.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -73,10 +75,12 @@ def weighted_rows(table: jax.Array, index: jax.Array, weight: jax.Array, *, inte
     )(table, index, weight)
 
 
-def _spread_kernel(start_ref, term_ref, weight_ref, gradient_ref, out_ref, *, num_rows, num_terms):
+def _spread_kernel(start_ref, term_ref, weight_ref, gradient_ref, *out_refs, sizes, num_terms):
     num_channels = gradient_ref.shape[1]
-    row = pl.program_id(0)
-    key = row + jax.lax.div(row, num_rows)  # each image has one key more than rows
+    num_rows = sum(sizes)
+    image = jax.lax.div(pl.program_id(0), num_rows)
+    row = pl.program_id(0) - image * num_rows
+    key = image * (num_rows + 1) + row  # each image has one key more than rows
     first, end = start_ref[key], start_ref[key + 1]
     channels = pl.program_id(1) * _channel_block(num_channels) + jnp.arange(_channel_block(num_channels))
     known = channels < num_channels
@@ -93,28 +97,34 @@ def _spread_kernel(start_ref, term_ref, weight_ref, gradient_ref, out_ref, *, nu
 
     steps = jax.lax.div(end - first + (_TERMS - 1), _TERMS)
     total = jax.lax.fori_loop(0, steps, add_terms, jnp.zeros(channels.shape, jnp.float32))
-    plgpu.store(out_ref.at[row, channels], total.astype(out_ref.dtype), mask=known)
+    start = 0  # of the level
+    for size, out_ref in zip(sizes, out_refs, strict=True):
+        place = row - start
+        mine = known & (place >= 0) & (place < size)
+        place = image * size + jnp.clip(place, 0, size - 1)
+        plgpu.store(out_ref.at[place, channels], total.astype(out_ref.dtype), mask=mine)
+        start += size
 
 
 def spread_rows(
-    num_rows: int, index: jax.Array, weight: jax.Array, gradient: jax.Array, *, interpret: bool = False
-) -> jax.Array:
+    sizes: Sequence[int], index: jax.Array, weight: jax.Array, gradient: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, ...]:
     """The transpose of `weighted_rows` for several images.
 
-    out[b, t] = sum of weight[b, k, p] * gradient[b, p] over all k, p with index[b, k, p] = t
+    out[b, t] = sum of weight[b, k, p] * gradient[b, p] over all k, p with index[b, k, p] = t, cut into levels
 
     Args:
-      num_rows: T; below 2^31 / B.
+      sizes: T_l of each level; T, their sum, is below 2^31 / B.
       index: [B, K, P] int32 rows; T counts for nothing.
       weight: [B, K, P] float32.
       gradient: [B, P, C] float32 or bfloat16.
       interpret: runs in Pallas' interpreter, on any machine.
 
     Returns:
-      [B, T, C] in the gradient's dtype; sums are float32, added up in the order of p and k.
+      Tuple of [B, T_l, C] in the gradient's dtype; sums are float32, added up in the order of p and k.
     """
     num_images, num_terms, _ = index.shape
-    num_channels = gradient.shape[-1]
+    num_channels, num_rows = gradient.shape[-1], sum(sizes)
     num_keys = num_rows + 1
     keys = index + num_keys * jnp.arange(num_images, dtype=jnp.int32)[:, None, None]
     # By p, then k: the terms of one p that meet in a row lie beside each other, and its gradient is read once. Unsigned
@@ -122,12 +132,12 @@ def spread_rows(
     keys, weight = (jnp.swapaxes(x, 1, 2).reshape(-1) for x in (keys.astype(jnp.uint32), weight))
     keys, terms = jax.lax.sort((keys, jnp.arange(keys.size, dtype=jnp.int32)), num_keys=1, is_stable=True)
     starts = jnp.searchsorted(keys, jnp.arange(num_images * num_keys + 1, dtype=jnp.uint32), method="scan_unrolled")
-    out = pl.pallas_call(
-        functools.partial(_spread_kernel, num_rows=num_rows, num_terms=num_terms),
+    levels = pl.pallas_call(
+        functools.partial(_spread_kernel, sizes=sizes, num_terms=num_terms),
         grid=(num_images * num_rows, pl.cdiv(num_channels, _channel_block(num_channels))),
-        out_shape=jax.ShapeDtypeStruct((num_images * num_rows, num_channels), gradient.dtype),
+        out_shape=[jax.ShapeDtypeStruct((num_images * size, num_channels), gradient.dtype) for size in sizes],
         compiler_params=plgpu.CompilerParams(num_warps=1, num_stages=1),
         interpret=interpret,
         name="roi_align_gradient",
     )(starts.astype(jnp.int32), terms, weight, gradient.reshape(-1, num_channels))
-    return out.reshape(num_images, num_rows, num_channels)
+    return tuple(level.reshape(num_images, size, num_channels) for level, size in zip(levels, sizes, strict=True))

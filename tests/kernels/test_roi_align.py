@@ -271,8 +271,9 @@ def test_the_sorted_transpose_of_the_sum_agrees(dtype):
     gradient = jnp.asarray(rng.normal(size=(2, 40, 5)), dtype)
     rows = jnp.swapaxes(jax.nn.one_hot(index, 31, axis=-1), 0, 1)[..., :30]  # [K, B, P, T]; samples outside are dropped
     expected = jnp.einsum("kbpt,bkp,bpc->btc", rows, weight, gradient.astype(jnp.float32), precision="highest")
-    found = roi_align_triton.spread_rows(30, index, weight, gradient, interpret=True)
-    assert found.dtype == dtype
+    levels = roi_align_triton.spread_rows((20, 7, 3), index, weight, gradient, interpret=True)
+    assert [(level.shape[1], level.dtype) for level in levels] == [(20, dtype), (7, dtype), (3, dtype)]
+    found = jnp.concatenate(levels, axis=1)
     # Of sums of up to 480 terms; of one result.
     rounding = (1e-6 if dtype == jnp.float32 else 2.0**-8) * np.abs(expected).max()
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0, atol=rounding)

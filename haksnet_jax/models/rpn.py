@@ -1,5 +1,6 @@
 """Oriented region proposals: which anchors hold an object, and the oriented box each one stands for."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from haksnet_jax.kernels.selection import top_k, top_k_of_parts
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.structures import AnyArray, Proposals
-from haksnet_jax.target import over_mesh
+from haksnet_jax.target import by_platform, over_mesh
 
 
 class ProposalSettings(NamedTuple):
@@ -69,6 +70,12 @@ class OrientedRPN(nnx.Module):
           logits [B, A] and midpoint-offset deltas [B, A, 6], float32; levels one after another, in a level by row,
           column, anchor, as `anchor_grid` lists them.
         """
+        on_canvas = functools.partial(self._on_canvas, rounded=rounded)
+        if not rounded:
+            return on_canvas(features)
+        return by_platform(features, cuda=self._level_by_level, default=on_canvas)
+
+    def _on_canvas(self, features, rounded):
         batch = features[0].shape[0]
         canvas, corners = _pack(features)
         canvas, kernel = self._factors(canvas)
@@ -93,6 +100,19 @@ class OrientedRPN(nnx.Module):
             return jnp.concatenate(cut, axis=1)
 
         return unpack(logits, ()), unpack(deltas, (6,))
+
+    def _level_by_level(self, features):
+        """The rounded scores, without the passes over memory that put a canvas together, and the zeros between levels.
+
+        Written as the pyramid's last convolutions are (`fpn.FPN.outputs`), so that a GPU's compiler, which tunes each
+        distinct convolution, has tuned those of four levels already.
+        """
+        logits, deltas = [], []
+        for level in features:
+            hidden = jax.nn.relu(self.conv(level)).astype(jnp.float32)
+            logits.append(self.logits(hidden).reshape(len(level), -1))
+            deltas.append(self.deltas(hidden).reshape(len(level), -1, 6))
+        return jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
 
     @jax.named_scope("rpn_samples")
     def at(self, features: Sequence[jax.Array], index: AnyArray) -> tuple[jax.Array, jax.Array]:

@@ -59,6 +59,19 @@ def test_one_canvas_gives_what_a_convolution_of_each_level_gives():
     np.testing.assert_allclose(deltas, expected_deltas, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rounded_scores_level_by_level_are_those_of_the_canvas(dtype):
+    rpn, levels = head_and_levels()
+    rpn.dtype = rpn.conv.dtype = dtype
+    levels = tuple(level.astype(dtype) for level in levels)
+    by_level = jax.jit(lambda levels: rpn._level_by_level(levels))(levels)
+    for found, exact in zip(by_level, rpn(levels), strict=True):
+        assert (found.dtype, found.shape) == (jnp.float32, exact.shape)
+        # The same sums in another order; the hidden layer before and after its bias is added rounded to 8 bits.
+        tolerance = 1e-5 if dtype == jnp.float32 else 2.0**-7
+        np.testing.assert_allclose(found, exact, rtol=0, atol=tolerance * np.abs(exact).max())
+
+
 def test_chosen_anchors_have_the_outputs_and_gradients_that_all_anchors_have():
     rpn, levels = head_and_levels()
     graph, state = nnx.split(rpn)

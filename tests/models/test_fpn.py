@@ -1,14 +1,11 @@
 """The pyramid (and the RPN on it) against the recorded reference, and by hand."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from haksnet_jax.models.fpn import FPN, _by_product, _by_repetition
+from haksnet_jax.models.fpn import FPN
 from haksnet_jax.tools.parity import detectors
 from haksnet_jax.tools.parity.rows import Fixture
 
@@ -49,17 +46,3 @@ def test_the_fifth_level_takes_every_second_place_of_the_fourth(pyramid):
     maps = [jnp.zeros((1, size, size, 1)) for size in (40, 20, 10, 5)]
     maps[3] = jnp.arange(25.0).reshape(1, 5, 5, 1)
     np.testing.assert_array_equal(pyramid(maps)[4][0, ..., 0], [[0, 2, 4], [10, 12, 14], [20, 22, 24]])
-
-
-@pytest.mark.parametrize(("height", "width"), [(6, 8), (5, 7)])
-def test_the_two_ways_of_upsampling_are_one_with_one_gradient(height, width):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((2, 3, 4, 5)), jnp.float32)
-    gradient = jnp.asarray(rng.standard_normal((2, height, width, 5)), jnp.float32)
-    results = []
-    for form in (_by_repetition, _by_product):
-        result, pull_back = jax.vjp(functools.partial(form, height=height, width=width), x)
-        results.append((result, *pull_back(gradient)))
-    np.testing.assert_array_equal(results[0][0], results[1][0])
-    np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)  # sums of four in another order
-    np.testing.assert_array_equal(results[0][0][1, 4, 6], x[1, 2, 3])

@@ -15,7 +15,16 @@ from flax import nnx
 from haksnet_jax.kernels.gated_mlp import GatedMLPWeights, gated_mlp
 from haksnet_jax.kernels.narrow_conv import narrow_conv
 from haksnet_jax.models.initializers import kaiming_fan_out
-from haksnet_jax.models.layers import BatchNorm, DepthwiseConv, NarrowConv, StridedConv, Weights, drop_path
+from haksnet_jax.models.layers import (
+    BatchNorm,
+    DepthwiseConv,
+    NarrowConv,
+    StridedConv,
+    Weights,
+    drop_path,
+    gelu,
+    sum_over_positions,
+)
 from haksnet_jax.models.rematerialization import keep_marked, mark_kept
 from haksnet_jax.target import platform
 
@@ -90,6 +99,32 @@ class KernelSelection(nnx.Module):
         return x * mixed.astype(x.dtype)
 
 
+def _gated_square(x, gate):
+    """x^2 gate: [B, H, W, C] in the type of x, which is squared in float32; gate [B, C] float32.
+
+    The input enters twice: the reference's gate returns x * g, and its caller multiplies by x again.
+    """
+    return (jnp.square(x.astype(jnp.float32)) * gate[:, None, None, :]).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _gated_square_on_gpu(x, gate):
+    """`_gated_square` with its gradient written out: 107 -> 84 us at 8 x 64 x 64 x 160 on an H200, means included."""
+    return _gated_square(x, gate)
+
+
+def _gated_square_backward(saved, gradient):
+    x, gate = saved
+    # As it was written: where x is a normalised map, XLA would read the float32 map that it was computed from.
+    exact = jax.lax.optimization_barrier(x).astype(jnp.float32)
+    gradient = gradient.astype(jnp.float32)
+    to_x = (2 * exact * gate[:, None, None, :] * gradient).astype(x.dtype)
+    return to_x, sum_over_positions(exact * exact * gradient)
+
+
+_gated_square_on_gpu.defvjp(lambda x, gate: (_gated_square(x, gate), (x, gate)), _gated_square_backward)
+
+
 class ChannelMixing(nnx.Module):
     """A squeeze-excite gate, then two depthwise convolutions with a GELU between."""
 
@@ -101,12 +136,11 @@ class ChannelMixing(nnx.Module):
 
     @jax.named_scope("channel_mixing")
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
-        means = mark_kept(x.mean((1, 2), dtype=jnp.float32))  # [B, C]
+        means = mark_kept(sum_over_positions(x) / (x.shape[1] * x.shape[2]))  # [B, C]
         gate = jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(means))))
-        # The input enters twice: the reference's gate returns x * g, and its caller multiplies by x again.
-        gated = jnp.square(x.astype(jnp.float32)) * gate[:, None, None, :]
-        hidden = mark_kept(self.dw_conv_1(gated.astype(x.dtype)))
-        return self.dw_conv_2(jax.nn.gelu(hidden, approximate=False))
+        square = _gated_square_on_gpu if platform() == "gpu" and x.dtype == jnp.bfloat16 else _gated_square
+        hidden = mark_kept(self.dw_conv_1(square(x, gate)))
+        return self.dw_conv_2(gelu(hidden))
 
 
 class Attention(nnx.Module):

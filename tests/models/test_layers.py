@@ -1,0 +1,58 @@
+"""Forms of layers for GPUs, whose gradients are written out, against JAX's own in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haksnet_jax.models import layers
+from haksnet_jax.models.backbones import haksnet
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Layers choose what they compute on GPUs."""
+    monkeypatch.setattr(layers, "platform", lambda: "gpu")
+
+
+def test_gelu_and_its_gradient_are_those_of_jax(on_gpu):
+    x = jnp.linspace(-6, 6, 1001).astype(jnp.bfloat16)
+    exact = x.astype(jnp.float32)
+    value, pull_back = jax.vjp(layers.gelu, x)
+    expected, pull_expected_back = jax.vjp(functools.partial(jax.nn.gelu, approximate=False), exact)
+    assert value.dtype == jnp.bfloat16
+    # One rounding; 1 + erf, which x multiplies, is rounded to 6e-8.
+    rounding = {"rtol": 2.0**-8, "atol": 1e-6}
+    np.testing.assert_allclose(value.astype(jnp.float32), expected, **rounding)
+    (gradient,), (expected,) = pull_back(jnp.ones_like(x)), pull_expected_back(jnp.ones_like(exact))
+    np.testing.assert_allclose(gradient.astype(jnp.float32), expected, **rounding)
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("gpu", jnp.float32), ("cpu", jnp.bfloat16), ("tpu", jnp.bfloat16)])
+def test_gelu_is_that_of_jax_elsewhere_and_in_float32(monkeypatch, platform, dtype):
+    monkeypatch.setattr(layers, "platform", lambda: platform)
+    x = jnp.linspace(-6, 6, 101).astype(dtype)
+    expected = functools.partial(jax.nn.gelu, approximate=False)
+    assert str(jax.make_jaxpr(layers.gelu)(x)) == str(jax.make_jaxpr(expected)(x))
+
+
+def test_sums_over_positions_in_two_steps_are_those_in_one(on_gpu):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 7, 3)), jnp.bfloat16)
+    expected = np.asarray(x, np.float64).sum((1, 2))
+    np.testing.assert_allclose(layers.sum_over_positions(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gated_square_and_its_gradients_are_those_of_jax(on_gpu):
+    rng = np.random.default_rng(1)
+    x, gradient = (jnp.asarray(rng.normal(size=(2, 5, 7, 3)), jnp.bfloat16) for _ in range(2))
+    gate = jnp.asarray(rng.uniform(size=(2, 3)), jnp.float32)
+    value, pull_back = jax.vjp(haksnet._gated_square_on_gpu, x, gate)
+    exact = (array.astype(jnp.float32) for array in (x, gate))
+    expected, pull_expected_back = jax.vjp(haksnet._gated_square, *exact)
+    (to_x, to_gate), expected_gradients = pull_back(gradient), pull_expected_back(gradient.astype(jnp.float32))
+    assert (value.dtype, to_x.dtype, to_gate.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    for found, wanted in ((value, expected), (to_x, expected_gradients[0])):
+        np.testing.assert_allclose(found.astype(jnp.float32), wanted, rtol=2.0**-8, atol=1e-6)  # one rounding
+    np.testing.assert_allclose(to_gate, expected_gradients[1], rtol=1e-5, atol=1e-5)  # 35 terms in another order

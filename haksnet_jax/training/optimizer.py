@@ -10,8 +10,10 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
+from haksnet_jax.distributed.mesh import MIN_SPLIT_SIZE
 from haksnet_jax.errors import UserError
 from haksnet_jax.pipeline import loader
+from haksnet_jax.target import platform
 from haksnet_jax.tasks import settings as sections
 
 
@@ -114,12 +116,27 @@ def learning_rate_schedule(
     return learning_rate, warmup
 
 
+def global_norm(tree: Any) -> jax.Array:
+    """L2 norm over all arrays. Args: tree, pytree of float32 arrays. Returns: float32 scalar.
+
+    On GPUs the small arrays count as one: a network has hundreds, and the norm of each would be a kernel or two that
+    takes longer to start than to run. Small are those that every device has whole (`mesh.state_sharding`): parts of
+    arrays would have to be exchanged to lie in one.
+    """
+    if platform() != "gpu":
+        return optax.tree.norm(tree)
+    arrays = jax.tree.leaves(tree)
+    small = [x.ravel() for x in arrays if x.size < MIN_SPLIT_SIZE]
+    large = [x for x in arrays if x.size >= MIN_SPLIT_SIZE]
+    return optax.tree.norm([*([jnp.concatenate(small)] if small else []), *large])
+
+
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """Scales all gradients by min(1, max_norm / (norm + 1e-6)), PyTorch's rule; optax's own leaves out the 1e-6."""
 
     def update(updates, state, params=None):
         del params
-        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
+        factor = jnp.minimum(1.0, max_norm / (global_norm(updates) + 1e-6))
         return jax.tree.map(lambda g: g * factor, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

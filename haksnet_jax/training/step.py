@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.training import optimizer
 
 
 def make_train_step(
@@ -46,7 +47,7 @@ def make_train_step(
         params, batch_stats = jax.lax.with_sharding_constraint((state.params, state.batch_stats), whole)
         gradients, batch_stats, value, metrics = gradients_of(params, batch_stats, batch, key)
         gradients = jax.lax.with_sharding_constraint(gradients, devices.state_sharding(mesh, gradients))
-        norm = optax.tree.norm(gradients)
+        norm = optimizer.global_norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)

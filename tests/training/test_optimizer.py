@@ -1,11 +1,13 @@
 """Learning rate, clipping and AdamW against the reference's recorded values."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from reference_weights import make_input
 
+from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.training import optimizer
 from haksnet_jax.training.optimizer import OptimizerSettings
 
@@ -80,3 +82,20 @@ def test_eight_steps_equal_the_recorded_ones(golden):
         params = [p - manifest["lrs"][step] * u for p, u in zip(params, updates, strict=True)]
         for i, value in enumerate(params):
             np.testing.assert_allclose(value, fixture[f"step{step}/{i}"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [((3,), (5, 7), (), (256, 256), (4, 2, 2**14)), ((3,),), ((256, 256),)])
+def test_the_norm_over_small_arrays_as_one_is_that_over_all(monkeypatch, sizes):
+    rng = np.random.default_rng(0)
+    gradients = {f"{i}": rng.normal(size=size).astype(np.float32) for i, size in enumerate(sizes)}
+    mesh = devices.data_mesh(jax.devices()[:4], fsdp=2)
+    shardings = devices.state_sharding(mesh, gradients)
+    large = [not shardings[name].is_fully_replicated for name in gradients]
+    assert large == [np.prod(size) >= 2**16 for size in sizes]
+    monkeypatch.setattr(optimizer, "platform", lambda: "gpu")
+    norm = jax.jit(optimizer.global_norm)
+    # Up to 200,000 float32 terms in another order.
+    for tree in (gradients, devices.place(gradients, shardings)):
+        np.testing.assert_allclose(norm(tree), optax.tree.norm(gradients), rtol=1e-5)
+    clipped, _ = optimizer.clip_by_global_norm(0.5).update(gradients, optax.EmptyState())
+    np.testing.assert_allclose(optax.tree.norm(clipped), 0.5, rtol=1e-5)

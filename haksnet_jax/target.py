@@ -73,6 +73,23 @@ def _is_here(platform):
         return False
 
 
+def _batch_axes():
+    """(names of the ambient mesh's axes that share a batch, how many devices they have)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind != jax.sharding.AxisType.Manual
+    )
+    return axes, math.prod(mesh.shape[name] for name in axes)
+
+
+def share_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape [B, ...] of what a function under `over_mesh` sees of an array of this shape."""
+    _, num_devices = _batch_axes()
+    return shape if shape[0] % num_devices else (shape[0] // num_devices, *shape[1:])
+
+
 def over_mesh(
     function: Callable[..., Any], *arrays: Any, split: int | None = None, summed: bool | tuple[bool, ...] = False
 ) -> Any:
@@ -92,13 +109,7 @@ def over_mesh(
       The results for the whole batch: sharded over the batch axis, or summed over the devices.
     """
     split = len(arrays) if split is None else split
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind != jax.sharding.AxisType.Manual
-    )
-    num_devices = math.prod(mesh.shape[name] for name in axes)
+    axes, num_devices = _batch_axes()
     if num_devices == 1 or arrays[0].shape[0] % num_devices:
         return function(*arrays)
     return jax.shard_map(

@@ -63,6 +63,8 @@ struct Operand {
 
 inline Operand operand(const uint8_t* place, int along_sum, int along_rows) { return {place, along_sum, along_rows}; }
 inline Operand moved(Operand from, int bytes) { return {from.place + bytes, from.along_sum, from.along_rows}; }
+template <typename Registers>
+inline void pin(Registers&) {}
 inline void begin_products() {}
 inline void end_products() {}
 inline void await_products() { warp_barrier(); }

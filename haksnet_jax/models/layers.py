@@ -193,12 +193,12 @@ def gelu(x: jax.Array) -> jax.Array:
       [...] in the type of x.
     """
     if platform() == "gpu" and x.dtype == jnp.bfloat16:
-        return _gelu_twice(x)
+        return _gelu_on_gpu(x)
     return jax.nn.gelu(x, approximate=False)
 
 
 @jax.custom_vjp
-def _gelu_twice(x):
+def _gelu_on_gpu(x):
     """The GELU in float32, rounded once; the gradient keeps x alone and computes the error function again.
 
     XLA would write a map of the error function beside the result and read it again, which takes longer (H200, forward
@@ -219,7 +219,7 @@ def _gelu_backward(x, gradient):
     return (((_normal_share(exact) + exact * density) * gradient.astype(jnp.float32)).astype(x.dtype),)
 
 
-_gelu_twice.defvjp(lambda x: (_gelu_twice(x), x), _gelu_backward)
+_gelu_on_gpu.defvjp(lambda x: (_gelu_on_gpu(x), x), _gelu_backward)
 
 
 def sum_over_positions(x: jax.Array) -> jax.Array:

@@ -105,7 +105,8 @@ class OrientedRPN(nnx.Module):
         """The rounded scores, without the passes over memory that put a canvas together, and the zeros between levels.
 
         Written as the pyramid's last convolutions are (`fpn.FPN.outputs`), so that a GPU's compiler, which tunes each
-        distinct convolution, has tuned those of four levels already.
+        distinct convolution, has tuned those of four levels already. As there, bias and sum are rounded to the type of
+        the arithmetic, where the canvas adds the bias in float32.
         """
         logits, deltas = [], []
         for level in features:

@@ -1,12 +1,14 @@
 """The block's MLP in CUDA C++ against its steps in float32: on a Hopper GPU, and without one by an emulation."""
 
+import re
+
 import cuda_machine
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haksnet_jax.kernels import gated_mlp, gated_mlp_cuda, ptx
+from haksnet_jax.kernels import gated_mlp, gated_mlp_cuda, gated_mlp_triton, ptx, triton
 
 HOPPER = 227 << 10  # bytes of shared memory
 
@@ -83,8 +85,66 @@ def test_what_the_kernels_take():
     assert not gated_mlp_cuda.gradients_suit(large, weights, HOPPER)
 
 
-@pytest.mark.parametrize("size", [(8, 256, 256), (512, 56, 56), (1, 2, 1), (2, 1024, 1023), (64, 3, 150)])
+def gpus(count):
+    """Context in which computations are traced for so many NVIDIA GPUs."""
+    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((count,), ("data",), auto, abstract_device=gpu))
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_hidden", "hopper", "forward", "gradients"),
+    [
+        ((8, 16, 16, 32), 256, True, gated_mlp_cuda.forward, gated_mlp_cuda.gradients),
+        ((8, 16, 16, 64), 512, True, gated_mlp_triton.gated_mlp_triton, gated_mlp_cuda.gradients),
+        ((8, 16, 16, 128), 512, True, gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients),
+        ((8, 16, 16, 32), 256, False, gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients),
+        # Sixteen devices have 8 images each; as one batch they would have more places than 32 bits count.
+        ((128, 256, 256, 32), 256, True, gated_mlp_cuda.forward, gated_mlp_cuda.gradients),
+    ],
+)
+def test_which_kernels_serve_an_nvidia_gpu(monkeypatch, shape, num_hidden, hopper, forward, gradients):
+    monkeypatch.setattr(ptx, "on_hopper", lambda: hopper)
+    monkeypatch.setattr(ptx, "shared_bytes", lambda: HOPPER)
+    monkeypatch.setattr(triton, "usable", lambda: True)
+    _, _, weights = arrays((1, 1, 1, shape[3]), num_hidden)
+    with gpus(16 if shape[0] == 128 else 1):
+        chosen = gated_mlp._forms(jax.ShapeDtypeStruct(shape, jnp.bfloat16), weights)["cuda"]
+    assert chosen == (forward, gradients)
+
+
+def test_each_device_of_a_mesh_takes_its_images():
+    _, _, weights = arrays((1, 1, 1, 32), 128)
+    x = jax.ShapeDtypeStruct((8, 16, 16, 32), jnp.bfloat16)
+    with gpus(2):
+        forward = jax.jit(gated_mlp_cuda.forward).trace(x, weights).jaxpr
+        gradients = jax.jit(gated_mlp_cuda.gradients).trace(x, weights, x).jaxpr
+    results = re.findall(r"((?:\w+:\S+\s+)+)= ffi_call\[", f"{forward}\n{gradients}")
+    found = [re.findall(r":(\S+)", each) for each in results]
+    tiles = 4 * 16 * 18 // 64  # of a device's four images; as many programs as there are tiles for each of two chunks
+    sums = [f"f32[{tiles},128,{columns}]" for columns in (16, 32, 8, 32, 288)]
+    assert found == [["bf16[4,16,16,32]"], ["bf16[4,16,16,128]", "bf16[4,16,16,2,32]", *sums]]
+
+
+def test_registers_of_products_are_left_alone_while_these_run():
+    """PTX ISA, wgmma: factors and sums in registers are written before the fence and read after the wait."""
+    text = (cuda_machine.SOURCES / "gated_mlp.ptx").read_text()
+    parts = re.findall(r"wgmma\.fence\.sync\.aligned;(.*?)wgmma\.wait_group", text, flags=re.DOTALL)
+    assert len(parts) == text.count("wgmma.fence.sync") > 0
+    for part in parts:
+        lines = part.splitlines()
+        products = [line for line in lines if line.startswith("wgmma.mma_async")]
+        in_use = {name for line in products for braces in re.findall(r"{(.*?)}", line) for name in braces.split(", ")}
+        others = [line for line in lines if line not in products]
+        touched = {name for line in others for name in re.findall(r"%\w+", line)}
+        assert len(products) >= 4 and not in_use & touched
+
+
+@pytest.mark.parametrize("size", [(8, 256, 256), (1, 2, 1), (64, 3, 150), (2000, 2, 1022), (2, 40_000, 208)])
 def test_divisions_by_multiplication_are_exact(size):
+    # (The last two are close to the most that is let in: more rows would be refused.)
+    _, _, weights = arrays((1, 1, 1, 32), 64)
+    assert gated_mlp_cuda.gradients_suit(jax.ShapeDtypeStruct((*size, 32), jnp.bfloat16), weights, HOPPER)
     numbers = gated_mlp_cuda._numbers((*size, 32), 256)
     most = numbers["TILES"] * 64 + 64
     for name, divisor, count in (("PITCH", size[2] + 2, most), ("HEIGHT", size[1], most // (size[2] + 2) + 1)):

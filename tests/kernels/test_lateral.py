@@ -35,6 +35,17 @@ def value_and_gradients(form, inputs, cotangents):
 
 
 @needs_triton
+def test_the_kernel_serves_narrow_maps_in_bfloat16_on_nvidia_gpus(monkeypatch):
+    monkeypatch.setattr(triton, "usable", lambda: True)
+    gpu = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
+        for channels_in, dtype, kernels in ((32, jnp.bfloat16, 1), (128, jnp.bfloat16, 0), (32, jnp.float32, 0)):
+            x, *others = arguments(6, 8, channels_in=channels_in)
+            step = functools.partial(lateral.lateral_sum, exact=False)
+            assert str(jax.make_jaxpr(step)(x.astype(dtype), *others)).count("pallas_call[") == kernels
+
+
+@needs_triton
 @pytest.mark.parametrize(("height", "width", "exact"), [(6, 8, False), (5, 71, False), (5, 7, True)])
 def test_the_kernels_and_their_gradients_are_those_of_what_is_written_out(monkeypatch, height, width, exact):
     monkeypatch.setattr(lateral_triton, "_NUM_PROGRAMS", 5)  # of 12 tiles two or three each at the largest size

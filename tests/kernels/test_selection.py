@@ -67,3 +67,12 @@ def test_rows_under_vmap(machine):
         expected = by_sorting(values[row], (0, 9000), 30)
         np.testing.assert_array_equal(top[row], expected[0][0])
         np.testing.assert_array_equal(index[row], expected[1][0])
+
+
+def test_the_order_of_numbers_is_that_of_top_k(machine):
+    values = np.array([0.0, -0.0, 1.0, np.nan, -np.inf, -0.0, np.inf, 0.0, -1.0, np.nan], np.float32)
+    got = jax.jit(selection.top_k_of_parts, static_argnums=(1, 2))(values, (0, len(values)), len(values))
+    # XLA's on a CPU, whatever the machine is: NaN first, then infinity, 0 before -0, equal ones by their places.
+    cpu = jax.local_devices(backend="cpu")[0]
+    for ours, expected in zip(got, jax.lax.top_k(jax.device_put(values, cpu), len(values)), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours)[0], expected)

@@ -72,6 +72,17 @@ def test_rounded_scores_level_by_level_are_those_of_the_canvas(dtype):
         np.testing.assert_allclose(found, exact, rtol=0, atol=tolerance * np.abs(exact).max())
 
 
+def test_training_on_nvidia_gpus_scores_level_by_level():
+    rpn, levels = head_and_levels()
+    gpu = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
+        convolutions = [
+            str(jax.make_jaxpr(functools.partial(rpn, rounded=rounded))(levels)).count("conv_general_dilated[")
+            for rounded in (True, False)
+        ]
+    assert convolutions == [len(levels), 1]
+
+
 def test_chosen_anchors_have_the_outputs_and_gradients_that_all_anchors_have():
     rpn, levels = head_and_levels()
     graph, state = nnx.split(rpn)

@@ -97,5 +97,6 @@ def test_the_norm_over_small_arrays_as_one_is_that_over_all(monkeypatch, sizes):
     # Up to 200,000 float32 terms in another order.
     for tree in (gradients, devices.place(gradients, shardings)):
         np.testing.assert_allclose(norm(tree), optax.tree.norm(gradients), rtol=1e-5)
+    # The norm as above, and the 1e-6 beside it.
     clipped, _ = optimizer.clip_by_global_norm(0.5).update(gradients, optax.EmptyState())
     np.testing.assert_allclose(optax.tree.norm(clipped), 0.5, rtol=1e-5)

@@ -11,6 +11,12 @@
 
 #include "hopper.h"
 
+HAKS_NUMBER(PITCH)  // width and two
+HAKS_NUMBER(PITCH_INVERSE)  // 2^32 over it, rounded up: the high half of a product with it is a division
+HAKS_NUMBER(HEIGHT_INVERSE)
+HAKS_NUMBER(TILES)  // of 64 positions
+HAKS_NUMBER(HIDDEN)
+
 constexpr int kRows = 64;  // positions at a time
 constexpr int kBand = kRows + 2;
 constexpr int kTaps = 9;
@@ -27,9 +33,9 @@ constexpr int kCentre = C / 8 * kPitch<C> + 16;  // where the positions themselv
 
 DEVICE int height() { return HAKS(HEIGHT); }
 DEVICE int width() { return HAKS(WIDTH); }
-DEVICE int pitch() { return HAKS(PITCH); }    // width and two
+DEVICE int pitch() { return HAKS(PITCH); }
 DEVICE int num_rows() { return HAKS(BATCH) * HAKS(HEIGHT); }
-DEVICE int num_tiles() { return HAKS(TILES); }  // of 64 positions
+DEVICE int num_tiles() { return HAKS(TILES); }
 DEVICE int hidden() { return HAKS(HIDDEN); }
 
 struct Position {
@@ -165,11 +171,13 @@ DEVICE void forward_group(const uint8_t* weights, const float* biases, uint8_t* 
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const uint8_t* factors = weights + chunk * At::kBytes;
       float sums[N / 2], gate[N / 2];
+      pin(seen);
       begin_products();
       filtered<C, N>(sums, seen, bands, factors);
       product<C, N>(gate, bands + kCentre<C>, factors + At::kGate);
       end_products();
       await_products();
+      pin(sums), pin(gate);
       if (chunk + 1 == chunks) {
         group_barrier(1 + kGroup);  // all four warps have read the bands
         const int next = tile + grid_x() * kForwardGroups;
@@ -183,11 +191,14 @@ DEVICE void forward_group(const uint8_t* weights, const float* biases, uint8_t* 
         gated[n / 8][n % 8 / 2] = rounded_pair(sums[n] * (gate[n] + b0), sums[n + 1] * (gate[n + 1] + b1));
       }
       const Operand projection = operand(factors + At::kProject, 128, N * 16);
+#pragma unroll
+      for (int k = 0; k < N / 16; ++k) pin(gated[k]);
       begin_products();
 #pragma unroll
       for (int k = 0; k < N / 16; ++k) multiply<true>(total, gated[k], moved(projection, k * 256), chunk + k > 0);
       end_products();
       await_products();
+      pin(total);
     }
 #pragma unroll
     for (int j = 0; j < kPlanes; ++j) {
@@ -280,12 +291,14 @@ DEVICE void hidden_gradients(uint8_t* slots, const Turns& turns, const uint8_t* 
     await(turns.full + which, turn / kCount);
     show_to_products();
     float sums[32], gate[32], gated_gradient[32];
+    pin(seen);
     begin_products();
     filtered<C, kHidden>(sums, seen, slot + At::kBands, factors);
     product<C, kHidden>(gate, slot + At::kBands + kCentre<C>, factors + Factor::kGate);
     product<C, kHidden>(gated_gradient, slot + At::kGradient, factors + Factor::kProject);
     end_products();
     await_products();
+    pin(sums), pin(gate), pin(gated_gradient);
 
     if (turn >= kCount) await(turns.stored + which, turn / kCount - 1);  // the maps that were there before
     uint32_t gate_gradient[4][4];
@@ -311,11 +324,14 @@ DEVICE void hidden_gradients(uint8_t* slots, const Turns& turns, const uint8_t* 
 
     float x_gradient[C / 2];
     const Operand gate_factors = operand(factors + Factor::kGate, 128, kHidden * 16);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) pin(gate_gradient[k]);
     begin_products();
 #pragma unroll
     for (int k = 0; k < 4; ++k) multiply<true>(x_gradient, gate_gradient[k], moved(gate_factors, k * 256), k > 0);
     end_products();
     await_products();
+    pin(x_gradient);
 #pragma unroll
     for (int n = 0; n < C / 2; n += 2) {
       store_pair(slot + At::kXGradient, kPitch<C>, n / 4, row + n % 4 * 4,

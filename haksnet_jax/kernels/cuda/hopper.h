@@ -14,12 +14,6 @@
 
 #define KERNEL_OF(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 
-HAKS_NUMBER(PITCH)
-HAKS_NUMBER(PITCH_INVERSE)
-HAKS_NUMBER(HEIGHT_INVERSE)
-HAKS_NUMBER(TILES)
-HAKS_NUMBER(HIDDEN)
-
 // `thread()`, read anew: what is derived from it is not kept in registers through the products before.
 DEVICE int thread_anew() {
   int value;
@@ -90,6 +84,20 @@ DEVICE Operand operand(const uint8_t* place, int along_sum, int along_rows) {
 }
 
 DEVICE Operand moved(Operand from, int bytes) { return {from.bits + (bytes >> 4)}; }
+
+// The compiler neither moves a change of these registers across nor reads them before: products, which run on, read and
+// write them between `begin_products` and `await_products`.
+template <int kCount>
+DEVICE void pin(uint32_t (&words)[kCount]) {
+#pragma unroll
+  for (int n = 0; n < kCount; ++n) asm volatile("" : "+r"(words[n])::"memory");
+}
+
+template <int kCount>
+DEVICE void pin(float (&sums)[kCount]) {
+#pragma unroll
+  for (int n = 0; n < kCount; ++n) asm volatile("" : "+f"(sums[n])::"memory");
+}
 
 DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -1,8 +1,8 @@
 """The largest values of a row, or of each of its parts: `jax.lax.top_k`, and a kernel for NVIDIA GPUs.
 
-XLA sorts a row of 200,000 values in thirty kernels one after another, to find 2,000 of them. The kernel reads them twice
-where values differ; where more equal ones than it can sort stand at the bound, -inf for instance, it narrows their places
-down in rounds, about seventeen.
+XLA sorts a row of 200,000 values in thirty kernels one after another, to find 2,000 of them. The kernel reads them
+twice where values differ; where more equal ones than it can sort stand at the bound, -inf for instance, it narrows
+their places down in rounds, about seventeen.
 """
 
 import functools

@@ -247,6 +247,8 @@ inline float high_number(uint32_t word) { return emulation::number(word >> 16); 
 inline uint32_t rounded_pair(float low, float high) {
   return emulation::rounded(low) | emulation::rounded(high) << 16;
 }
+inline void store_word(uint16_t* place, uint32_t word) { std::memcpy(place, &word, 4); }
+inline void store_pair(uint16_t* place, float low, float high) { store_word(place, rounded_pair(low, high)); }
 
 inline void load_matrices(uint32_t (&out)[4], const uint32_t* place) {
   emulation::check_shared(place, 16);

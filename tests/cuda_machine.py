@@ -57,15 +57,21 @@ def first_line(source):
     return f"// sources and text: sha256 {hashlib.sha256(b''.join(parts)).hexdigest()}"
 
 
+def gpus(*shape):
+    """Context in which computations are traced for NVIDIA GPUs: for one, or for a mesh whose devices share a batch."""
+    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    kinds = (jax.sharding.AxisType.Auto,) * len(shape)
+    mesh = jax.sharding.AbstractMesh(shape, ("data",)[: len(shape)], kinds, abstract_device=gpu)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
 @contextlib.contextmanager
 def nvidia_gpu(kind):
     """What is traced here is made for an NVIDIA GPU: for this process's (kind "gpu"), or for one that is emulated."""
     if kind == "gpu":
         yield
         return
-    device = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    with pytest.MonkeyPatch.context() as patch, jax.sharding.use_abstract_mesh(mesh):
+    with pytest.MonkeyPatch.context() as patch, gpus():
         patch.setattr(ptx, "shared_bytes", lambda: 163 << 10)  # an A100's
         yield
 

@@ -53,9 +53,6 @@ inline void await(Barrier* barrier, int round) {
   while ((barrier->rounds & 1) == uint32_t(round & 1)) emulation::yield();
 }
 
-inline void store_word(uint16_t* place, uint32_t word) { std::memcpy(place, &word, 4); }
-inline void store_floats(float* place, float first, float second) { place[0] = first, place[1] = second; }
-
 struct Operand {
   const uint8_t* place;
   int along_sum, along_rows;

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from haksnet_jax.kernels import ptx
-from haksnet_jax.kernels.gated_mlp_triton import ALWAYS, EDGES, Composed, compose, composed_convolution
+from haksnet_jax.kernels.gated_mlp_triton import (
+    ALWAYS,
+    EDGES,
+    GradientSums,
+    compose,
+    composed_convolution,
+    gradients_of_parts,
+)
 from haksnet_jax.target import over_mesh, share_of
 
 if TYPE_CHECKING:
@@ -201,14 +208,6 @@ def gradients(x: jax.Array, weights: "GatedMLPWeights", gradient: jax.Array) -> 
         taps_gradient = by_column.transpose(2, 1, 3, 0).reshape(_TAPS, channels, hidden)
     else:
         from_filter, taps_gradient = jax.vjp(composed_convolution, x, factors)[1](filtered)
-    (weight_gradients,) = pull_back(
-        Composed(
-            taps=taps_gradient.astype(jnp.float32),
-            edges=edges.T,
-            gate=gate.T,
-            gate_bias=gate_edges[:, ALWAYS - 8],  # (the second eight columns of what positions see)
-            project=project,
-            project_bias=gradient.astype(jnp.float32).sum((0, 1, 2)),
-        )
-    )
-    return (from_filter.astype(jnp.float32) + from_gate).astype(x.dtype), weight_gradients
+    gate_bias = gate_edges[:, ALWAYS - 8]  # (the second eight columns of what positions see)
+    parts = GradientSums(taps_gradient, edges, gate, gate_bias, project)
+    return gradients_of_parts(x, gradient, pull_back, from_filter, from_gate, parts)

@@ -13,6 +13,7 @@ Both kernels run under Pallas' interpreter on any machine, which is how they are
 """
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -101,6 +102,52 @@ def composed_convolution(x: jax.Array, taps: jax.Array) -> jax.Array:
         padding=((1, 1), (1, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+class GradientSums(NamedTuple):
+    """Gradients of the factors that kernels sum up, hidden channels as rows but for the taps.
+
+    Attributes:
+      taps: [9, C, D]; edges: [D, 16]; gate: [D, C]; gate_bias: [D]; project: [D, C].
+    """
+
+    taps: jax.Array
+    edges: jax.Array
+    gate: jax.Array
+    gate_bias: jax.Array
+    project: jax.Array
+
+
+def gradients_of_parts(
+    x: jax.Array,
+    gradient: jax.Array,
+    pull_back: Callable[[Composed], tuple["GatedMLPWeights"]],
+    from_filter: jax.Array,
+    from_gate: jax.Array,
+    sums: GradientSums,
+) -> tuple[jax.Array, "GatedMLPWeights"]:
+    """The gradients of `gated_mlp` from those of its two halves and of its factors.
+
+    Args:
+      x: [B, H, W, C] input; gradient: [B, H, W, C] with respect to the output.
+      pull_back: of `compose`, from `jax.vjp`.
+      from_filter, from_gate: [B, H, W, C] gradients to x through the filtered half and through the gate.
+      sums: GradientSums.
+
+    Returns:
+      (gradient to x, GatedMLPWeights of gradients).
+    """
+    (weight_gradients,) = pull_back(
+        Composed(
+            taps=sums.taps.astype(jnp.float32),
+            edges=sums.edges.T,
+            gate=sums.gate.T,
+            gate_bias=sums.gate_bias,
+            project=sums.project,
+            project_bias=gradient.astype(jnp.float32).sum((0, 1, 2)),
+        )
+    )
+    return (from_filter.astype(jnp.float32) + from_gate).astype(x.dtype), weight_gradients
 
 
 def _rounded(composed, dtype):
@@ -359,16 +406,6 @@ def gated_mlp_triton_gradients(
     # All results have a leading axis of images or of programs, which devices split; the sums over it follow here.
     filtered, from_gate, *sums = over_mesh(run, x, gradient, *rounded[:-1], split=2)
     edges, gate, gate_edges, project = (partial_sums.sum(0) for partial_sums in sums)
-
     from_filter, taps = jax.vjp(composed_convolution, x, rounded.taps)[1](filtered)
-    (weight_gradients,) = pull_back(
-        Composed(
-            taps=taps.astype(jnp.float32),
-            edges=edges.T,
-            gate=gate.T,
-            gate_bias=gate_edges[:, ALWAYS],
-            project=project,
-            project_bias=gradient.astype(jnp.float32).sum((0, 1, 2)),
-        )
-    )
-    return (from_filter.astype(jnp.float32) + from_gate).astype(x.dtype), weight_gradients
+    sums = GradientSums(taps, edges, gate, gate_edges[:, ALWAYS], project)
+    return gradients_of_parts(x, gradient, pull_back, from_filter, from_gate, sums)

@@ -85,13 +85,6 @@ def test_what_the_kernels_take():
     assert not gated_mlp_cuda.gradients_suit(large, weights, HOPPER)
 
 
-def gpus(count):
-    """Context in which computations are traced for so many NVIDIA GPUs."""
-    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
-    auto = (jax.sharding.AxisType.Auto,)
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((count,), ("data",), auto, abstract_device=gpu))
-
-
 @pytest.mark.parametrize(
     ("shape", "num_hidden", "hopper", "forward", "gradients"),
     [
@@ -108,7 +101,7 @@ def test_which_kernels_serve_an_nvidia_gpu(monkeypatch, shape, num_hidden, hoppe
     monkeypatch.setattr(ptx, "shared_bytes", lambda: HOPPER)
     monkeypatch.setattr(triton, "usable", lambda: True)
     _, _, weights = arrays((1, 1, 1, shape[3]), num_hidden)
-    with gpus(16 if shape[0] == 128 else 1):
+    with cuda_machine.gpus(16 if shape[0] == 128 else 1):
         chosen = gated_mlp._forms(jax.ShapeDtypeStruct(shape, jnp.bfloat16), weights)["cuda"]
     assert chosen == (forward, gradients)
 
@@ -116,7 +109,7 @@ def test_which_kernels_serve_an_nvidia_gpu(monkeypatch, shape, num_hidden, hoppe
 def test_each_device_of_a_mesh_takes_its_images():
     _, _, weights = arrays((1, 1, 1, 32), 128)
     x = jax.ShapeDtypeStruct((8, 16, 16, 32), jnp.bfloat16)
-    with gpus(2):
+    with cuda_machine.gpus(2):
         forward = jax.jit(gated_mlp_cuda.forward).trace(x, weights).jaxpr
         gradients = jax.jit(gated_mlp_cuda.gradients).trace(x, weights, x).jaxpr
     results = re.findall(r"((?:\w+:\S+\s+)+)= ffi_call\[", f"{forward}\n{gradients}")

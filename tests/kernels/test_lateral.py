@@ -2,6 +2,7 @@
 
 import functools
 
+import cuda_machine
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,8 +38,7 @@ def value_and_gradients(form, inputs, cotangents):
 @needs_triton
 def test_the_kernel_serves_narrow_maps_in_bfloat16_on_nvidia_gpus(monkeypatch):
     monkeypatch.setattr(triton, "usable", lambda: True)
-    gpu = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform="gpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
+    with cuda_machine.gpus():
         for channels_in, dtype, kernels in ((32, jnp.bfloat16, 1), (128, jnp.bfloat16, 0), (32, jnp.float32, 0)):
             x, *others = arguments(6, 8, channels_in=channels_in)
             step = functools.partial(lateral.lateral_sum, exact=False)

@@ -74,8 +74,6 @@ def test_which_kernels_serve_an_nvidia_gpu(monkeypatch, shared_bytes, dtype, ker
 
 def test_each_device_of_a_mesh_takes_its_images(monkeypatch):
     monkeypatch.setattr(ptx, "shared_bytes", lambda: 227 << 10)
-    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
-    auto = (jax.sharding.AxisType.Auto,)
     x, kernel = jax.ShapeDtypeStruct((8, 16, 16, 4), jnp.bfloat16), jax.ShapeDtypeStruct((7, 7, 4, 4), jnp.float32)
 
     def wide(x, kernel):
@@ -84,7 +82,7 @@ def test_each_device_of_a_mesh_takes_its_images(monkeypatch):
     def loss(x, kernel):
         return jnp.square(narrow_conv.narrow_conv(x, kernel, wide)).sum()
 
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",), auto, abstract_device=gpu)):
+    with cuda_machine.gpus(2):
         text = str(jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel).jaxpr)
     calls = [line.split(" = ")[0].split(":")[1] for line in text.splitlines() if " = ffi_call[" in line]
     assert calls == ["f32[4,16,16,4]", "bf16[4,16,16,4]", "f32[8,7,7,4,4]"]

@@ -12,6 +12,7 @@ from haksnet_jax.kernels import (
     depthwise,
     depthwise_cuda,
     depthwise_triton,
+    gated_mlp_cuda,
     matching_cuda,
     narrow_conv_cuda,
     ptx,
@@ -40,6 +41,7 @@ def test_kernels_and_the_numbers_that_they_ask_for():
     numbers = depthwise_cuda._numbers((8, 256, 256, 32), 9, depthwise_cuda.region(256, 256))
     assert numbers_asked_for("depthwise") == set(numbers)
     assert numbers_asked_for("narrow") == set(narrow_conv_cuda._numbers((8, 256, 256, 4)))
+    assert numbers_asked_for("gated_mlp") == set(gated_mlp_cuda._numbers((8, 256, 256, 32), 256))
 
 
 def lowered_for_cuda(function, *arguments):

@@ -2,6 +2,7 @@
 
 import functools
 
+import cuda_machine
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,8 +75,7 @@ def test_rounded_scores_level_by_level_are_those_of_the_canvas(dtype):
 
 def test_training_on_nvidia_gpus_scores_level_by_level():
     rpn, levels = head_and_levels()
-    gpu = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform="gpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
+    with cuda_machine.gpus():
         convolutions = [
             str(jax.make_jaxpr(functools.partial(rpn, rounded=rounded))(levels)).count("conv_general_dilated[")
             for rounded in (True, False)

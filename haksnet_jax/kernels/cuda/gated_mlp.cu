@@ -257,7 +257,7 @@ struct Turns {  // of a block: its tiles, and the barriers of its slots
 };
 
 // A map's fragment to shared memory, in planes of eight channels.
-DEVICE void store_pair(uint8_t* map, int pitch, int j, int row, uint32_t word) {
+DEVICE void keep_pair(uint8_t* map, int pitch, int j, int row, uint32_t word) {
   *reinterpret_cast<uint32_t*>(map + j * pitch + row * 16 + thread() % 4 * 4) = word;
 }
 
@@ -313,14 +313,14 @@ DEVICE void hidden_gradients(uint8_t* slots, const Turns& turns, const uint8_t* 
         const float gradient_0 = gated_gradient[n], gradient_1 = gated_gradient[n + 1];
         const uint32_t word = rounded_pair(gradient_0 * sums[n], gradient_1 * sums[n + 1]);
         gate_gradient[j / 2][j % 2 * 2 + half] = word;
-        store_pair(slot + At::kGate, kHiddenPitch, j, at, word);
-        store_pair(slot + At::kFiltered, kHiddenPitch, j, at,
+        keep_pair(slot + At::kGate, kHiddenPitch, j, at, word);
+        keep_pair(slot + At::kFiltered, kHiddenPitch, j, at,
                    rounded_pair(gradient_0 * gate_0, gradient_1 * gate_1));
-        store_pair(slot + At::kGated, kHiddenPitch, j, at, rounded_pair(sums[n] * gate_0, sums[n + 1] * gate_1));
+        keep_pair(slot + At::kGated, kHiddenPitch, j, at, rounded_pair(sums[n] * gate_0, sums[n + 1] * gate_1));
       }
     }
 #pragma unroll
-    for (int n = 0; n < 4; ++n) store_pair(slot + At::kSeen, kPitch<C>, n / 2, row + n % 2 * 8, seen[n]);
+    for (int n = 0; n < 4; ++n) keep_pair(slot + At::kSeen, kPitch<C>, n / 2, row + n % 2 * 8, seen[n]);
 
     float x_gradient[C / 2];
     const Operand gate_factors = operand(factors + Factor::kGate, 128, kHidden * 16);
@@ -334,7 +334,7 @@ DEVICE void hidden_gradients(uint8_t* slots, const Turns& turns, const uint8_t* 
     pin(x_gradient);
 #pragma unroll
     for (int n = 0; n < C / 2; n += 2) {
-      store_pair(slot + At::kXGradient, kPitch<C>, n / 4, row + n % 4 * 4,
+      keep_pair(slot + At::kXGradient, kPitch<C>, n / 4, row + n % 4 * 4,
                  rounded_pair(x_gradient[n], x_gradient[n + 1]));
     }
     show_to_products();
@@ -361,7 +361,7 @@ DEVICE void store_sums(float* out, int columns, const float* sums) {
   const int lane = thread() % 32, row = thread() / 32 % 4 * 16 + lane / 4;
 #pragma unroll
   for (int n = 0; n < kSums; n += 2) {
-    store_floats(out + (row + (n & 2) * 4) * columns + n / 4 * 8 + lane % 4 * 2, sums[n], sums[n + 1]);
+    store_pair(out + (row + (n & 2) * 4) * columns + n / 4 * 8 + lane % 4 * 2, sums[n], sums[n + 1]);
   }
 }
 

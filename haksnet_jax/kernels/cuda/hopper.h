@@ -69,11 +69,6 @@ DEVICE void await(Barrier* barrier, int round) {  // until all have arrived for 
       : "memory");
 }
 
-DEVICE void store_word(uint16_t* place, uint32_t word) { *reinterpret_cast<uint32_t*>(place) = word; }
-DEVICE void store_floats(float* place, float first, float second) {
-  *reinterpret_cast<float2*>(place) = make_float2(first, second);
-}
-
 struct Operand {  // matrix in shared memory
   uint64_t bits;
 };

@@ -21,11 +21,6 @@ DEVICE int height() { return HAKS(HEIGHT); }
 DEVICE int width() { return HAKS(WIDTH); }
 DEVICE int batch() { return HAKS(BATCH); }
 
-DEVICE void store(float* place, float low, float high) { store_pair(place, low, high); }
-DEVICE void store(uint16_t* place, float low, float high) {
-  *reinterpret_cast<uint32_t*>(place) = rounded_pair(low, high);
-}
-
 // weights: [kernel row, instruction, lane, 4], as narrow_conv_cuda.py arranges them.
 template <int kRows, typename Out>
 DEVICE void convolve(const uint16_t* x, const uint16_t* weights, Out* out) {
@@ -73,8 +68,8 @@ DEVICE void convolve(const uint16_t* x, const uint16_t* weights, Out* out) {
 #pragma unroll
   for (int t = 0; t < kRows; ++t) {
     if (first_row + t >= height()) break;
-    if (first < width()) store(place + t * width() * kChannels, sums[t][0], sums[t][1]);
-    if (first + 2 < width()) store(place + (t * width() + 2) * kChannels, sums[t][2], sums[t][3]);
+    if (first < width()) store_pair(place + t * width() * kChannels, sums[t][0], sums[t][1]);
+    if (first + 2 < width()) store_pair(place + (t * width() + 2) * kChannels, sums[t][2], sums[t][3]);
   }
 }
 

@@ -135,6 +135,9 @@ DEVICE uint32_t rounded_pair(float low, float high) {
   return word;
 }
 
+DEVICE void store_word(uint16_t* place, uint32_t word) { *reinterpret_cast<uint32_t*>(place) = word; }
+DEVICE void store_pair(uint16_t* place, float low, float high) { store_word(place, rounded_pair(low, high)); }
+
 // Four matrices of 8 x 8 numbers of 16 bits; thread n says where row n % 8 of matrix n / 8 lies.
 DEVICE void load_matrices(uint32_t (&out)[4], const uint32_t* place) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(place));

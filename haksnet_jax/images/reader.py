@@ -109,8 +109,8 @@ class ImageFile:
     def _open(self, data, whole_up_to):
         if data is None:
             with files.open_regular(self.path) as file:
-                start = file.read(2)
-                data = self.path if start in (b"II", b"MM") else start + file.read()
+                start = os.pread(file.fileno(), 2, 0)  # (so that the rest is read at once, and not put together)
+                data = self.path if start in (b"II", b"MM") else file.read()
         self.header = header = read_header(data)
         self.width, self.height = header.width, header.height
         if header.format != "TIFF":

@@ -81,12 +81,10 @@ class TrainingRow:
             image, boxes, _ = _fit(image, boxes, self.image_size, self.resize, example["image_id"])
         matrix = np.eye(2, 3)
 
-        def turn(image, boxes, degrees):
+        def leave_to_device(image, boxes, direction, degrees):
             nonlocal matrix
-            if augment.rotate_on == "host" or transforms.moves_whole_pixels(image.shape[:2], degrees):
-                return transforms.rotate(image, boxes, degrees)
-            matrix = cv2.invertAffineTransform(transforms.rotation_matrix(image.shape[:2], degrees))
-            return image, transforms.rotate_boxes(boxes, image.shape[:2], degrees)
+            matrix = cv2.invertAffineTransform(transforms.move_matrix(image.shape[:2], direction, degrees))
+            return image, transforms.move_boxes(boxes, image.shape[:2], direction, degrees)
 
         image, boxes = transforms.random_flip_and_rotation(
             image,
@@ -96,7 +94,7 @@ class TrainingRow:
             flip_probabilities=augment.flip_probabilities,
             rotation_probability=augment.rotation_probability,
             quarter_turn_labels=self.quarter_turn_labels,
-            turn=turn,
+            move=transforms.move if augment.rotate_on == "host" else leave_to_device,
         )
         if augment.gain_range[0] < augment.gain_range[1]:
             image = transforms.random_gain(image, rng, augment.gain_range)

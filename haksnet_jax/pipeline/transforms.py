@@ -15,6 +15,7 @@ from haksnet_jax.geometry.boxes import to_le90
 FLIPS = ("horizontal", "vertical", "diagonal")
 # The mean colour of the networks' normalisation in whole numbers (RGB): padding is next to zero once normalised.
 PADDING = (124, 116, 104)
+_BETWEEN_ROWS = 16  # pixels of four channels: a line of the cache
 
 
 def padding_values(channels: int) -> tuple[int, ...]:
@@ -119,7 +120,14 @@ def flip(image: np.ndarray, boxes: np.ndarray, direction: str) -> tuple[np.ndarr
     Returns:
       (image, boxes le90).
     """
-    height, width = image.shape[:2]
+    codes = {"horizontal": 1, "vertical": 0, "diagonal": -1}
+    if direction not in codes:
+        raise ValueError(f"expected one of the flips {', '.join(FLIPS)}, found '{direction}'")
+    return _with_channels(cv2.flip(image, codes[direction])), _flipped_boxes(boxes, image.shape[:2], direction)
+
+
+def _flipped_boxes(boxes, image_size, direction):
+    height, width = image_size
     boxes = boxes.copy()
     if direction in ("horizontal", "diagonal"):
         boxes[:, 0] = width - 1 - boxes[:, 0]
@@ -127,10 +135,7 @@ def flip(image: np.ndarray, boxes: np.ndarray, direction: str) -> tuple[np.ndarr
         boxes[:, 1] = height - 1 - boxes[:, 1]
     if direction != "diagonal":
         boxes[:, 4] = -boxes[:, 4]
-    codes = {"horizontal": 1, "vertical": 0, "diagonal": -1}
-    if direction not in codes:
-        raise ValueError(f"expected one of the flips {', '.join(FLIPS)}, found '{direction}'")
-    return _with_channels(cv2.flip(image, codes[direction])), to_le90(boxes)
+    return to_le90(boxes)
 
 
 def rotate(image: np.ndarray, boxes: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
@@ -144,16 +149,35 @@ def rotate(image: np.ndarray, boxes: np.ndarray, degrees: float) -> tuple[np.nda
     Returns:
       (image, boxes le90). What turns out of the canvas is cut off, what turns in is black; boxes are all returned.
     """
+    return move(image, boxes, None, degrees)
+
+
+def move(image: np.ndarray, boxes: np.ndarray, direction: str | None, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mirrors an image with its boxes, then turns it: in one pass over its pixels where it interpolates.
+
+    Args:
+      image: [H, W, C] uint8.
+      boxes: [N, 5] le90 boxes.
+      direction: as of `flip`, or None for none.
+      degrees: as of `rotate`.
+
+    Returns:
+      (image, boxes le90), as `flip` and then `rotate` give them.
+    """
+    moved_boxes = move_boxes(boxes, image.shape[:2], direction, degrees)
+    if not moves_whole_pixels(image.shape[:2], degrees):
+        return _warp(image, move_matrix(image.shape[:2], direction, degrees)), moved_boxes
+    if direction is not None:
+        image, _ = flip(image, boxes, direction)
+    return _quarter_turned(image, int(degrees // 90) % 4), moved_boxes
+
+
+def move_boxes(boxes: np.ndarray, image_size: tuple[int, int], direction: str | None, degrees: float) -> np.ndarray:
+    """[N, 5] le90 boxes moved as `move` does. Args: as of `move`; image_size (rows, columns)."""
+    if direction is not None:
+        boxes = _flipped_boxes(boxes, image_size, direction)
     if degrees % 360 == 0:
-        return image, boxes
-    boxes = rotate_boxes(boxes, image.shape[:2], degrees)
-    if moves_whole_pixels(image.shape[:2], degrees):
-        return np.ascontiguousarray(np.rot90(image, int(degrees // 90))), boxes
-    return _warp(image, rotation_matrix(image.shape[:2], degrees)), boxes
-
-
-def rotate_boxes(boxes: np.ndarray, image_size: tuple[int, int], degrees: float) -> np.ndarray:
-    """[N, 5] le90 boxes turned as `rotate` does. Args: boxes [N, 5]; image_size (rows, columns); degrees."""
+        return boxes
     height, width = image_size
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
     centres = boxes[:, :2].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
@@ -162,15 +186,33 @@ def rotate_boxes(boxes: np.ndarray, image_size: tuple[int, int], degrees: float)
     return to_le90(boxes.astype(np.float32))
 
 
-def rotation_matrix(image_size: tuple[int, int], degrees: float) -> np.ndarray:
-    """[2, 3] where the pixels of an image go when it turns. Args: image_size (rows, columns); degrees."""
+def move_matrix(image_size: tuple[int, int], direction: str | None, degrees: float) -> np.ndarray:
+    """[2, 3] where the pixels of an image go by `move`. Args: image_size (rows, columns); direction; degrees."""
     height, width = image_size
-    return cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    mirror = np.eye(3)
+    if direction in ("horizontal", "diagonal"):
+        mirror[0] = [-1, 0, width - 1]
+    if direction in ("vertical", "diagonal"):
+        mirror[1] = [0, -1, height - 1]
+    matrix = matrix @ mirror
+    # (the cosine of a quarter turn is not quite 0)
+    return np.rint(matrix) if moves_whole_pixels(image_size, degrees) else matrix
 
 
 def moves_whole_pixels(image_size: tuple[int, int], degrees: float) -> bool:
     """Whether a turn needs no interpolation. Args: image_size (rows, columns); degrees."""
     return degrees % 360 == 0 or (degrees % 90 == 0 and image_size[0] == image_size[1])
+
+
+def _quarter_turned(image, quarters):
+    """The image turned counter-clockwise by 0 to 3 quarters."""
+    codes = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
+    if quarters == 0:
+        return image
+    if image.shape[-1] > 4:  # which OpenCV does not transpose
+        return np.ascontiguousarray(np.rot90(image, quarters))
+    return _with_channels(cv2.rotate(image, codes[quarters]))
 
 
 def _warp(image, matrix):
@@ -181,7 +223,10 @@ def _warp(image, matrix):
     """
     height, width, channels = image.shape
     if channels == 3:
-        moved = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), matrix, (width, height))
+        # Rows that are no power of two apart: of those that are, the cache keeps eight, and a turn by some 90 degrees,
+        # which reads down the columns, takes 5.5 ms instead of 3.4.
+        filled = np.empty((height, width + _BETWEEN_ROWS, 4), np.uint8)[:, :width]
+        moved = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=filled), matrix, (width, height))
         return cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
     if channels in (1, 4):
         return _with_channels(cv2.warpAffine(image, matrix, (width, height)))
@@ -241,7 +286,7 @@ def random_flip_and_rotation(
     rotation_probability: float,
     max_degrees: float = 180.0,
     quarter_turn_labels: Sequence[int] = (),
-    turn: Callable[..., tuple[np.ndarray, np.ndarray]] = rotate,
+    move: Callable[..., tuple[np.ndarray, np.ndarray]] = move,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mirrors and turns at random.
 
@@ -256,20 +301,18 @@ def random_flip_and_rotation(
       quarter_turn_labels: an image with an object of one of these classes turns by 90, 180 or -90 degrees, with
         probabilities 1/4, 1/2, 1/4 as in the reference (which draws from 90, 180, -90, -180): their boxes are
         axis-parallel by convention and would not be so after another turn.
-      turn: what turns: a function of image, boxes and degrees that gives (image, boxes).
+      move: what moves them, a function as `move`; degrees are 0 where nothing turns.
 
     Returns:
       (image, boxes).
     """
     which_flip, whether_to_turn, angle, quarter = rng.random(4)
-    for direction, threshold in zip(FLIPS, np.cumsum(flip_probabilities), strict=True):
-        if which_flip < threshold:
-            image, boxes = flip(image, boxes, direction)
-            break
+    flips = zip(FLIPS, np.cumsum(flip_probabilities), strict=True)
+    direction = next((name for name, threshold in flips if which_flip < threshold), None)
+    degrees = 0.0
     if whether_to_turn < rotation_probability:
         if np.isin(labels, list(quarter_turn_labels)).any():
             degrees = (90.0, 180.0, -90.0, -180.0)[int(quarter * 4)]
         else:
             degrees = max_degrees * (2 * angle - 1)
-        image, boxes = turn(image, boxes, degrees)
-    return image, boxes
+    return move(image, boxes, direction, degrees)

@@ -9,11 +9,11 @@ import scipy.ndimage
 from haksnet_jax.errors import UserError
 from haksnet_jax.kernels.warp import warp_affine
 from haksnet_jax.pipeline.detection_rows import Augment, TrainingRow
-from haksnet_jax.pipeline.transforms import rotation_matrix
+from haksnet_jax.pipeline.transforms import move_matrix
 
 
 def _turn(height, width, degrees):
-    return cv2.invertAffineTransform(rotation_matrix((height, width), degrees)).astype(np.float32)
+    return cv2.invertAffineTransform(move_matrix((height, width), None, degrees)).astype(np.float32)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])

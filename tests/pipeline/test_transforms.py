@@ -93,6 +93,22 @@ def test_a_quarter_turn_of_a_square_image_equals_its_warped_form():
         np.testing.assert_array_equal(turned, cv2.warpAffine(image, matrix, (33, 33)))
 
 
+@pytest.mark.parametrize("direction", [None, *transforms.FLIPS])
+@pytest.mark.parametrize("degrees", [0.0, 33.0, 90.0, 180.0, -120.0])
+def test_a_move_in_one_pass_is_a_flip_and_then_a_turn(direction, degrees):
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8), (0, 0), 2)
+    boxes = np.array([[10, 12, 8, 6, 0.3], [30, 40, 12, 5, -1.2]], np.float32)
+    moved, moved_boxes = transforms.move(image, boxes, direction, degrees)
+    expected, expected_boxes = image, boxes
+    if direction is not None:
+        expected, expected_boxes = transforms.flip(image, boxes, direction)
+    expected, expected_boxes = transforms.rotate(expected, expected_boxes, degrees)
+    np.testing.assert_array_equal(moved_boxes, expected_boxes)
+    different = moved != expected
+    assert np.abs(moved.astype(int) - expected).max() <= 1  # places are rounded to float32, from another side
+    assert not different.any() if degrees % 90 == 0 else different.mean() < 0.01
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 13, 16])
 def test_every_band_turns_flips_and_is_resized_as_if_it_were_alone(channels):
     image = np.random.default_rng(0).integers(0, 256, (40, 40, channels), np.uint8)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from haksnet_jax import tasks
 from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.labels.classes import CLASSES
+from haksnet_jax.pipeline.batches import prepare_process
 from haksnet_jax.pipeline.sources import FolderSource, SceneSource, write_dota_folder
 from haksnet_jax.tools.benchmark.parts import OBJECTS, one_device, training_config
 from haksnet_jax.tools.benchmark.timing import Part, Row, compile_part
@@ -39,7 +40,9 @@ PIPELINES = {"input_pipeline/core": "host", "input_pipeline_device_rotation/core
 
 
 def measure_pipeline(name: str, folder: pathlib.Path, image: int, batch: int) -> Row:
-    """Row of the input pipeline in this process alone: decoding, turning, padding and batching of JPEG tiles."""
+    """Row of the input pipeline in this process alone, set up as a worker: decoding, turning, padding and batching of
+    JPEG tiles."""
+    prepare_process()
     batches = _batches(folder, image, batch, num_workers=0, rotation_probability=1.0, rotate_on=PIPELINES[name])
     stream = iter(batches)
     next(stream)

@@ -1,0 +1,76 @@
+"""Shared memory of batches: used again when nobody reads it any more, and without a name once it is mapped."""
+
+import gc
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+import pytest
+
+from haksnet_jax.pipeline.shared_batches import Pieces, Received
+
+
+def rows(value, count=2):
+    image = np.full((160, 150, 3), value, np.uint8)  # large enough to be a view
+    return [{"image": image, "label": np.int32(value), "boxes": np.full((3, 5), value, np.float32)}] * count
+
+
+@pytest.fixture
+def pieces():
+    made = Pieces()
+    yield made
+    made.forget()
+
+
+def test_what_arrives_is_what_was_stacked(pieces):
+    made = rows(1)[:1] + rows(2)[:1]
+    batch = Received().arrays(pieces.stack(made))
+    assert list(batch) == ["image", "label", "boxes"]
+    for name, array in batch.items():
+        expected = np.stack([row[name] for row in made])
+        assert array.dtype == expected.dtype
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_memory_is_used_again_once_no_view_of_it_is_left(pieces):
+    received = Received()
+    first = pieces.stack(rows(1))
+    batch = received.arrays(first)
+    part, labels = batch["image"][1, 5:], batch["label"]
+    del batch
+    gc.collect()
+    second = pieces.stack(rows(2))  # (a view is left)
+    assert second.name != first.name and (part == 1).all()
+    del part
+    gc.collect()
+    third = pieces.stack(rows(3))
+    assert third.name == first.name
+    assert (received.arrays(third)["image"] == 3).all()
+    assert labels.tolist() == [1, 1]  # a copy: small arrays do not keep the pixels
+
+
+def test_arrays_outlive_who_received_them(pieces):
+    received = Received()
+    image = received.arrays(pieces.stack(rows(7)))["image"]
+    del received
+    gc.collect()
+    assert (image == 7).all()
+
+
+def test_a_piece_has_no_name_once_it_is_mapped_or_its_maker_has_ended(pieces):
+    received, mapped, left = Received(), pieces.stack(rows(1)), pieces.stack(rows(2))
+    image = received.arrays(mapped)["image"]
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(mapped.name)
+    pieces.forget()
+    for sent in (left, pieces.stack(rows(3))):  # (a thread may still make one)
+        with pytest.raises(FileNotFoundError):
+            SharedMemory(sent.name)
+    assert (image == 1).all()
+
+
+def test_rows_that_do_not_match_leave_their_piece_free(pieces):
+    different = rows(1)[:1] + [rows(1)[0] | {"boxes": np.zeros((3, 5), np.float64)}]
+    with pytest.raises(TypeError):
+        pieces.stack(different)
+    taken = pieces.stack(rows(1))
+    assert [piece.name for piece in pieces._pieces] == [taken.name]

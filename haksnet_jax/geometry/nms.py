@@ -8,8 +8,8 @@ is the greedy result. Then the block suppresses everything after it. The loop ov
 kept or none is left. Up to 2048 boxes are one block: one matrix, no loop over blocks, which is also the cheap form
 under `vmap`.
 
-On NVIDIA GPUs up to 8192 boxes are one matrix, and a kernel of our own follows it (kernels/suppression_cuda.py). Of
-oriented boxes all overlaps are then computed, also of those that are not valid: 0.7 ms for 8192 on an H200.
+On NVIDIA GPUs up to 8192 boxes are one matrix, and kernels of our own fill it and follow it
+(kernels/suppression_cuda.py).
 """
 
 import functools
@@ -63,9 +63,8 @@ def nms_horizontal(
     """
     x1, y1, x2, y2 = jnp.moveaxis(lax.stop_gradient(jnp.asarray(hboxes, jnp.float32)), -1, 0)
     columns = (x1, y1, x2, y2, (x2 - x1) * (y2 - y1))
-    return _nms(
-        columns, _horizontal_iou, _horizontal_words, scores, valid, iou_threshold, max_outputs, groups, block_size
-    )
+    words = functools.partial(_words, suppression_cuda.horizontal_words, 4)
+    return _nms(columns, _horizontal_iou, words, scores, valid, iou_threshold, max_outputs, groups, block_size)
 
 
 def nms_rotated(
@@ -95,7 +94,7 @@ def nms_rotated(
       index [max_outputs] int32, kept [max_outputs] bool, num_cut [] int32: as for `nms_horizontal`.
     """
     frames = box_frames(lax.stop_gradient(jnp.asarray(boxes, jnp.float32)))
-    words = functools.partial(_words, _rotated_iou)
+    words = functools.partial(_words, suppression_cuda.rotated_words, len(frames))
     return _nms(frames, _rotated_iou, words, scores, valid, iou_threshold, max_outputs, groups, block_size)
 
 
@@ -145,24 +144,11 @@ def _settle(alive, suppresses):
     return lax.while_loop(lambda state: jnp.any(state[0] != state[1]), passes, (alive, ~alive))[0]
 
 
-def _words(overlap, columns, groups, count, iou_threshold):
-    """[ceil(n / 32), n] as `suppression_cuda.horizontal_words`, of any overlap. Args: sorted columns and groups [n]."""
-    del count  # all are compared
-    n = columns[0].shape[0]
-    position = jnp.arange(n)
-    flags = position[:, None] < position
-    if groups is not None:
-        flags &= groups[:, None] == groups
-    flags &= overlap([column[:, None] for column in columns], columns) > iou_threshold
-    flags = jnp.pad(flags, ((0, -n % 32), (0, 0))).reshape(-1, 32, n)
-    return jnp.sum(flags.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)[:, None], axis=1, dtype=jnp.uint32)
-
-
-def _horizontal_words(columns, groups, count, iou_threshold):
-    """The same of axis-parallel boxes, by a kernel."""
-    words = functools.partial(suppression_cuda.horizontal_words, iou_threshold=iou_threshold)
+def _words(kernel, num_columns, columns, groups, count, iou_threshold):
+    """Who would suppress whom, by a kernel of `suppression_cuda`. Args: sorted columns and groups [n], count []."""
+    words = functools.partial(kernel, iou_threshold=iou_threshold)
     groups = [] if groups is None else [groups.astype(jnp.int32)]
-    return ptx.over_problems(words)(jnp.stack(columns[:4]), count, *groups)
+    return ptx.over_problems(words)(jnp.stack(columns[:num_columns]), count, *groups)
 
 
 def _greedy_on_cuda(words, iou_threshold, max_outputs, columns, groups, alive, order):

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from haksnet_jax.kernels import ptx
 
 _MOST_BOXES = 8192  # of a problem
-_THREADS, _COLUMNS = 256, 128  # of a block of `horizontal_words`: a thread a row
+_THREADS, _COLUMNS = 256, 128  # of a block that compares boxes: a thread a row
 _WIDE = 1024  # threads of a block of `greedy`
 
 
@@ -35,15 +35,39 @@ def horizontal_words(
       [P, ceil(N / 32), N] uint32: bit n of word c in row j says that box 32 c + n would suppress box j, which comes
       after it. Where box 32 c comes after box j, or j does not count, the word is anything.
     """
+    return _words("horizontal_words", 6, boxes, counts, groups, iou_threshold)
+
+
+@functools.partial(jax.jit, static_argnames=("iou_threshold",))
+def rotated_words(
+    frames: jax.Array, counts: jax.Array, groups: jax.Array | None = None, *, iou_threshold: float
+) -> jax.Array:
+    """The same of oriented boxes, by the overlap that geometry/rotated_iou.py describes.
+
+    Only pairs whose surrounding circles meet are compared. IoUs are those of `iou_of_frames` but for the rounding of
+    sums of products.
+
+    Args:
+      frames: [P, 9, N] float32, the arrays of `box_frames` one after another.
+      counts, groups, iou_threshold: of `horizontal_words`.
+
+    Returns:
+      [P, ceil(N / 32), N] uint32 as `horizontal_words`.
+    """
+    return _words("rotated_words", 11, frames, counts, groups, iou_threshold)
+
+
+def _words(kernel, numbers_in_shared_memory, boxes, counts, groups, iou_threshold):
+    """Calls a kernel that compares boxes. Args: what it keeps of each column's box on the chip, in numbers."""
     problems, _, n = boxes.shape
     (words,) = ptx.call(
         "suppression",
-        "horizontal_words" if groups is None else "horizontal_words_of_groups",
+        kernel if groups is None else f"{kernel}_of_groups",
         (boxes, counts, *([] if groups is None else [groups])),
         [jax.ShapeDtypeStruct((problems, pl.cdiv(n, 32), n), jnp.uint32)],
         grid=(problems, pl.cdiv(n, _THREADS), pl.cdiv(n, _COLUMNS)),
         threads=_THREADS,
-        shared=_COLUMNS * 24,
+        shared=_COLUMNS * 4 * numbers_in_shared_memory,
         numbers={"BOXES": n, "THRESHOLD": int(np.float32(iou_threshold).view(np.uint32))},
     )
     return words

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from haksnet_jax.geometry.nms import nms_horizontal, nms_rotated
-from haksnet_jax.geometry.rotated_iou import rotated_iou_matrix
+from haksnet_jax.geometry.rotated_iou import box_frames, rotated_iou_matrix
+from haksnet_jax.kernels import suppression_cuda
 
 STATIC = ("max_outputs", "block_size", "iou_threshold")
 horizontal = jax.jit(nms_horizontal, static_argnames=STATIC)
@@ -283,6 +284,27 @@ def test_kernels_divide_where_rounding_decides(gpu):
             near = float(min(near, 1))
             result = horizontal(hboxes, scores, scores > 0, iou_threshold=near, max_outputs=len(scores))
             assert kept_indices(result) == greedy(iou, scores, scores > 0, near, len(scores))
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.3, 0.7, 0.99])
+def test_kernels_compare_oriented_boxes_of_any_shape(gpu, threshold):
+    rng = np.random.default_rng(5)
+    n = 300
+    boxes = np.stack(
+        [rng.uniform(0, 300, n), rng.uniform(0, 300, n), *np.exp(rng.uniform(-2, 7, (2, n))), rng.uniform(-9, 9, n)], 1
+    ).astype(np.float32)
+    boxes[::7] = boxes[1::7][: len(boxes[::7])] + np.float32([0, 0, 0, 0, 1e-6])  # all but the same
+    boxes[3::7, 4] = boxes[4::7, 4][: len(boxes[3::7])] + np.float32(np.pi / 2)  # a quarter turn apart
+    boxes[5::40, 2] = 0
+    boxes[9, :4] = 0, 0, 1e20, 1e20  # whose squares float32 does not hold
+    frames = jnp.stack(box_frames(jnp.asarray(boxes)))
+    words = np.asarray(suppression_cuda.rotated_words(frames[None], jnp.array([n]), iou_threshold=threshold))[0]
+    suppresses = (words[:, None] >> np.arange(32, dtype=np.uint32)[:, None] & 1).astype(bool).reshape(-1, n)[:n]
+    iou = np.asarray(rotated_iou_matrix(boxes, boxes))
+    before = np.arange(n)[:, None] < np.arange(n)
+    clear = before & (abs(iou - threshold) > 1e-5)  # not left to the rounding of either
+    np.testing.assert_array_equal(suppresses[clear], (iou > threshold)[clear])
+    assert (before & ~clear).sum() < 50 and (iou > threshold)[clear].sum() > 10
 
 
 def test_kernels_follow_a_chain_through_all_words(gpu):

@@ -6,14 +6,15 @@ The hidden maps are 4 to 8 times as wide as x, at full resolution: writing and r
 keeping them for the gradient is most of a network's memory. So the gradient keeps x alone and computes them again.
 There are five forms with equal results, chosen by platform, width and type:
 
-  plain     as it is written above: CPU, and wide inputs, where products cost more than memory.
+  plain     as it is written above: CPU, and wide inputs, where products cost more than memory: above 128 channels, and
+            above 64 on NVIDIA GPUs whose matrix units do depthwise convolutions (depthwise_cuda.py).
   composed  a product followed by a depthwise convolution is one ordinary convolution, whose kernel is the product of
             theirs: nine times the arithmetic, which matrix units have to spare for narrow inputs, but one wide map less
             to write and read, and no gradient of a wide depthwise convolution. The biases are the weights of a further
             channel of ones: the zeros around the image are then right at the borders too (the reference pads after it
             added the bias), and their gradients come with the others. Narrow inputs on GPUs without the kernels of
   triton    the composed form in one kernel of gated_mlp_triton.py, without any wide map in memory: NVIDIA GPUs from
-            Ampere on, bfloat16, widths that are powers of two up to 128.
+            Ampere on, bfloat16, widths that are powers of two up to 128, where plain does not serve.
   cuda      the same by the kernels of gated_mlp_cuda.py: Hopper GPUs, bfloat16, 32 channels, and 64 for the gradient.
   columns   the composed form as plain products, for TPU: the columns that a kernel meets lie side by side as channels,
             and each kernel row is one product with them. Image by image and a chunk of the hidden channels at a time,
@@ -25,13 +26,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haksnet_jax.kernels import gated_mlp_cuda, gated_mlp_triton, ptx, triton
+from haksnet_jax.kernels import depthwise_cuda, gated_mlp_cuda, gated_mlp_triton, ptx, triton
 from haksnet_jax.kernels.depthwise import depthwise_conv
-from haksnet_jax.target import by_platform, gradients_of, over_mesh
+from haksnet_jax.target import by_platform, gradients_of, over_mesh, share_of
 
 # Widest input of the composed form: 16 C operations at a matrix unit's rate against 4 bytes moved and a depthwise
 # kernel at half of the memory's speed are even near C = 128 on an H100.
 _WIDEST_COMPOSED = 128
+# With the depthwise kernels of depthwise_cuda.py: 8 x 128 x 128 x 128, 1,024 hidden, on an H200, forward / gradient in
+# milliseconds: 1.13 / 3.37 by Triton, 1.00 / 2.74 as plain steps; 8 x 128 x 128 x 64, 512 hidden: 0.20 / 0.84 and
+# 0.53 / 1.40.
+_WIDEST_WITH_DEPTHWISE = 64
 _PADDING = 8  # channels are added in eights: matrix units read 16 bytes at a time
 # Hidden channels at a time of the columns form: the side of a TPU's matrix unit. By the compiler's estimates for v5e
 # (one block of T's first stage, 2 images, forward + gradients), 256 of them take 4.0 ms instead of 2.8, because the
@@ -81,7 +86,11 @@ def _forms(x, weights):
     narrow = x.shape[-1] <= _WIDEST_COMPOSED
     library = composed if narrow else plain
     forward, gradients = library
-    if triton.usable() and gated_mlp_triton.suits(x, weights):
+    hidden_shape = share_of((*x.shape[:3], weights.project_kernel.shape[0]))
+    side = weights.depthwise_kernel.shape[0]
+    if x.shape[-1] > _WIDEST_WITH_DEPTHWISE and depthwise_cuda.suits(hidden_shape, x.dtype, side, ptx.shared_bytes()):
+        forward, gradients = plain
+    elif triton.usable() and gated_mlp_triton.suits(x, weights):
         forward, gradients = gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients
     shared_bytes = ptx.shared_bytes() if ptx.on_hopper() else 0
     if gated_mlp_cuda.suits(x, weights, shared_bytes):

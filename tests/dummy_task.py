@@ -98,6 +98,9 @@ class Batches:
             "num_odd": index % 2,
         }
 
+    def start(self):
+        pass
+
     def close(self):
         pass
 

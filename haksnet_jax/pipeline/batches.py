@@ -118,6 +118,7 @@ class _Watched:
         self._what = what
         self._workers = []
         self._gave_up = False
+        self._asked = False  # for an element that was not taken yet
         self._wanted, self._given = queue.SimpleQueue(), queue.SimpleQueue()
         # A daemon, since an element that never comes must not keep the process from ending.
         threading.Thread(target=self._take, daemon=True).start()
@@ -129,12 +130,19 @@ class _Watched:
             except BaseException as error:  # handed on to who waits
                 self._given.put((None, error))
 
+    def ask(self):
+        """Asks for the next element, without waiting for it."""
+        if not self._asked:
+            self._asked = True
+            self._wanted.put(True)
+
     def __next__(self):
-        self._wanted.put(True)
+        self.ask()
         periods = 0
         while True:
             try:
                 element, error = self._given.get(timeout=self._stall_seconds)
+                self._asked = False
                 break
             except queue.Empty:
                 periods += 1
@@ -168,6 +176,11 @@ class _Watched:
 
     def close(self):
         self._wanted.put(False)
+        if self._asked and not self._gave_up:  # (what is being read cannot be interrupted)
+            try:
+                self._given.get(timeout=self._stall_seconds)
+            except queue.Empty:
+                self._gave_up = True
         if self._gave_up:
             # Grain would wait for the worker that hangs, for ever. It cannot be asked to end, and is not to outlive us.
             for worker in set(self._workers) | set(multiprocessing.active_children()):
@@ -214,15 +227,24 @@ class Batches:
         if self.num_batches is not None and self._given >= self.num_batches:
             self.close()
             raise StopIteration
+        self._open()
+        batch = next(self._iterator)
+        self._position += self._examples_per_batch
+        self._given += 1
+        return batch
+
+    def _open(self):
         if self._iterator is None:
             left = None if self.num_batches is None else self.num_batches - self._given
             self._iterator = self._open_at(self._position, left)
             if self._stall_seconds is not None:
                 self._iterator = _Watched(self._iterator, self._stall_seconds, self._what)
-        batch = next(self._iterator)
-        self._position += self._examples_per_batch
-        self._given += 1
-        return batch
+
+    def start(self) -> None:
+        """Starts worker processes and the first batch, without waiting for them, where there is a `stall_seconds`."""
+        self._open()
+        if isinstance(self._iterator, _Watched):
+            self._iterator.ask()
 
     def get_state(self) -> dict[str, int]:
         """{"next_example", "batches_given"}: plain numbers, the same in every process; `next_example` counts all."""

@@ -8,8 +8,8 @@
                                     and `source[i]`, a dict.
   batch_arrays(config)              {name: (shape, dtype)} of the arrays of ONE example that go to the devices.
   train_batches(config, source, *, batch_size, first_example, process_index, process_count)
-                                    endless batches with `close()`: dicts of those arrays, `image_index`, and counters
-                                    named `num_*`, which the log adds up.
+                                    endless batches with `start()` and `close()` (`pipeline.batches.Batches`): dicts of
+                                    those arrays, `image_index`, and counters named `num_*`, which the log adds up.
   build_model(config, *, rngs)      the nnx.Module, with its initial parameters.
   model_info(config)                what model.json says: "task", "architecture", "class_names", normalisation, sizes.
   loss(config)                      function of (model, batch, key) that gives (scalar, {name: scalar}), inside jit; the

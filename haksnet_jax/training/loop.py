@@ -104,6 +104,7 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
 
     # ---- Steps
     if first_step < num_steps:
+        batches.start()  # (worker processes take seconds to start, and so does what follows)
         batch = abstract_batch(arrays, mesh, per_step, accumulate_steps=config.accumulate_steps)
         train_step = executables.ready(train_step, config, (state, batch, np.float32(0)), mesh)
     placed_batches = _placed(

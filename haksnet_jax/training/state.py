@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from haksnet_jax.distributed import mesh as devices
+from haksnet_jax.models import architecture
 
 # Parameters are drawn with fold_in(key of the seed, 0), (.., 1), ...; a step folds its number into a key beyond these.
 _STEPS = 2**31
@@ -80,7 +81,7 @@ def abstract_state(
     Returns:
       (graph definition of the model, TrainState of jax.ShapeDtypeStruct with shardings).
     """
-    model = nnx.eval_shape(lambda: build_model(nnx.Rngs(jax.random.key(seed))))
+    model = architecture.without_values(build_model)
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     create = functools.partial(_create, tx=tx, seed=seed, ema=ema)
     shapes = jax.eval_shape(create, nnx.as_pure(params), nnx.as_pure(stats))

@@ -397,6 +397,36 @@ def test_a_batch_that_does_not_come_is_told_of_and_then_given_up(caplog):
     assert told[-len(periods) :] == [f"waiting for a batch of evaluation data since {n * 0.2:g} s" for n in periods]
 
 
+def test_a_start_makes_the_first_batch_meanwhile_and_may_be_closed_before_it_is_taken():
+    def opened():
+        return detection_batches.evaluation_batches(
+            Counting(8), batch_size=2, image_size=(24, 32), num_threads=1, prefetch=1, stall_seconds=60
+        )
+
+    Counting.read.clear()
+    batches = opened()
+    assert not Counting.read.is_set()
+    batches.start()
+    batches.start()
+    assert Counting.read.wait(60)
+    assert [int(next(batches)["image_index"][0]) for _ in range(4)] == [0, 2, 4, 6]
+    assert next(batches, None) is None
+    batches = opened()
+    batches.start()
+    batches.close()
+    assert int(next(batches)["image_index"][0]) == 0  # opened again where it was
+
+
+class Counting(Numbered):
+    """Says when an example is read."""
+
+    read = threading.Event()
+
+    def __getitem__(self, index):
+        self.read.set()
+        return super().__getitem__(index)
+
+
 def test_errors_of_reading_come_through_the_watch():
     class Broken(Numbered):
         def __getitem__(self, index):

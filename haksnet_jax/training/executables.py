@@ -9,6 +9,7 @@ never in a run's folder or a checkpoint), and is passed over where its folder or
 written by somebody else.
 """
 
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -45,27 +46,53 @@ def folder() -> pathlib.Path:
     return home / "haksnet_jax" / "steps"
 
 
-def ready(train_step: Any, config: Any, arguments: tuple, mesh: jax.sharding.Mesh) -> Any:
+def begin(config: Any, arguments: tuple, mesh: jax.sharding.Mesh) -> concurrent.futures.Future | None:
+    """Begins to read the step of an earlier start in a thread: it takes seconds, as restoring a checkpoint does.
+
+    Args:
+      config: the experiment.
+      arguments: (state, batch, learning rate), arrays or shapes with shardings.
+      mesh: of the run.
+
+    Returns:
+      Future of (key, the step or None), for `ready`; None on CPUs, where steps are not kept.
+    """
+    if not _are_kept(mesh):
+        return None
+    settings = {name: value for name, value in json.loads(config.to_json_best_effort()).items() if name not in _OUTSIDE}
+    settings["data"] = {name: value for name, value in settings["data"].items() if name not in _OUTSIDE_OF_DATA}
+
+    def read():
+        key = key_of(settings, arguments, mesh)
+        return key, load(key, arguments, mesh)
+
+    thread = concurrent.futures.ThreadPoolExecutor(1)
+    begun = thread.submit(read)
+    thread.shutdown(wait=False)
+    return begun
+
+
+def _are_kept(mesh):
+    return mesh.devices.flat[0].platform != "cpu"
+
+
+def ready(train_step: Any, arguments: tuple, mesh: jax.sharding.Mesh, begun: concurrent.futures.Future | None) -> Any:
     """A training step that can be called at once: one of an earlier start, or compiled now and kept for later ones.
 
     On CPUs the step is given back as it is: it compiles at its first call.
 
     Args:
       train_step: of `step.make_train_step`.
-      config: the experiment.
-      arguments: (state, batch, learning rate), arrays or shapes with shardings.
-      mesh: of the run. All its hosts take part.
+      arguments, mesh: as of `begin`. All hosts of the mesh take part.
+      begun: what `begin` gave.
     """
-    if mesh.devices.flat[0].platform == "cpu":
+    if begun is None:
         logging.info(
             "compiling the training step without a line: on a CPU up to a minute or two for a small model, and some "
             "five minutes for HAKSNet-T"
         )
         return train_step
-    settings = {name: value for name, value in json.loads(config.to_json_best_effort()).items() if name not in _OUTSIDE}
-    settings["data"] = {name: value for name, value in settings["data"].items() if name not in _OUTSIDE_OF_DATA}
-    key = key_of(settings, arguments, mesh)
-    found = load(key, arguments, mesh)
+    key, found = begun.result()
     if not hosts.any_host(found is None):  # hosts that compile tune together, and would wait for those that do not
         return found
     logging.info("compiling the training step: about a minute or two without a line, once for this machine")

@@ -77,6 +77,10 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
     model = (lambda rngs: task.build_model(config, rngs=rngs), tx, mesh)
     options = {"seed": config.seed, "ema": bool(config.ema_decay)}
     graph, wanted = abstract_state(*model, **options)
+    arrays = task.batch_arrays(config)
+    batch = abstract_batch(arrays, mesh, per_step, accumulate_steps=config.accumulate_steps)
+    of_step = (wanted, batch, np.float32(0))
+    begun = executables.begin(config, of_step, mesh)  # (meanwhile the checkpoint is read)
     checkpoints = checkpoint.RunCheckpoints(workdir, max_to_keep=config.checkpoints_kept)
     data = resume.data_facts({"train": train_source, "val": val_source})
     first_step, first_example, state = resume.begin(
@@ -85,7 +89,6 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
     )  # fmt: skip
 
     # ---- What each step needs
-    arrays = task.batch_arrays(config)
     train_step = make_train_step(
         graph, tx, mesh, task.loss(config), ema_decay=config.ema_decay, accumulate_steps=config.accumulate_steps
     )
@@ -105,8 +108,7 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
     # ---- Steps
     if first_step < num_steps:
         batches.start()  # (worker processes take seconds to start, and so does what follows)
-        batch = abstract_batch(arrays, mesh, per_step, accumulate_steps=config.accumulate_steps)
-        train_step = executables.ready(train_step, config, (state, batch, np.float32(0)), mesh)
+        train_step = executables.ready(train_step, of_step, mesh, begun)
     placed_batches = _placed(
         itertools.islice(batches, num_steps - first_step), arrays, mesh, accumulate_steps=config.accumulate_steps
     )

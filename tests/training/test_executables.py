@@ -2,14 +2,18 @@
 
 import logging
 import os
+import shutil
 
+import dummy_task
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from haksnet_jax.training import executables
+from haksnet_jax import tasks
+from haksnet_jax.training import executables, loop
+from haksnet_jax.weights import model_folder
 
 
 @pytest.fixture
@@ -77,6 +81,29 @@ def test_the_folder_is_the_users_alone_and_keeps_the_newest(kept, monkeypatch):
     compiled = jax.jit(lambda state, batch, rate: (state, {})).lower(*arguments).compile()
     executables.save("newer", compiled, [])
     assert [path.name for path in folder.iterdir()] == ["newer"]
+
+
+def test_a_run_goes_on_with_the_step_that_it_kept(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(executables, "_are_kept", lambda mesh: True)  # on CPUs too
+
+    monkeypatch.setitem(tasks.TASKS, "dummy", "dummy_task")
+    last = tmp_path / "run" / "checkpoints" / "4"
+
+    def run():
+        with caplog.at_level(logging.INFO):
+            caplog.clear()
+            card = loop.run(dummy_task.make_config(num_steps=4), tmp_path / "run")
+        assert card["facts"]["steps"] == 4
+        return [record.getMessage() for record in caplog.records], model_folder.restore_numpy(last / "state")
+
+    _, whole = run()
+    shutil.rmtree(last)
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: None)  # nothing is traced any more
+    told, resumed = run()
+    assert any("resuming at step 2" in line for line in told)
+    assert any("the compiled training step of an earlier start, read" in line for line in told)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
 @pytest.mark.parametrize("name", ["loop.py", "kernels/cuda/kernel.ptx"])

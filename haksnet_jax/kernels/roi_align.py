@@ -2,20 +2,26 @@
 
 Every pooled value is a weighted sum of rows (one row: the channels of one position) of one table that holds the
 levels one after another: 4 samples a bin with 4 neighbours each. So the forward pass is 16 gathers of rows, added up
-in float32 as they are read, and the gradient 16 scatters of rows; or, where a kernel can do so, the terms sorted by
-the row that they add to, and each row's summed. RoIs are not pooled on levels that they do not belong to, and no array
-holds the separate samples.
+in float32 as they are read, and the gradient 16 scatters of rows. RoIs are not pooled on levels that they do not belong
+to, and no array holds the separate samples.
+
+On NVIDIA GPUs from Ampere on, kernels of our own need no table, numbers or weights in memory (roi_align_cuda.py): one
+reads the rows of every bin from the level itself; the other, the gradient, has a block of threads for each tile of a
+level, which goes through the bins that meet it, in the same order in every run. What they do not take (see
+`roi_align_cuda.suits`; no configuration of a detector here) is left to XLA's operations, whose scatters add in any
+order on a GPU.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from haksnet_jax.kernels import roi_align_triton, triton
+from haksnet_jax.kernels import ptx, roi_align_cuda
 from haksnet_jax.target import by_platform
 
 _CHUNK = 512  # bins at a time of `_chunked_sum`: with 1,024, their rows in float32 leave the chip
@@ -74,17 +80,98 @@ def rotated_roi_align(
             f"rotated_roi_align needs one stride a feature map; got {len(features)} maps and strides={strides}"
         )
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
-    shapes = [feature.shape[:2] for feature in features]
-    boxes = lax.stop_gradient(jnp.asarray(boxes, jnp.float32))
-    index, weight = _sample_rows(boxes, levels, valid, shapes, strides, rows, columns, samples_per_bin)
+    features = tuple(features)
+    shapes = tuple(feature.shape for feature in features)
+    placed = _placed(lax.stop_gradient(jnp.asarray(boxes, jnp.float32)), levels, valid, strides)
+    if roi_align_cuda.suits(shapes, features[0].dtype, len(boxes), (rows, columns), samples_per_bin):
+        return _pooled((rows, columns), shapes, features, _frames(placed, len(features)))
+    return _pooled_by_rows((rows, columns), samples_per_bin, features, placed)
+
+
+class _Placed(NamedTuple):
+    """Boxes on their levels, arrays of R."""
+
+    cx: jax.Array  # in features, as the next three
+    cy: jax.Array
+    w: jax.Array
+    h: jax.Array
+    cos: jax.Array  # of the angle
+    sin: jax.Array
+    level: jax.Array
+    valid: jax.Array | None  # None: all are
+
+
+def _placed(boxes, levels, valid, strides):
+    scale = jnp.asarray(1 / np.asarray(strides), jnp.float32)[levels]
+    cx, cy, w, h, angle = (boxes[:, n] for n in range(5))
+    sides = cx * scale - 0.5, cy * scale - 0.5, w * scale, h * scale
+    return _Placed(*sides, jnp.cos(angle), jnp.sin(angle), levels, valid)
+
+
+def _frames(placed, num_levels):
+    """Boxes as the kernels take them, see `roi_align_cuda.pool`. Elsewhere the packing would be work for nothing."""
+    *numbers, levels, valid = placed
+    levels = jnp.clip(levels, 0, num_levels - 1)
+    levels = (levels if valid is None else jnp.where(valid, levels, -1)).astype(jnp.float32)
+    return jnp.stack([*numbers, levels, jnp.zeros_like(levels)], axis=1)
+
+
+def _placed_of(frames):
+    """What `_frames` packed, for a device that does not run the kernels."""
+    *numbers, levels, _ = frames.T
+    return _Placed(*numbers, jnp.maximum(levels, 0).astype(jnp.int32), levels >= 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _pooled(bins, shapes, features, frames):
+    """RoIAlign in a process whose GPUs run the kernels, for them and for its other devices.
+
+    Args:
+      bins: rows and columns of them.
+      shapes: (H_l, W_l, C) of the features, for the gradient, which needs nothing else of them.
+      features: tuple of [H_l, W_l, C].
+      frames: [R, 8], see `roi_align_cuda.pool`.
+    """
+    del shapes
+
+    def by_rows(frames, *features):
+        return _pooled_by_rows(bins, roi_align_cuda.SAMPLES, features, _placed_of(frames))
+
+    cuda = ptx.over_problems(functools.partial(roi_align_cuda.pool, bins=bins))
+    return by_platform(frames, *features, cuda=cuda, default=by_rows)
+
+
+def _pooled_forward(bins, shapes, features, frames):
+    return _pooled(bins, shapes, features, frames), frames
+
+
+def _pooled_backward(bins, shapes, frames, gradient):
+    sizes = [shape[:2] for shape in shapes]
+
+    def by_rows(frames, gradient):
+        index, weight = _sample_rows(_placed_of(frames), sizes, *bins, roi_align_cuda.SAMPLES)
+        rows = [height * width for height, width in sizes]
+        levels = _spread_rows(rows, index, weight, gradient.reshape(-1, gradient.shape[-1]))
+        return tuple(level.reshape(shape) for level, shape in zip(levels, shapes, strict=True))
+
+    cuda = ptx.over_problems(functools.partial(roi_align_cuda.spread, shapes=tuple(sizes)))
+    return by_platform(frames, gradient, cuda=cuda, default=by_rows), None
+
+
+_pooled.defvjp(_pooled_forward, _pooled_backward)
+
+
+def _pooled_by_rows(bins, samples, features, placed):
+    """RoIAlign by numbers and weights of rows."""
     num_channels = features[0].shape[-1]
+    index, weight = _sample_rows(placed, [feature.shape[:2] for feature in features], *bins, samples)
     tables = tuple(feature.reshape(-1, num_channels) for feature in features)
     # The barrier keeps XLA from computing positions anew for each of the channels.
     pooled = _weighted_rows(tuple(map(len, tables)), tables, *lax.optimization_barrier((index, weight)))
-    return pooled.reshape(boxes.shape[0], rows, columns, num_channels)
+    return pooled.reshape(len(placed.level), *bins, num_channels)
 
 
-def _sample_rows(boxes, levels, valid, shapes, strides, rows, columns, samples):
+def _sample_rows(placed, shapes, rows, columns, samples):
     """Which rows of the table each bin adds up, and with which weights.
 
     Returns:
@@ -93,13 +180,10 @@ def _sample_rows(boxes, levels, valid, shapes, strides, rows, columns, samples):
     """
     sizes = [height * width for height, width in shapes]
     num_rows = sum(sizes)
+    cx, cy, w, h, cos, sin, levels, valid = placed
     offset = jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32)[levels][:, None]
     height, width = (jnp.asarray([shape[axis] for shape in shapes], jnp.int32)[levels][:, None] for axis in (0, 1))
-    scale = jnp.asarray(1 / np.asarray(strides), jnp.float32)[levels]
 
-    cx, cy = boxes[:, 0] * scale - 0.5, boxes[:, 1] * scale - 0.5
-    w, h = boxes[:, 2] * scale, boxes[:, 3] * scale
-    cos, sin = jnp.cos(boxes[:, 4]), jnp.sin(boxes[:, 4])
     # Offsets of the samples from the centre along the box's axes, in units of its sides: [samples, samples, rows,
     # columns].
     down = (np.arange(rows)[None, :] + (np.arange(samples)[:, None] + 0.5) / samples) / rows - 0.5
@@ -142,8 +226,7 @@ def _weighted_rows(sizes, levels, index, weight):
     """
     del sizes
     table = jnp.concatenate(levels)
-    cuda = roi_align_triton.weighted_rows if triton.usable() else _unrolled_sum
-    return by_platform(table, index, weight, tpu=_chunked_sum, cuda=cuda, default=_unrolled_sum)
+    return by_platform(table, index, weight, tpu=_chunked_sum, default=_unrolled_sum)
 
 
 def _unrolled_sum(table, index, weight):
@@ -183,41 +266,16 @@ def _weighted_rows_forward(sizes, levels, index, weight):
 
 
 def _weighted_rows_backward(sizes, saved, gradient):
-    index, weight = saved
-    return _spread_rows(sizes)(index, weight, gradient), None, None
+    return _spread_rows(sizes, *saved, gradient), None, None
 
 
 _weighted_rows.defvjp(_weighted_rows_forward, _weighted_rows_backward)
 
 
-def _spread_rows(sizes):
-    """The transpose of `_weighted_rows`, as a function of (index [K, P], weight [K, P], gradient [P, C]).
-
-    It knows what to do under vmap: the terms of all images are sorted at once, since sorting some images' terms
-    side by side takes a GPU much longer.
-    """
-
-    def scattering(*arrays):
-        table = jax.vmap(functools.partial(_scattered_rows, sum(sizes)))(*arrays)
-        return tuple(jnp.split(table, np.cumsum(sizes)[:-1], axis=1))
-
-    def of_images(*arrays):
-        cuda = functools.partial(roi_align_triton.spread_rows, sizes) if triton.usable() else scattering
-        return by_platform(*arrays, cuda=cuda, default=scattering)
-
-    @jax.custom_batching.custom_vmap
-    def spread(index, weight, gradient):
-        return tuple(level[0] for level in of_images(index[None], weight[None], gradient[None]))
-
-    @spread.def_vmap
-    def spread_images(num_images, batched, *arrays):
-        arrays = (
-            x if is_batched else jnp.broadcast_to(x, (num_images, *x.shape))
-            for x, is_batched in zip(arrays, batched, strict=True)
-        )
-        return of_images(*arrays), (True,) * len(sizes)
-
-    return spread
+def _spread_rows(sizes, index, weight, gradient):
+    """The transpose of `_weighted_rows`: of index [K, P], weight [K, P], gradient [P, C] a tuple of levels [T_l, C]."""
+    table = _scattered_rows(sum(sizes), index, weight, gradient)
+    return tuple(jnp.split(table, np.cumsum(sizes)[:-1]))
 
 
 def _scattered_rows(num_rows, index, weight, gradient):

@@ -16,6 +16,7 @@ from haksnet_jax.kernels import (
     matching_cuda,
     narrow_conv_cuda,
     ptx,
+    roi_align_cuda,
     triton,
 )
 from haksnet_jax.target import over_mesh
@@ -41,6 +42,7 @@ def test_kernels_and_the_numbers_that_they_ask_for():
     numbers = depthwise_cuda._numbers((8, 256, 256, 32), 9, depthwise_cuda.region(256, 256))
     assert numbers_asked_for("depthwise") == set(numbers)
     assert numbers_asked_for("narrow") == set(narrow_conv_cuda._numbers((8, 256, 256, 4)))
+    assert numbers_asked_for("roi_align") == set(roi_align_cuda._numbers([(32, 32)], 512, (7, 7), 256))
     assert numbers_asked_for("gated_mlp") == set(gated_mlp_cuda._numbers((8, 256, 256, 32), 256))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reference_weights import make_input
 
-from haksnet_jax.kernels import roi_align, roi_align_triton, triton
+from haksnet_jax.kernels import roi_align
 from haksnet_jax.kernels.roi_align import _chunked_sum, _unrolled_sum, roi_levels, rotated_roi_align
 
 STATIC = ("strides", "output_size", "samples_per_bin")
@@ -255,28 +255,8 @@ def test_all_forms_of_the_sum_agree(monkeypatch):
     index, weight = rng.integers(0, 31, (16, 40)).astype(np.int32), rng.uniform(size=(16, 40)).astype(np.float32)
     weight[index == 30] = 0  # one row too many: samples outside
     expected = np.einsum("kp,kpc->pc", weight, np.concatenate([table, table[:1]])[index])
-    forms = [_unrolled_sum, _chunked_sum]
-    if triton.plgpu is not None:  # else this JAX has no Triton backend of Pallas
-        forms.append(functools.partial(roi_align_triton.weighted_rows, interpret=True))
-    for form in forms:
+    for form in (_unrolled_sum, _chunked_sum):
         np.testing.assert_allclose(jax.jit(form)(table, index, weight), expected, rtol=0, atol=ATOL)
-
-
-@pytest.mark.skipif(triton.plgpu is None, reason="this JAX has no Triton backend of Pallas")
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_sorted_transpose_of_the_sum_agrees(dtype):
-    rng = np.random.default_rng(9)
-    index, weight = rng.integers(0, 31, (2, 16, 40)).astype(np.int32), rng.uniform(size=(2, 16, 40)).astype(np.float32)
-    index[0, :, :30] = 7  # one row takes most of what there is, and some take nothing
-    gradient = jnp.asarray(rng.normal(size=(2, 40, 5)), dtype)
-    rows = jnp.swapaxes(jax.nn.one_hot(index, 31, axis=-1), 0, 1)[..., :30]  # [K, B, P, T]; samples outside are dropped
-    expected = jnp.einsum("kbpt,bkp,bpc->btc", rows, weight, gradient.astype(jnp.float32), precision="highest")
-    levels = roi_align_triton.spread_rows((20, 7, 3), index, weight, gradient, interpret=True)
-    assert [(level.shape[1], level.dtype) for level in levels] == [(20, dtype), (7, dtype), (3, dtype)]
-    found = jnp.concatenate(levels, axis=1)
-    # Of sums of up to 480 terms; of one result.
-    rounding = (1e-6 if dtype == jnp.float32 else 2.0**-8) * np.abs(expected).max()
-    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0, atol=rounding)
 
 
 def test_one_stride_a_feature_map_is_asked_for():

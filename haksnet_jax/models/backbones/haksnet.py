@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from haksnet_jax.distributed.mesh import MIN_SPLIT_SIZE
 from haksnet_jax.kernels.gated_mlp import GatedMLPWeights, gated_mlp
 from haksnet_jax.kernels.narrow_conv import narrow_conv
 from haksnet_jax.models.initializers import kaiming_fan_out
@@ -241,6 +242,36 @@ def _stack(*leaves):
     return jnp.stack(leaves) if isinstance(leaves[0], jax.core.Tracer) else np.stack(leaves)
 
 
+@jax.custom_vjp
+def _unstack(stacked):
+    """A pytree of arrays [n, ...] as n pytrees of arrays [...]."""
+    leaves = jax.tree.leaves(stacked)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(leaves[0]))]
+
+
+def _stack_gradients(_, gradients):
+    """The gradients of what was unstacked; small arrays of a block lie behind each other in one.
+
+    As JAX derives it, each array's gradient is a sum of arrays with zeros for the other blocks: T's step on a GPU had
+    141 launches for that, nearly all of them as long as a launch takes at least.
+    """
+    treedef = jax.tree.structure(gradients[0])
+    blocks = [jax.tree.leaves(gradient) for gradient in gradients]
+    first = blocks[0]
+    small = [n for n, leaf in enumerate(first) if len(blocks) * leaf.size < MIN_SPLIT_SIZE]
+    rows = [jax.lax.optimization_barrier(jnp.concatenate([block[n].ravel() for n in small])) for block in blocks]
+    ends = np.cumsum([first[n].size for n in small])
+    parts = dict(zip(small, jnp.split(jnp.stack(rows), ends[:-1], axis=1), strict=True))
+    stacked = [
+        parts[n].reshape(-1, *leaf.shape) if n in parts else jnp.stack([block[n] for block in blocks])
+        for n, leaf in enumerate(first)
+    ]
+    return (jax.tree.unflatten(treedef, stacked),)
+
+
+_unstack.defvjp(lambda stacked: (_unstack(stacked), None), _stack_gradients)
+
+
 class Stage(nnx.Module):
     """Patch embedding, equal blocks, LayerNorm. The parameters of the blocks are stacked on a leading axis.
 
@@ -310,8 +341,8 @@ class Stage(nnx.Module):
             # traced and lowered once for all of them.
             body = jax.jit(body)
             new_stats = []
-            for i in range(self.depth):
-                x, block_stats = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], scanned))
+            for i, block_params in enumerate(_unstack(params)):
+                x, block_stats = body(x, (block_params, *jax.tree.map(lambda leaf, i=i: leaf[i], scanned[1:])))
                 new_stats.append(block_stats)
             stats = jax.tree.map(_stack, *new_stats)
         else:

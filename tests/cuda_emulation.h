@@ -209,6 +209,9 @@ inline float float_of(int bits) {
 inline float sum(float a, float b) { return a + b; }
 inline float product(float a, float b) { return a * b; }
 inline float quotient(float a, float b) { return a / b; }
+inline float absolute(float x) { return std::fabs(x); }
+inline float reciprocal(float x) { return 1 / x; }
+inline float exponential(float x) { return std::exp(x); }
 
 struct Vector {
   uint32_t word[4];

@@ -5,7 +5,9 @@ side by side, above each other and in several images, as the maps' size suggests
 """
 
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,7 +23,8 @@ _STRIP = 8  # rows of a segment, and columns
 _TAPS = 9  # of a row of every kernel as the band matrices hold it, zeros around smaller ones
 _ENTRIES = 24  # different pairs of neighbouring entries in a band matrix
 _MOST_BLOCKS = (1 << 16) - 1  # of a grid, in y and z
-_BLOCKS = 264  # that share the weight gradient's regions: two for each multiprocessor of an H100
+_MULTIPROCESSORS = 132  # of an H100, whose blocks share the weight gradient's regions
+_SHARED = 228 << 10  # bytes of a multiprocessor of it, of which each block costs 1,024 more than it asks for
 
 
 class Region(NamedTuple):
@@ -128,6 +131,37 @@ def band_entries(kernel: jax.Array) -> jax.Array:
     return jnp.stack([row[..., :-1], row[..., 1:]], axis=-1)
 
 
+class Bands(NamedTuple):
+    """Where the band matrices of a k x k kernel stand.
+
+    Attributes:
+      entries: [C, R, 24, 2] pairs as `band_entries` describes them, of one kernel or of several.
+      first: the first of its k rows.
+      k: side of the kernel.
+    """
+
+    entries: jax.Array
+    first: int
+    k: int
+
+
+class Addends(NamedTuple):
+    """What the gradient of one of four convolutions after each other is added to, see `convolve_and_add`.
+
+    Attributes:
+      map: [B, H, W, C] bfloat16.
+      spatial, kernel: [B, H, W, 4] bfloat16 and [B, 4] float32, whose product is the map's weight.
+      of_channel_means: [B, H, W, 4] bfloat16 gradient with respect to means over the channels.
+      of_position_means: [B, 4, C] float32 gradient with respect to means over the positions.
+    """
+
+    map: jax.Array
+    spatial: jax.Array
+    kernel: jax.Array
+    of_channel_means: jax.Array
+    of_position_means: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=("means",))
 def convolve(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, means: bool = False
@@ -145,30 +179,84 @@ def convolve(
       that its taps reach, since their products with zeros count. With `means` (result, [B, H, W] float32 means over the
       channels, of the rounded values, [B, C] float32 means over the positions, of the values before they are rounded).
     """
+    return convolve_bands(x, Bands(band_entries(kernel), 0, kernel.shape[0]), bias, means=means)
+
+
+def convolve_bands(
+    x: jax.Array, bands: Bands, bias: jax.Array | None = None, *, means: bool = False
+) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
+    """`convolve` with a kernel whose band matrices are there already."""
     num_images, height, width, num_channels = x.shape
-    k = kernel.shape[0]
-    chosen = region(height, width)
     channel_blocks = pl.cdiv(num_channels, _CHANNELS)
-    column_blocks, row_blocks, image_blocks = _blocks(x.shape, chosen)
+    column_blocks, row_blocks, _ = _blocks(x.shape, region(height, width))
     bias = jnp.zeros((num_channels,), jnp.float32) if bias is None else bias.astype(jnp.float32)
     sums = (
         jax.ShapeDtypeStruct((num_images, channel_blocks, height, width), jnp.float32),
         jax.ShapeDtypeStruct((num_images, row_blocks * column_blocks, num_channels), jnp.float32),
     )
-    out, *sums = ptx.call(
-        "depthwise",
-        f"depthwise_{k}_means" if means else f"depthwise_{k}",
-        (x, band_entries(kernel), bias),
-        (jax.ShapeDtypeStruct(x.shape, x.dtype), *(sums if means else ())),
-        grid=(channel_blocks * column_blocks, row_blocks, image_blocks),
-        threads=_THREADS,
-        shared=layout(chosen, k, halo=True).bytes,
-        numbers=_numbers(x.shape, k, chosen),
-    )
+    out, *sums = _launch("_means" if means else "", x, bands, (bias,), sums if means else ())
     if not means:
         return out
     over_channels, over_positions = sums
     return out, over_channels.sum(1) / num_channels, over_positions.sum(1) / (height * width)
+
+
+def convolve_and_add(x: jax.Array, bands: Bands, addends: Addends, which: int) -> jax.Array:
+    """Depthwise convolution, and what else belongs to a gradient in a cascade of four convolutions.
+
+    Args:
+      x: [B, H, W, C] bfloat16, as for `convolve`.
+      bands: of the kernel.
+      addends: Addends.
+      which: of the four convolutions, from 0 to 2.
+
+    Returns:
+      [B, H, W, C] bfloat16: the convolution, rounded, plus map * (spatial * kernel) of this convolution, plus the
+      gradients of its means, each divided by how many values the mean is of. Rounded once after the convolution.
+    """
+    return _launch("_added", x, bands, addends, (), WHICH=which)[0]
+
+
+def convolve_and_activate(x: jax.Array, bands: Bands, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Depthwise convolution 3 x 3, and the GELU of its result.
+
+    Args:
+      x: [B, H, W, C] bfloat16, as for `convolve`.
+      bands: of the kernel.
+      bias: [C].
+
+    Returns:
+      ([B, H, W, C] bfloat16, its GELU, rounded).
+    """
+    out, activated = _launch("_gelu", x, bands, (bias.astype(jnp.float32),), (jax.ShapeDtypeStruct(x.shape, x.dtype),))
+    return out, activated
+
+
+def convolve_through_gelu(x: jax.Array, bands: Bands, hidden: jax.Array) -> jax.Array:
+    """Depthwise convolution 3 x 3 times the GELU's slope at `hidden` [B, H, W, C]: the gradient of `hidden`."""
+    return _launch("_gelu_gradient", x, bands, (hidden,), ())[0]
+
+
+def _launch(kind, x, bands, operands, sums, **numbers):
+    """A convolution kernel's results: features like x, then `sums`."""
+    _, height, width, num_channels = x.shape
+    chosen = region(height, width)
+    column_blocks, row_blocks, image_blocks = _blocks(x.shape, chosen)
+    return ptx.call(
+        "depthwise",
+        f"depthwise_{bands.k}{kind}",
+        (x, bands.entries, *operands),
+        (jax.ShapeDtypeStruct(x.shape, x.dtype), *sums),
+        grid=(pl.cdiv(num_channels, _CHANNELS) * column_blocks, row_blocks, image_blocks),
+        threads=_THREADS,
+        shared=layout(chosen, bands.k, halo=True).bytes,
+        numbers={
+            **_numbers(x.shape, bands.k, chosen),
+            "BAND_ROWS": bands.entries.shape[1],
+            "FIRST_BAND": bands.first,
+            **numbers,
+        },
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
@@ -186,22 +274,105 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, k: int) -> tuple[jax.Arra
     Returns:
       ([k, k, C] float32, [C] float32 gradient with respect to the bias).
     """
+    return _kernel_and_bias(_weight_gradient_sums(x, gradient, k).sum(0), k)
+
+
+def _kernel_and_bias(rows, k):
+    """([k, k, C], [C]) of rows [k^2 + 1, C]."""
+    return rows[:-1].reshape(k, k, -1), rows[-1]
+
+
+def _weight_gradient_sums(x, gradient, k):
+    """[blocks, k^2 + 1, C] sums of the blocks of threads, the bias' behind those of the taps."""
     _, height, width, num_channels = x.shape
     chosen = region(height, width)
     channel_blocks = pl.cdiv(num_channels, _CHANNELS)
-    # Rounded down: a block beyond those that run at once begins when another has ended, with as many regions to do.
-    blocks = min(math.prod(_blocks(x.shape, chosen)), max(1, _BLOCKS // channel_blocks))
-    kernel_sums, bias_sums = ptx.call(
+    shared = layout(chosen, k, halo=True).bytes + layout(chosen, k, halo=False).bytes
+    regions = math.prod(_blocks(x.shape, chosen))
+
+    def blocks_of(at_once):
+        # Rounded down: a block beyond those that run at once begins when another has ended, with as many regions to do.
+        return min(regions, max(1, at_once * _MULTIPROCESSORS // channel_blocks))
+
+    # Three on a multiprocessor are faster together, and each of them slower: that pays where each has three regions.
+    by_three = k == 3 and 3 * (shared + 1024) <= _SHARED and regions > 2 * blocks_of(3)
+    blocks = blocks_of(3 if by_three else 2)
+    (sums,) = ptx.call(
         "depthwise",
-        f"depthwise_{k}_weight_gradient",
+        f"depthwise_{k}_weight_gradient{'_by_three' if by_three else ''}",
         (x, gradient),
-        (
-            jax.ShapeDtypeStruct((blocks, k, k, num_channels), jnp.float32),
-            jax.ShapeDtypeStruct((blocks, num_channels), jnp.float32),
-        ),
+        (jax.ShapeDtypeStruct((blocks, k * k + 1, num_channels), jnp.float32),),
         grid=(channel_blocks, blocks, 1),
         threads=_THREADS,
-        shared=layout(chosen, k, halo=True).bytes + layout(chosen, k, halo=False).bytes,
+        shared=shared,
         numbers=_numbers(x.shape, k, chosen),
     )
-    return kernel_sums.sum(0), bias_sums.sum(0)
+    return sums
+
+
+_KINDS = {_SIDES: "cascade", (3, 3): "pair"}  # of kernels that are prepared, and their gradients' sums added, together
+
+
+def cascade_bands(taps: Sequence[jax.Array]) -> jax.Array:
+    """Band matrices of several kernels, as they are and turned by 180 degrees, in one launch.
+
+    Args:
+      taps: kernels [k, k, C] with k 3, 5, 7 and 9, or two with 3.
+
+    Returns:
+      [C, R, 24, 2] bfloat16, of which `band_of_cascade` names parts.
+    """
+    sides = tuple(len(kernel) for kernel in taps)
+    num_channels = taps[0].shape[2]
+    rows = 2 * sum(sides)
+    (entries,) = ptx.call(
+        "depthwise",
+        f"depthwise_{_KINDS[sides]}_bands",
+        tuple(kernel.astype(jnp.float32) for kernel in taps),
+        (jax.ShapeDtypeStruct((num_channels, rows, _ENTRIES, 2), jnp.bfloat16),),
+        grid=(pl.cdiv(num_channels * rows * _ENTRIES, _THREADS), 1, 1),
+        threads=_THREADS,
+        shared=0,
+        numbers={"CHANNELS": num_channels},
+    )
+    return entries
+
+
+def band_of_cascade(entries: jax.Array, sides: Sequence[int], number: int, *, turned: bool) -> Bands:
+    """One kernel of `cascade_bands` of kernels with these sides, as it is or turned by 180 degrees."""
+    return Bands(entries, turned * sum(sides) + sum(sides[:number]), sides[number])
+
+
+def cascade_weight_gradients(
+    inputs: Sequence[jax.Array], gradients: Sequence[jax.Array], sides: Sequence[int]
+) -> jax.Array:
+    """`weight_gradient` of several kernels, the sums of their blocks added in one launch.
+
+    Args:
+      inputs, gradients: as many arrays [B, H, W, C] bfloat16 as kernels.
+      sides: 3, 5, 7 and 9, or 3 and 3.
+
+    Returns:
+      [R, C] float32, which `kernels_and_biases` takes apart.
+    """
+    sums = [_weight_gradient_sums(x, gradient, k) for x, gradient, k in zip(inputs, gradients, sides, strict=True)]
+    num_channels = inputs[0].shape[3]
+    lengths = [k * k + 1 for k in sides]
+    (rows,) = ptx.call(
+        "depthwise",
+        f"depthwise_{_KINDS[tuple(sides)]}_sums",
+        sums,
+        (jax.ShapeDtypeStruct((sum(lengths), num_channels), jnp.float32),),
+        grid=(pl.cdiv(sum(lengths) * num_channels, 32), 1, 1),
+        threads=_THREADS,
+        shared=4 * _THREADS,
+        numbers={"CHANNELS": num_channels, "BLOCKS_OF_THREE": sums[0].shape[0], "BLOCKS": sums[-1].shape[0]},
+    )
+    return rows
+
+
+def kernels_and_biases(rows: jax.Array, sides: Sequence[int]) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Gradients [k, k, C] of several kernels and [C] of their biases, of what `cascade_weight_gradients` gives."""
+    parts = jnp.split(rows, list(itertools.accumulate(k * k + 1 for k in sides[:-1])))
+    kernels, biases = zip(*(_kernel_and_bias(part, k) for part, k in zip(parts, sides, strict=True)), strict=True)
+    return list(kernels), list(biases)

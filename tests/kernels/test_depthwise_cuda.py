@@ -67,10 +67,12 @@ def test_kernels_against_shifted_sums(machine, k, shape):
 
 
 def test_blocks_that_walk_through_several_regions(machine, monkeypatch):
-    monkeypatch.setattr(depthwise_cuda, "_BLOCKS", 2)
+    monkeypatch.setattr(depthwise_cuda, "_MULTIPROCESSORS", 1)
     jax.clear_caches()
     x, gradient, _, _ = arrays(5, (3, 33, 30, 8))  # six regions
     check_weight_gradient(x, gradient, 5)
+    x, gradient, _, _ = arrays(3, (4, 33, 30, 8))  # eight for three blocks
+    check_weight_gradient(x, gradient, 3)
     jax.clear_caches()
 
 

@@ -35,12 +35,14 @@ def numbers_asked_for(source):
 
 
 def test_kernels_and_the_numbers_that_they_ask_for():
-    kinds = ("", "_means", "_weight_gradient")
-    assert set(cuda_machine.kernel_names("depthwise")) == {
-        f"depthwise_{k}{kind}" for k in (3, 5, 7, 9) for kind in kinds
-    }
+    kinds = {"": (3, 5, 7, 9), "_means": (3, 5, 7, 9), "_weight_gradient": (3, 5, 7, 9), "_added": (5, 7, 9)}
+    of_convolutions = {f"depthwise_{k}{kind}" for kind, sides in kinds.items() for k in sides}
+    of_convolutions |= {f"depthwise_3_{kind}" for kind in ("gelu", "gelu_gradient", "weight_gradient_by_three")}
+    of_several = {f"depthwise_{kind}_{what}" for kind in ("cascade", "pair") for what in ("bands", "sums")}
+    assert set(cuda_machine.kernel_names("depthwise")) == of_convolutions | of_several
     numbers = depthwise_cuda._numbers((8, 256, 256, 32), 9, depthwise_cuda.region(256, 256))
-    assert numbers_asked_for("depthwise") == set(numbers)
+    own = {"BAND_ROWS", "FIRST_BAND", "WHICH", "BLOCKS", "BLOCKS_OF_THREE"}
+    assert numbers_asked_for("depthwise") == set(numbers) | own
     assert numbers_asked_for("narrow") == set(narrow_conv_cuda._numbers((8, 256, 256, 4)))
     assert numbers_asked_for("roi_align") == set(roi_align_cuda._numbers([(32, 32)], 512, (7, 7), 256))
     assert numbers_asked_for("gated_mlp") == set(gated_mlp_cuda._numbers((8, 256, 256, 32), 256))
@@ -84,7 +86,8 @@ def test_each_device_calls_kernels_for_its_own_images():
 @pytest.mark.parametrize(
     ("shape", "grid"),
     [
-        ((8, 64, 64, 640), (40, 6)),  # 32 regions shared by as many blocks as an H100 holds at once, 264
+        ((8, 64, 64, 640), (40, 9)),  # 32 regions shared by as many blocks as an H100 holds at once, 396
+        ((8, 128, 128, 64), (4, 66)),  # or 264, where each would have fewer than three of 128 regions
         ((8, 32, 32, 1024), (64, 4)),
         ((1, 8, 8, 16 * 265), (265, 1)),  # more channels than that
     ],

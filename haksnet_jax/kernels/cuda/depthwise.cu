@@ -17,6 +17,12 @@
 
 #include "target.h"
 
+HAKS_NUMBER(BAND_ROWS)        // kernel rows of a channel in the array of bands
+HAKS_NUMBER(FIRST_BAND)       // the first of them that is meant
+HAKS_NUMBER(WHICH)            // of the four convolutions of a cascade
+HAKS_NUMBER(BLOCKS)           // whose sums are added
+HAKS_NUMBER(BLOCKS_OF_THREE)  // the same of kernels 3 x 3
+
 struct Layout {       // of a region in shared memory; lengths in words of two columns
   int row_words;      // between rows
   int strip_words;    // between strips of eight rows
@@ -107,9 +113,84 @@ DEVICE void stage(const Layout& layout, const uint16_t* x, uint32_t* shared, int
   }
 }
 
-template <int K, bool kMeans>
-DEVICE void convolve(const uint16_t* x, const uint32_t* bands, const float* bias, uint16_t* out, float* channel_sums,
-                     float* position_sums) {
+// What a gradient of the cascade in kernel selection gets from beside the convolution: a map times a weight for each
+// position, and what is the same for all channels or all positions. Arrays of four are of the cascade's convolutions.
+// The gradient of a GELU's input has a map alone, that input.
+struct Addends {
+  const uint16_t* map;        // [B, H, W, C]
+  const uint16_t* spatial;    // [B, H, W, 4] times
+  const float* kernel;        // [B, 4] is the weight
+  const uint16_t* of_means;   // [B, H, W, 4] gradient of the means over channels
+  const float* of_positions;  // [B, 4, C] gradient of the means over positions
+};
+
+DEVICE float one_of_four(const uint16_t* four) {
+  const uint32_t pair = load_pair(four + (HAKS(WHICH) & 2), true);
+  return HAKS(WHICH) & 1 ? high_number(pair) : low_number(pair);
+}
+
+// Adds them to eight channels of a position, which were rounded before.
+DEVICE void add(const Addends& addends, Vector& value, int image, size_t position, int channel) {
+  const Vector map = load_vector(addends.map + position * channels() + channel, true);
+  const float weight = one_of_four(addends.spatial + position * 4) * addends.kernel[image * 4 + HAKS(WHICH)];
+  const float of_mean = one_of_four(addends.of_means + position * 4) * (1.0f / channels());
+  const float* of_position = addends.of_positions + (image * 4 + HAKS(WHICH)) * channels() + channel;
+  const float share = 1.0f / (height() * width());
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    const float low = of_mean + of_position[2 * p] * share, high = of_mean + of_position[2 * p + 1] * share;
+    value.word[p] = rounded_pair(low_number(value.word[p]) + low_number(map.word[p]) * weight + low,
+                                 high_number(value.word[p]) + high_number(map.word[p]) * weight + high);
+  }
+}
+
+// The GELU's factor Phi(x) and its slope, the normal distribution below x and at x. The error function is formula 7.1.26 of
+// Abramowitz and Stegun, right to 1.5e-7, which shares its exponential with the slope.
+DEVICE void normal(float x, float& below, float& density) {
+  const float z = absolute(x) * 0.70710678f, t = reciprocal(1.0f + 0.3275911f * z), power = exponential(-z * z);
+  const float last = 1.421413741f + t * (-1.453152027f + t * 1.061405429f);
+  const float series = t * (0.254829592f + t * (-0.284496736f + t * last));
+  const float beyond = 0.5f * series * power;
+  below = x < 0 ? beyond : 1.0f - beyond;
+  density = 0.39894228f * power;
+}
+
+DEVICE float gelu(float x) {
+  float below, density;
+  normal(x, below, density);
+  return x * below;
+}
+
+DEVICE float gelu_slope(float x) {
+  float below, density;
+  normal(x, below, density);
+  return below + x * density;
+}
+
+DEVICE Vector activated(const Vector& value) {
+  Vector result;
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    result.word[p] = rounded_pair(gelu(low_number(value.word[p])), gelu(high_number(value.word[p])));
+  }
+  return result;
+}
+
+// Multiplies eight channels of a position with the GELU's slope at a map's numbers.
+DEVICE void multiply_by_slope(const Vector& map, Vector& value) {
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    value.word[p] = rounded_pair(low_number(value.word[p]) * gelu_slope(low_number(map.word[p])),
+                                 high_number(value.word[p]) * gelu_slope(high_number(map.word[p])));
+  }
+}
+
+enum class End { kPlain, kMeans, kAdd, kGelu, kGeluGradient };  // what else is done where results are written
+
+template <int K, End kEnd>
+DEVICE void convolve(const uint16_t* x, const uint32_t* bands, const float* bias, const Addends& addends, uint16_t* out,
+                     uint16_t* second_out, float* channel_sums, float* position_sums) {
+  constexpr bool kMeans = kEnd == End::kMeans;
   uint32_t* shared = shared_memory();
   const Layout layout = halo_layout();
   const int channel_blocks = (channels() + kChannels - 1) / kChannels;
@@ -125,14 +206,15 @@ DEVICE void convolve(const uint16_t* x, const uint32_t* bands, const float* bias
   for (int channel = warp; channel < kChannels; channel += kThreads / 32) {
     if (first_channel + channel >= channels()) break;
     uint32_t* map = shared + plane(layout, channel);
-    const uint32_t* entries = bands + (first_channel + channel) * K * 24 + 2 * member - group + 8;
+    const uint32_t* entries =
+        bands + ((first_channel + channel) * HAKS(BAND_ROWS) + HAKS(FIRST_BAND)) * 24 + 2 * member - group + 8;
     uint32_t band[K][2];
 #pragma unroll
     for (int dy = 0; dy < K; ++dy) {
       band[dy][0] = entries[dy * 24];
       band[dy][1] = entries[dy * 24 + 8];
     }
-    const float start = bias[first_channel + channel];
+    const float start = kEnd == End::kAdd || kEnd == End::kGeluGradient ? 0.0f : bias[first_channel + channel];
     float sums[kStrip][4];
 #pragma unroll
     for (int t = 0; t < kStrip; ++t) sums[t][0] = sums[t][1] = sums[t][2] = sums[t][3] = start;
@@ -208,6 +290,23 @@ DEVICE void convolve(const uint16_t* x, const uint32_t* bands, const float* bias
     const bool here = row < height() && first_image + image < batch();
     const int position = (image * height() + row) * width() + column;
     if (here && channel < channels()) {
+      const size_t first = size_t(first_image) * height() * width() + position;
+      if (kEnd == End::kAdd) {
+        if (column < width()) add(addends, even, first_image + image, first, channel);
+        if (column + 1 < width()) add(addends, odd, first_image + image, first + 1, channel);
+      }
+      if (kEnd == End::kGeluGradient) {
+        const uint16_t* place = addends.map + first * channels() + channel;
+        const Vector of_even = load_vector(place, column < width());
+        const Vector of_odd = load_vector(place + channels(), column + 1 < width());
+        multiply_by_slope(of_even, even);
+        multiply_by_slope(of_odd, odd);
+      }
+      if (kEnd == End::kGelu) {
+        uint16_t* place = second_out + first * channels() + channel;
+        if (column < width()) store_vector(place, activated(even));
+        if (column + 1 < width()) store_vector(place + channels(), activated(odd));
+      }
       if (column < width()) store_vector(base + position * channels(), even);
       if (column + 1 < width()) store_vector(base + (position + 1) * channels(), odd);
     }
@@ -232,7 +331,7 @@ DEVICE void convolve(const uint16_t* x, const uint32_t* bands, const float* bias
 }
 
 template <int K>
-DEVICE void weight_gradient(const uint16_t* x, const uint16_t* gradient, float* out, float* bias_out) {
+DEVICE void weight_gradient(const uint16_t* x, const uint16_t* gradient, float* out) {
   const Layout layout = halo_layout(), plain = plain_layout();
   uint32_t* shared = shared_memory();
   uint32_t* shared_gradient = shared + plane(layout, kChannels);
@@ -285,7 +384,7 @@ DEVICE void weight_gradient(const uint16_t* x, const uint16_t* gradient, float* 
     const int channel = warp + own * (kThreads / 32);
     float* scratch = reinterpret_cast<float*>(shared + plane(layout, channel));
     const bool known = first_channel + channel < channels();
-    const size_t index = size_t(block_y()) * K * K * channels() + first_channel + channel;
+    float* place = out + size_t(block_y()) * (K * K + 1) * channels() + first_channel + channel;
 #pragma unroll
     for (int dy = 0; dy < K; ++dy) {
 #pragma unroll
@@ -298,32 +397,144 @@ DEVICE void weight_gradient(const uint16_t* x, const uint16_t* gradient, float* 
         float total = 0;
 #pragma unroll
         for (int n = 0; n < 8; ++n) total += scratch[(n + lane + 4 - K / 2) * 8 + n];
-        out[index + (dy * K + lane) * channels()] = total;
+        place[(dy * K + lane) * channels()] = total;
       }
       warp_barrier();
     }
     float total = bias_sums[own][0] + bias_sums[own][1];  // all rows of the product with ones are alike
     total += shuffle_xor(total, 1);
     total += shuffle_xor(total, 2);
-    if (lane == 0 && known) bias_out[size_t(block_y()) * channels() + first_channel + channel] = total;
+    if (lane == 0 && known) place[K * K * channels()] = total;
   }
+}
+
+// The pair that `band_entries` of depthwise_cuda.py describes, of row dy of taps as they are or turned by 180 degrees.
+DEVICE uint32_t band_entry(const float* taps, int side, int dy, int pair, bool turned, int channel) {
+  float both[2];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const int dx = pair - 8 - (9 - side) / 2 + n, tap = dy * side + dx;
+    const bool within = unsigned(dx) < unsigned(side);
+    both[n] = within ? taps[(turned ? side * side - 1 - tap : tap) * channels() + channel] : 0.0f;
+  }
+  return rounded_pair(both[0], both[1]);
+}
+
+// Of 3 x 3, 5 x 5, 7 x 7 and 9 x 9 as they are, then of all four turned: [C, 48, 24] words.
+DEVICE void cascade_bands(const float* taps_3, const float* taps_5, const float* taps_7, const float* taps_9,
+                          uint32_t* out) {
+  const int index = block_x() * kThreads + thread(), channel = unsigned(index) / (48 * 24);
+  if (channel >= channels()) return;
+  const int row_of_all = unsigned(index) / 24 % 48, pair = unsigned(index) % 24;
+  const bool turned = row_of_all >= 24;
+  const int row = turned ? row_of_all - 24 : row_of_all;
+  const int which = (row >= 3) + (row >= 8) + (row >= 15);
+  const float* taps = which < 2 ? (which == 0 ? taps_3 : taps_5) : (which == 2 ? taps_7 : taps_9);
+  out[index] = band_entry(taps, 3 + 2 * which, row - which * (which + 2), pair, turned, channel);
+}
+
+// Of two kernels 3 x 3 as they are, then of both turned: [C, 12, 24] words.
+DEVICE void pair_bands(const float* taps_1, const float* taps_2, uint32_t* out) {
+  const int index = block_x() * kThreads + thread(), channel = unsigned(index) / (12 * 24);
+  if (channel >= channels()) return;
+  const int row = unsigned(index) / 24 % 12, pair = unsigned(index) % 24;
+  out[index] = band_entry(row / 3 % 2 ? taps_2 : taps_1, 3, row % 3, pair, row >= 6, channel);
+}
+
+// Adds a number that each block wrote, `length` apart: each warp those of every eighth block, in the same order always.
+// Threads of a warp add neighbouring numbers.
+DEVICE void add_blocks(const float* place, int length, int blocks, bool here, float* out) {
+  const int lane = thread() % 32, warp = thread() / 32;
+  float total = 0;
+#pragma unroll 8
+  for (int block = warp; block < blocks; block += kThreads / 32) {
+    if (here) total += place[size_t(block) * length];
+  }
+  float* shared = reinterpret_cast<float*>(shared_memory());
+  shared[thread()] = total;
+  block_barrier();
+  if (warp == 0 && here) {
+    for (int n = 1; n < kThreads / 32; ++n) total += shared[n * 32 + lane];
+    *out = total;
+  }
+}
+
+// Adds what the blocks of the four weight gradients wrote, [blocks, k^2 + 1, C] each, to [168, C].
+DEVICE void cascade_sums(const float* sums_3, const float* sums_5, const float* sums_7, const float* sums_9, float* out) {
+  const int index = block_x() * 32 + thread() % 32;
+  const int row = unsigned(index) / channels(), channel = index - row * channels();
+  const int which = (row >= 10) + (row >= 36) + (row >= 86);
+  const float* sums = which < 2 ? (which == 0 ? sums_3 : sums_5) : (which == 2 ? sums_7 : sums_9);
+  const int begin = which < 2 ? (which == 0 ? 0 : 10) : (which == 2 ? 36 : 86), side = 3 + 2 * which;
+  add_blocks(sums + (row - begin) * channels() + channel, (side * side + 1) * channels(),
+             which == 0 ? HAKS(BLOCKS_OF_THREE) : HAKS(BLOCKS), row < 168, out + index);
+}
+
+// The same of two kernels 3 x 3, to [20, C].
+DEVICE void pair_sums(const float* sums_1, const float* sums_2, float* out) {
+  const int index = block_x() * 32 + thread() % 32;
+  const int row = unsigned(index) / channels(), channel = index - row * channels();
+  const float* place = row < 10 ? sums_1 + row * channels() : sums_2 + (row - 10) * channels();
+  add_blocks(place + channel, 10 * channels(), HAKS(BLOCKS_OF_THREE), row < 20, out + index);
 }
 
 #define KERNELS(K)                                                                                                   \
   KERNEL(4) depthwise_##K(const uint16_t* x, const uint32_t* bands, const float* bias, uint16_t* out) {              \
-    convolve<K, false>(x, bands, bias, out, nullptr, nullptr);                                                       \
+    convolve<K, End::kPlain>(x, bands, bias, {}, out, nullptr, nullptr, nullptr);                                    \
   }                                                                                                                  \
   KERNEL(4)                                                                                                          \
   depthwise_##K##_means(const uint16_t* x, const uint32_t* bands, const float* bias, uint16_t* out,                  \
                         float* channel_sums, float* position_sums) {                                                 \
-    convolve<K, true>(x, bands, bias, out, channel_sums, position_sums);                                             \
+    convolve<K, End::kMeans>(x, bands, bias, {}, out, nullptr, channel_sums, position_sums);                         \
   }                                                                                                                  \
   KERNEL(2)                                                                                                          \
-  depthwise_##K##_weight_gradient(const uint16_t* x, const uint16_t* gradient, float* out, float* bias_out) {        \
-    weight_gradient<K>(x, gradient, out, bias_out);                                                                  \
+  depthwise_##K##_weight_gradient(const uint16_t* x, const uint16_t* gradient, float* out) {                         \
+    weight_gradient<K>(x, gradient, out);                                                                            \
   }
 
 KERNELS(3)
 KERNELS(5)
 KERNELS(7)
 KERNELS(9)
+
+// With three blocks on a multiprocessor in place of two.
+KERNEL(3) depthwise_3_weight_gradient_by_three(const uint16_t* x, const uint16_t* gradient, float* out) {
+  weight_gradient<3>(x, gradient, out);
+}
+
+#define ADDING(K)                                                                                                    \
+  KERNEL(4)                                                                                                          \
+  depthwise_##K##_added(const uint16_t* x, const uint32_t* bands, const uint16_t* map, const uint16_t* spatial,      \
+                        const float* kernel, const uint16_t* of_means, const float* of_positions, uint16_t* out) {   \
+    const Addends addends = {map, spatial, kernel, of_means, of_positions};                                          \
+    convolve<K, End::kAdd>(x, bands, nullptr, addends, out, nullptr, nullptr, nullptr);                              \
+  }
+
+ADDING(5)
+ADDING(7)
+ADDING(9)
+
+KERNEL(4)
+depthwise_3_gelu(const uint16_t* x, const uint32_t* bands, const float* bias, uint16_t* out, uint16_t* second_out) {
+  convolve<3, End::kGelu>(x, bands, bias, {}, out, second_out, nullptr, nullptr);
+}
+KERNEL(4)
+depthwise_3_gelu_gradient(const uint16_t* x, const uint32_t* bands, const uint16_t* map, uint16_t* out) {
+  convolve<3, End::kGeluGradient>(x, bands, nullptr, {map}, out, nullptr, nullptr, nullptr);
+}
+
+KERNEL(4)
+depthwise_cascade_bands(const float* taps_3, const float* taps_5, const float* taps_7, const float* taps_9,
+                        uint32_t* out) {
+  cascade_bands(taps_3, taps_5, taps_7, taps_9, out);
+}
+KERNEL(4) depthwise_pair_bands(const float* taps_1, const float* taps_2, uint32_t* out) {
+  pair_bands(taps_1, taps_2, out);
+}
+KERNEL(4)
+depthwise_cascade_sums(const float* sums_3, const float* sums_5, const float* sums_7, const float* sums_9, float* out) {
+  cascade_sums(sums_3, sums_5, sums_7, sums_9, out);
+}
+KERNEL(4) depthwise_pair_sums(const float* sums_1, const float* sums_2, float* out) {
+  pair_sums(sums_1, sums_2, out);
+}

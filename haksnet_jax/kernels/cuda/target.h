@@ -163,4 +163,8 @@ DEVICE void multiply(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+DEVICE float absolute(float x) { return fabsf(x); }
+DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }  // right to two units in the last place
+DEVICE float exponential(float x) { return __expf(x); }
+
 #endif

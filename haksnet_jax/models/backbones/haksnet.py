@@ -4,6 +4,7 @@ Source: the public implementation `peace1111/HAKSNet` (a fork of MMRotate), whos
 including what its class names do not tell: the doubled input of the channel gate and the activation that is never used.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from flax import nnx
 from haksnet_jax.distributed.mesh import MIN_SPLIT_SIZE
 from haksnet_jax.kernels.gated_mlp import GatedMLPWeights, gated_mlp
 from haksnet_jax.kernels.narrow_conv import narrow_conv
+from haksnet_jax.models import cascades
 from haksnet_jax.models.initializers import kaiming_fan_out
 from haksnet_jax.models.layers import (
     BatchNorm,
@@ -71,6 +73,17 @@ class PatchEmbedding(nnx.Module):
         return self.norm(self.conv(x), train=train)
 
 
+def _taps_and_biases(convolutions):
+    return [one.kernel[...] for one in convolutions], [one.bias[...] for one in convolutions]
+
+
+def _gates(graph, state, channel_means, global_means):
+    """The factors of the kernels' weights, logits [B, H, W, 4] and [B, 4], by means [B, H, W, 4] and [B, 4 C]."""
+    spatial_fusion, kernel_attention_1, kernel_attention_2 = nnx.merge(graph, state)
+    hidden = jax.nn.relu(kernel_attention_1(global_means))
+    return mark_kept(spatial_fusion(channel_means)), jax.nn.softmax(kernel_attention_2(hidden))
+
+
 class KernelSelection(nnx.Module):
     """A cascade of depthwise convolutions 3, 5, 7, 9, summed with weights for each position and each kernel."""
 
@@ -85,16 +98,19 @@ class KernelSelection(nnx.Module):
 
     @jax.named_scope("kernel_selection")
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
+        convolutions = self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9
+        gates = nnx.split((self.spatial_fusion, self.kernel_attention_1, self.kernel_attention_2))
+        if cascades.suits(x, cascades.SIDES):
+            graph, state = gates
+            return cascades.select_kernels(functools.partial(_gates, graph), state, x, *_taps_and_biases(convolutions))
         u, cascade, channel_means, global_means = x, [], [], []
-        for convolve in (self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9):
+        for convolve in convolutions:
             u, channel_mean, global_mean = mark_kept(convolve.with_means(u))
             cascade.append(u)
             channel_means.append(channel_mean)
             global_means.append(global_mean)
-        stacked_means = jnp.stack(channel_means, axis=-1)  # [B, H, W, 4]
-        spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(stacked_means)))  # [B, H, W, 4]
-        hidden = jax.nn.relu(self.kernel_attention_1(jnp.concatenate(global_means, axis=-1)))  # of [B, 4 C]
-        kernel = jax.nn.softmax(self.kernel_attention_2(hidden))  # [B, 4]
+        logits, kernel = _gates(*gates, jnp.stack(channel_means, axis=-1), jnp.concatenate(global_means, axis=-1))
+        spatial = jax.nn.sigmoid(logits)
         weights = spatial.astype(jnp.float32) * kernel[:, None, None, :]
         mixed = sum(u.astype(jnp.float32) * weights[..., i, None] for i, u in enumerate(cascade))
         return x * mixed.astype(x.dtype)
@@ -140,6 +156,8 @@ class ChannelMixing(nnx.Module):
         means = mark_kept(sum_over_positions(x) / (x.shape[1] * x.shape[2]))  # [B, C]
         gate = jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(means))))
         square = _gated_square_on_gpu if platform() == "gpu" and x.dtype == jnp.bfloat16 else _gated_square
+        if cascades.suits(x, (3,)):
+            return cascades.convolve_twice(square(x, gate), *_taps_and_biases((self.dw_conv_1, self.dw_conv_2)))
         hidden = mark_kept(self.dw_conv_1(square(x, gate)))
         return self.dw_conv_2(gelu(hidden))
 

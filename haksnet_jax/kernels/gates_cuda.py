@@ -1,0 +1,49 @@
+"""The gradient of a mixture of four maps with respect to its weights, on NVIDIA GPUs in bfloat16: cuda/gates.cu."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from haksnet_jax.kernels import ptx
+
+_THREADS = 256
+
+
+def gradient(
+    of_mixed: jax.Array, maps: Sequence[jax.Array], spatial: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of the factors of weights w[b, h, w, i] = spatial[b, h, w, i] * kernel[b, i].
+
+    Args:
+      of_mixed: [B, H, W, C] bfloat16 gradient with respect to the sum of maps[i] * w[..., i], C a multiple of 8.
+      maps: four arrays like it.
+      spatial: [B, H, W, 4] bfloat16, the sigmoid of logits; B at most 65,535.
+      kernel: [B, 4] float32.
+
+    Returns:
+      ([B, H, W, 4] bfloat16 gradient of the logits, rounded once, [B, 4] float32 gradient of kernel).
+    """
+    num_images, height, width, num_channels = of_mixed.shape
+    members_log = _members_log(num_channels)
+    blocks = pl.cdiv((height * width) << members_log, _THREADS)
+    of_logits, of_kernel = ptx.call(
+        "gates",
+        "gates_gradient",
+        (of_mixed, *maps, spatial, kernel),
+        (
+            jax.ShapeDtypeStruct(spatial.shape, spatial.dtype),
+            jax.ShapeDtypeStruct((num_images, 4, blocks), jnp.float32),
+        ),
+        grid=(blocks, num_images, 1),
+        threads=_THREADS,
+        shared=4 * 4 * _THREADS // 32,
+        numbers={"HEIGHT": height, "WIDTH": width, "CHANNELS": num_channels, "MEMBERS_LOG": members_log},
+    )
+    return of_logits, of_kernel.sum(2)
+
+
+def _members_log(num_channels):
+    """The logarithm of how many threads share a position: 8 where all of them have as many vectors of 8 channels."""
+    return 3 if num_channels % 64 == 0 else 2

@@ -1,0 +1,83 @@
+"""Kernel selection and channel mixing in the form for NVIDIA GPUs against the plain one, on a GPU or emulated."""
+
+import cuda_machine
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from haksnet_jax.models import cascades
+from haksnet_jax.models.backbones import haksnet
+
+
+@pytest.fixture(scope="module", params=["emulation", "gpu"])
+def machine(request, tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("emulation") for _ in range(3)]
+    with (
+        cuda_machine.machine(request.param, "depthwise", folders[0]),
+        cuda_machine.machine(request.param, "narrow", folders[1]),
+        cuda_machine.machine(request.param, "gates", folders[2]),
+        cuda_machine.nvidia_gpu(request.param),
+    ):
+        yield request.param
+
+
+def result_and_gradients(module, x, gradient):
+    """The module's output and its gradients, by name, in float32."""
+    graph, state = nnx.split(module)
+    out, pull_back = jax.vjp(lambda state, x: nnx.merge(graph, state)(x), state, x)
+    of_state, of_x = pull_back(gradient.astype(out.dtype))
+    named = {jax.tree_util.keystr(path): value for path, value in jax.tree.leaves_with_path(of_state)}
+    return {name: np.asarray(value, np.float32) for name, value in {"out": out, "x": of_x, **named}.items()}
+
+
+# Several regions cut by borders, with channels that no block divides; several images, more than one in a region.
+@pytest.mark.parametrize("shape", [(1, 17, 40, 24), (5, 9, 14, 8)], ids=str)
+@pytest.mark.parametrize("part", [haksnet.KernelSelection, haksnet.ChannelMixing])
+def test_the_form_for_gpus_gives_what_the_plain_one_does(machine, monkeypatch, part, shape):
+    rng = np.random.default_rng(0)
+    x, gradient = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for _ in range(2))
+    module = part(shape[-1], dtype=jnp.bfloat16, rngs=nnx.Rngs(1))
+    for name, part_of_it in vars(module).items():
+        if name.startswith("dw_conv"):
+            part_of_it.bias[...] = jnp.asarray(rng.standard_normal(shape[-1]), jnp.float32)
+        if name.startswith("kernel_attention"):  # the ReLU lets something through, and no kernel has all the weight
+            part_of_it.kernel[...] *= 0.05
+            part_of_it.bias[...] += 1
+    assert cascades.suits(x, cascades.SIDES)
+    got = result_and_gradients(module, x, gradient)
+    monkeypatch.setattr(cascades, "suits", lambda x, sides: False)
+    plain = result_and_gradients(module, x, gradient)
+    wide = part(shape[-1], dtype=jnp.float32, rngs=nnx.Rngs(1))
+    nnx.update(wide, nnx.state(module))
+    exact = result_and_gradients(wide, x.astype(jnp.float32), gradient.astype(jnp.float32))
+    if part is haksnet.KernelSelection:
+        assert (got["out"] == plain["out"]).all()
+    for name, want in exact.items():
+        ours, theirs = (np.sqrt(np.mean(np.square(of[name] - want))) for of in (got, plain))
+        # As near to float32 as the plain form, which rounds twice what is rounded once here. Few numbers, as the
+        # gradients of biases are, are nearer or farther by chance: bfloat16's 2^-8, of sums.
+        chance = 1e-6 if want.size > 1000 else 2**-8
+        assert ours <= 1.1 * theirs + chance * np.abs(want).max(), name
+        assert np.abs(want).max() > 0, name
+        assert np.abs(got[name] - plain[name]).max() < 2**-6 * np.abs(want).max(), name
+
+
+def test_each_device_of_a_mesh_takes_its_images(monkeypatch):
+    monkeypatch.setattr(cascades.ptx, "shared_bytes", lambda: 227 << 10)
+    x = jax.ShapeDtypeStruct((8, 64, 64, 16), jnp.bfloat16)
+
+    for part, num_maps, num_sums in ((haksnet.KernelSelection, 8, 2), (haksnet.ChannelMixing, 4, 1)):
+        graph, state = nnx.split(part(16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+
+        def loss(state, x, graph=graph):
+            return nnx.merge(graph, state)(x).astype(jnp.float32).sum()
+
+        with cuda_machine.gpus(2):
+            text = str(jax.jit(jax.grad(loss, (0, 1))).trace(state, x).jaxpr)
+        calls = [line for line in text.splitlines() if " = ffi_call[" in line]
+        # One for each convolution and its gradient, of the device's four images; weights' gradients meet once.
+        assert sum("bf16[4,64,64,16]" in call for call in calls) == num_maps
+        assert not any("[8,64,64" in call for call in calls)
+        assert text.count(" = psum[") == num_sums  # (and those of the convolution of four channels)

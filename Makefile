@@ -57,16 +57,17 @@ docs: venv
 	$(BIN)/python -m haksnet_jax.cli.reference
 	$(BIN)/mkdocs build --quiet
 
-ptx: $(addprefix haksnet_jax/kernels/cuda/, depthwise.ptx gated_mlp.ptx gates.ptx matching.ptx narrow.ptx roi_align.ptx selection.ptx suppression.ptx)
+ptx: $(addprefix haksnet_jax/kernels/cuda/, depthwise.ptx gated_mlp.ptx gates.ptx matching.ptx narrow.ptx \
+    partial_conv.ptx roi_align.ptx rpn.ptx selection.ptx suppression.ptx)
 
 # What CUDA's compiler makes of a kernel (nvcc 13), without its comments and in the version of PTX that drivers of CUDA 11.8
 # and newer read, which knows no used_bytes_mask, a hint. Instructions of Hopper alone need a later one, and name their GPU;
 # nvcc checks them where it is told of that GPU, and does not know the numbers that Python writes in later, so the target is
 # named afterwards.
-GATED_MLP := haksnet_jax/kernels/cuda/gated_mlp.ptx
-$(GATED_MLP): PTX_VERSION := 8.0
-$(GATED_MLP): PTX_TARGET := sm_90a
-$(GATED_MLP) haksnet_jax/kernels/cuda/roi_align.ptx: haksnet_jax/kernels/cuda/hopper.h
+HOPPER := $(addprefix haksnet_jax/kernels/cuda/, gated_mlp.ptx rpn.ptx)
+$(HOPPER): PTX_VERSION := 8.0
+$(HOPPER): PTX_TARGET := sm_90a
+$(HOPPER) haksnet_jax/kernels/cuda/roi_align.ptx: haksnet_jax/kernels/cuda/hopper.h
 haksnet_jax/kernels/cuda/%.ptx: haksnet_jax/kernels/cuda/%.cu haksnet_jax/kernels/cuda/target.h
 	nvcc -arch=compute_80 -ptx -O3 -std=c++17 -o $@.raw $<
 	sed -e 's://.*$$::' -e 's/[[:space:]]*$$//' -e '/^$$/d' -e '/\.pragma "used_bytes_mask /d' \

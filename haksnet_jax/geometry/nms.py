@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from haksnet_jax.geometry.rotated_iou import box_frames, iou_of_frames
 from haksnet_jax.kernels import ptx, suppression_cuda
+from haksnet_jax.kernels.selection import descending
 from haksnet_jax.structures import AnyArray
 from haksnet_jax.target import by_platform, is_portable
 
@@ -167,7 +168,7 @@ def _nms(columns, overlap, words, scores, valid, iou_threshold, max_outputs, gro
         return empty, empty > 0, jnp.int32(0)
     finite = functools.reduce(jnp.logical_and, [jnp.isfinite(column) for column in columns])
     alive = jnp.asarray(valid, bool) & jnp.isfinite(scores) & finite
-    order = jnp.argsort(jnp.where(alive, -scores, jnp.inf), stable=True).astype(jnp.int32)
+    order = descending(jnp.where(alive, scores, -jnp.inf))
     columns, alive = tuple(column[order] for column in columns), alive[order]
     groups = None if groups is None else jnp.asarray(groups)[order]
 

@@ -16,6 +16,9 @@ from haksnet_jax.models.roi_head import DetectionSettings, RotatedRoIHead, selec
 from haksnet_jax.models.rpn import OrientedRPN, ProposalSettings, select_proposals
 from haksnet_jax.structures import AnyArray, PaddedDetections, Proposals
 
+# Layers whose kernels every computation rounds to the type of the arithmetic before anything else.
+ROUNDED_LAYERS = (("fpn", "outputs"), ("roi_head", "fc_1"), ("roi_head", "fc_2"))
+
 
 class BoxSettings(NamedTuple):
     """How boxes are told to the network; kept with the model, since its weights mean nothing without them."""

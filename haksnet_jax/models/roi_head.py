@@ -10,6 +10,7 @@ from flax import nnx
 from haksnet_jax.geometry.box_coders import decode_delta_xywha
 from haksnet_jax.geometry.nms import nms_rotated
 from haksnet_jax.kernels.roi_align import roi_levels, rotated_roi_align
+from haksnet_jax.kernels.selection import top_k
 from haksnet_jax.models.initializers import xavier_normal
 from haksnet_jax.models.layers import OutputLinear
 from haksnet_jax.structures import AnyArray, PaddedDetections, Proposals
@@ -126,7 +127,7 @@ def select_detections(
         boxes = boxes / jnp.concatenate([scale, scale, jnp.ones(1, scale.dtype)])
         candidates = jnp.where(valid[:, None] & (scores > settings.score_threshold), scores, 0.0).reshape(-1)
         count = min(settings.max_candidates, candidates.size)
-        top, index = jax.lax.top_k(candidates, count)
+        top, index = top_k(candidates, count)
         top_boxes = boxes[index // num_classes]
         labels = (index % num_classes).astype(jnp.int32)
         kept_index, kept, cut_after = nms_rotated(

@@ -13,6 +13,7 @@ from haksnet_jax.geometry.anchors import level_shapes
 from haksnet_jax.geometry.box_coders import decode_midpoint_offset
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
 from haksnet_jax.geometry.nms import nms_horizontal
+from haksnet_jax.kernels import rpn_cuda
 from haksnet_jax.kernels.selection import top_k, top_k_of_parts
 from haksnet_jax.models.initializers import normal
 from haksnet_jax.models.layers import OutputLinear
@@ -70,26 +71,29 @@ class OrientedRPN(nnx.Module):
           logits [B, A] and midpoint-offset deltas [B, A, 6], float32; levels one after another, in a level by row,
           column, anchor, as `anchor_grid` lists them.
         """
-        on_canvas = functools.partial(self._on_canvas, rounded=rounded)
-        if not rounded:
-            return on_canvas(features)
-        return by_platform(features, cuda=self._level_by_level, default=on_canvas)
+        forms = (functools.partial(form, rounded=rounded) for form in (self._on_canvas, self._level_by_level))
+        on_canvas, level_by_level = forms
+        on_hopper = not rounded and rpn_cuda.suits(features, self.num_anchors)
+        return by_platform(features, cuda=self._on_hopper if on_hopper else level_by_level, default=on_canvas)
 
-    def _on_canvas(self, features, rounded):
-        batch = features[0].shape[0]
-        canvas, corners = _pack(features)
-        canvas, kernel = self._factors(canvas)
+    def _hidden(self, x, rounded):
+        x, kernel = self._factors(x)
         if rounded:
-            canvas, kernel = canvas.astype(self.dtype), kernel.astype(self.dtype)
+            x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         hidden = jax.lax.conv_general_dilated(
-            canvas,
+            x,
             kernel,
             window_strides=(1, 1),
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         assert self.conv.bias is not None
-        hidden = jax.nn.relu(hidden + self.conv.bias[...])
+        return jax.nn.relu(hidden + self.conv.bias[...])
+
+    def _on_canvas(self, features, rounded):
+        batch = features[0].shape[0]
+        canvas, corners = _pack(features)
+        hidden = self._hidden(canvas, rounded)
         logits, deltas = self.logits(hidden), self.deltas(hidden)
 
         def unpack(x, values):
@@ -101,19 +105,30 @@ class OrientedRPN(nnx.Module):
 
         return unpack(logits, ()), unpack(deltas, (6,))
 
-    def _level_by_level(self, features):
-        """The rounded scores, without the passes over memory that put a canvas together, and the zeros between levels.
+    def _level_by_level(self, features, rounded):
+        """The scores, without the passes over memory that put a canvas together, and the zeros between levels.
 
-        Written as the pyramid's last convolutions are (`fpn.FPN.outputs`), so that a GPU's compiler, which tunes each
-        distinct convolution, has tuned those of four levels already. As there, bias and sum are rounded to the type of
-        the arithmetic, where the canvas adds the bias in float32.
+        Rounded ones are written as the pyramid's last convolutions are (`fpn.FPN.outputs`), so that a GPU's compiler,
+        which tunes each distinct convolution, has tuned those of four levels already. As there, bias and sum are
+        rounded to the type of the arithmetic, where the canvas adds the bias in float32.
         """
         logits, deltas = [], []
         for level in features:
-            hidden = jax.nn.relu(self.conv(level)).astype(jnp.float32)
+            if rounded:
+                hidden = jax.nn.relu(self.conv(level)).astype(jnp.float32)
+            else:
+                hidden = self._hidden(level, rounded)
             logits.append(self.logits(hidden).reshape(len(level), -1))
             deltas.append(self.deltas(hidden).reshape(len(level), -1, 6))
         return jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
+
+    def _on_hopper(self, features):
+        """The scores by one kernel, which keeps the hidden layer to itself."""
+        assert self.conv.bias is not None and self.logits.bias is not None and self.deltas.bias is not None
+        kernel = jnp.concatenate([self.logits.kernel[...], self.deltas.kernel[...]], axis=1)
+        bias = jnp.concatenate([self.logits.bias[...], self.deltas.bias[...]])
+        logits, deltas = rpn_cuda.head(features, self.conv.kernel[...], self.conv.bias[...], kernel, bias)
+        return logits.reshape(len(logits), -1), deltas.reshape(len(deltas), -1, 6)
 
     @jax.named_scope("rpn_samples")
     def at(self, features: Sequence[jax.Array], index: AnyArray) -> tuple[jax.Array, jax.Array]:

@@ -245,8 +245,12 @@ def test_more_outputs_than_boxes():
 @pytest.fixture(scope="module", params=["emulation", "gpu"])
 def gpu(request, tmp_path_factory):
     """Where the kernels for NVIDIA GPUs serve."""
-    folder = tmp_path_factory.mktemp("emulation")
-    with cuda_machine.machine(request.param, "suppression", folder), cuda_machine.nvidia_gpu(request.param):
+    sorting, suppressing = (tmp_path_factory.mktemp(source) for source in ("selection", "suppression"))
+    with (
+        cuda_machine.machine(request.param, "selection", sorting),
+        cuda_machine.machine(request.param, "suppression", suppressing),
+        cuda_machine.nvidia_gpu(request.param),
+    ):
         yield
 
 

@@ -36,6 +36,8 @@ def values_of(kind, n):
         values[:] = 0.5
     if kind == "sorted":
         values = np.sort(values)
+    if kind == "few":  # as scores of classes: most of them below what counts
+        values = np.where(values > 2.4, values, np.float32(0))
     if kind == "infinite":
         values[::3] = -np.inf
     return values
@@ -51,6 +53,8 @@ def values_of(kind, n):
         ("equal", (0, 20_000), 2048),
         ("sorted", (0, 30_001), 1),
         ("infinite", (0, 12_000), 2000),
+        ("few", (0, 3, 15_003), 4096),
+        ("few", (5, 20_001), 900),  # by groups, of which too many are not below the bound
     ],
 )
 def test_largest_values_are_those_of_a_stable_sort(machine, kind, bounds, k):
@@ -76,3 +80,10 @@ def test_the_order_of_numbers_is_that_of_top_k(machine):
     cpu = jax.local_devices(backend="cpu")[0]
     for ours, expected in zip(got, jax.lax.top_k(jax.device_put(values, cpu), len(values)), strict=True):
         np.testing.assert_array_equal(np.asarray(ours)[0], expected)
+
+
+def test_places_from_the_largest_on(machine):
+    values = values_of("ties", 3 * 1000).reshape(3, 1000)
+    values[1, ::2], values[2, ::3] = -np.inf, -0.0
+    places = jax.jit(jax.vmap(selection.descending))(values)
+    np.testing.assert_array_equal(places, np.argsort(-values, axis=1, kind="stable"))

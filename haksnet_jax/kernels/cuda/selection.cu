@@ -1,127 +1,283 @@
 // The largest values of parts of rows, in descending order; of equal ones those that come first.
 //
-// A block a part. An entry is a value and its place: no two are equal, so the result is the same in every run. Entries
-// from a bound on are collected and sorted. The bound is the k-th largest of the maxima of 4,096 interleaved groups: k
-// entries at least are not below it, and hardly more unless very many values are equal or nearly so. Then the bound is
-// raised, by counting.
+// An entry is a value and its place: no two are equal, so the result is the same in every run. Three kernels:
+//
+// - `maxima`, by many blocks: of each group of 8 values of a row, where a part is long.
+// - `candidates`, a block a part: entries among which the largest are, hardly more than are kept. They are those from a
+//   bound on: about the k-th largest of the maxima of 8,192 sets of groups, so that k at least are not below it. Only
+//   groups whose maximum is not below it are read again. Where very many values are equal or nearly so, the k-th
+//   largest value itself is found by counting, and of those equal to it the first are taken.
+// - `ranked`, by many blocks: an entry goes where as many are larger as it has before it. Nothing is sorted: one block
+//   that sorts takes five times as long as many that compare all entries with all.
 #include "target.h"
 
 HAKS_NUMBER(VALUES)  // of a row
 HAKS_NUMBER(PARTS)   // of a row
-HAKS_NUMBER(KEPT)    // of a part, at most 2,048
+HAKS_NUMBER(KEPT)    // of a part
+HAKS_NUMBER(ROOM)    // candidates of a part, at least twice as many as are kept; a multiple of 32
+HAKS_NUMBER(LONG)    // values of a part from which on it is read by groups
+HAKS_NUMBER(GROUPS)  // room for maxima of a row
+HAKS_NUMBER(DIRECT)  // whether all values are candidates
 
-constexpr int kWide = 1024;     // threads
-constexpr int kTogether = 16;   // values of a thread that are read at once
-constexpr int kGroups = 4;      // of a thread
-constexpr int kRoom = 1 << 13;  // entries that can be sorted
+constexpr int kWide = 1024;    // threads of the wide kernels
+constexpr int kNarrow = 256;   // threads of the other one
+constexpr int kWarp = 32;
+constexpr int kGroup = 8;      // values
+constexpr int kTogether = 16;  // values of a thread that are read at once
+constexpr int kSets = 8;       // of a thread
+constexpr int kBits = 32;      // of a key
 constexpr int kPivots = 7;
 
 // The bits of float32 numbers as integers in the same order (-NaN, -infinity to infinity, NaN), and back.
 DEVICE uint32_t ordered(uint32_t bits) { return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u); }
 DEVICE uint32_t restored(uint32_t key) { return key ^ (key >> 31 ? 0x80000000u : 0xffffffffu); }
 
-DEVICE uint64_t entry(uint32_t bits, int place) { return uint64_t(ordered(bits)) << 32 | ~uint32_t(place); }
+DEVICE uint64_t entry(uint32_t key, int place) { return uint64_t(key) << 32 | ~uint32_t(place); }
 
-// Calls f(bits, place, n) for the values of this thread, n counting those that are read together.
+struct Part {
+  const uint32_t* values;
+  int start, length, number;  // the number counts parts of all rows
+
+  DEVICE Part(const uint32_t* rows, const int* bounds) {
+    const int row = block_x(), part = block_y();
+    start = bounds[part], length = bounds[part + 1] - start, number = row * HAKS(PARTS) + part;
+    values = rows + size_t(row) * HAKS(VALUES) + start;
+  }
+  DEVICE size_t groups() const { return size_t(block_x()) * HAKS(GROUPS) + start / kGroup + block_y(); }
+};
+
+DEVICE uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+
+// Maxima, as keys. Eight threads read eight groups together; each is left with the maximum of one.
+KERNEL(4) maxima(const uint32_t* rows, const int* bounds, uint32_t* out) {
+  const Part part(rows, bounds);
+  if (part.length < HAKS(LONG)) return;
+  const int member = thread() % kGroup, team = (block_z() * kNarrow + thread()) / kGroup;
+  const int first = team * kGroup * kGroup;
+  if (block_z() * kNarrow * kGroup >= part.length) return;
+  uint32_t keys[kGroup];
+#pragma unroll
+  for (int n = 0; n < kGroup; ++n) {
+    const int place = first + n * kGroup + member;
+    keys[n] = place < part.length ? ordered(part.values[place]) : 0;
+  }
+#pragma unroll
+  for (int half = kGroup / 2; half; half /= 2) {
+    const bool upper = member & half;
+#pragma unroll
+    for (int n = 0; n < half; ++n) {
+      const uint32_t mine = upper ? keys[n + half] : keys[n], other = upper ? keys[n] : keys[n + half];
+      keys[n] = larger(mine, uint32_t(bits_of(shuffle_xor(float_of(int(other)), half))));
+    }
+  }
+  const int group = team * kGroup + member;
+  if (group * kGroup < part.length) out[part.groups() + group] = keys[0];
+}
+
+// Calls f(bits, number of the value, here), kTogether values of a thread after each other, for all threads of a warp.
 template <typename F>
 DEVICE void visit(const uint32_t* values, int length, F f) {
+  for (int first = 0; first < length; first += kWide * kTogether) {
+    uint32_t bits[kTogether];
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      const int place = first + n * kWide + thread();
+      bits[n] = place < length ? values[place] : 0;
+    }
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      if (first + n * kWide < length) f(bits[n], first + n * kWide + thread(), first + n * kWide + thread() < length);
+    }
+  }
+}
+
+// A slot for each thread of a warp that asks for one: `count` is raised by their number.
+DEVICE int slot_of(bool asks, int* count) {
+  const uint32_t asking = votes(asks);
+  if (!asking) return 0;
+  const int lane = thread() % kWarp;
+  const int base = lane == 0 ? shared_add(count, count_bits(asking)) : 0;
+  return warp_largest(base) + count_bits(asking & ((1u << lane) - 1));
+}
+
+// The sum over a block. Places that `counter` points to hold zero before, and the sum thereafter.
+DEVICE int total_of(int mine, int most_bits, int* counter) {
+  int together = 0;
+  for (int bit = 0; bit < most_bits; ++bit) together += count_bits(votes(mine >> bit & 1)) << bit;
+  if (thread() % kWarp == 0) shared_add(counter, together);
+  block_barrier();
+  return *counter;
+}
+
+
+// As many entries as are kept are not below the bound that is returned, and hardly more. Keys of values or of maxima.
+template <typename Key>
+DEVICE uint32_t bound_of(const uint32_t* values, int length, int* counters, Key key) {
+  uint32_t sets[kSets] = {};
   for (int first = thread(); first < length; first += kWide * kTogether) {
     uint32_t bits[kTogether];
 #pragma unroll
-    for (int n = 0; n < kTogether; ++n) bits[n] = first + n * kWide < length ? values[first + n * kWide] : 0;
+    for (int n = 0; n < kTogether; ++n) bits[n] = first + n * kWide < length ? key(values[first + n * kWide]) : 0;
 #pragma unroll
-    for (int n = 0; n < kTogether; ++n) {
-      if (first + n * kWide < length) f(bits[n], first + n * kWide, n);
+    for (int n = 0; n < kTogether; ++n) sets[n % kSets] = larger(sets[n % kSets], bits[n]);
+  }
+  uint32_t bound = 0;
+  for (int bit = kBits - 1; bit >= 0; --bit) {
+    const uint32_t next = bound | 1u << bit;
+    int mine = 0;
+#pragma unroll
+    for (int n = 0; n < kSets; ++n) mine += sets[n] >= next;
+    const int reached = total_of(mine, 4, counters + bit);
+    if (reached < HAKS(KEPT)) continue;
+    bound = next;
+    if (reached <= HAKS(KEPT) + HAKS(KEPT) / 16) break;
+  }
+  return bound;
+}
+
+// The entries of the first `wanted` values whose key is this one, from a slot on.
+DEVICE void take_first(const Part& part, uint32_t key, int wanted, uint64_t* entries, int* of_warps) {
+  for (int first = 0, taken = 0; first < part.length && taken < wanted; first += kWide) {
+    const int place = first + thread();
+    const bool here = place < part.length && ordered(part.values[place]) == key;
+    const uint32_t equal = votes(here);
+    block_barrier();
+    if (thread() % kWarp == 0) of_warps[thread() / kWarp] = count_bits(equal);
+    block_barrier();
+    int before = taken;
+    for (int warp = 0; warp < kWide / kWarp; ++warp) {
+      if (warp < thread() / kWarp) before += of_warps[warp];
+      taken += of_warps[warp];
     }
+    before += count_bits(equal & ((1u << thread() % kWarp) - 1));
+    if (here && before < wanted) entries[before] = entry(key, place);
   }
 }
 
-// Sorts a power of two of entries, the largest first (bitonic sort). A warp's pairs nearer than 64 are its own.
-DEVICE void sort(uint64_t* entries, int size) {
-  block_barrier();
-  for (int width = 2, last = 1; width <= size; width *= 2) {
-    for (int distance = width / 2; distance; last = distance, distance /= 2) {
-      if (distance > 32 || last > 32) {
-        block_barrier();
-      } else {
-        warp_barrier();
-      }
-      for (int pair = thread(); pair < size / 2; pair += kWide) {
-        const int low = 2 * pair - (pair & (distance - 1));
-        const uint64_t a = entries[low], b = entries[low + distance];
-        if ((a < b) == ((low & width) == 0)) entries[low] = b, entries[low + distance] = a;
-      }
-    }
-  }
-  block_barrier();
-}
-
-// Raises the bound by as many eighths of the way to `beyond` as leave `kept` entries, and lowers `beyond` to the next.
-DEVICE void raise(uint64_t& bound, uint64_t& beyond, const uint32_t* values, int length, int kept, int* counts) {
-  const uint64_t step = beyond - bound < 8 ? 1 : (beyond - bound) / 8;
-  int mine[kPivots] = {};
-  visit(values, length, [&](uint32_t bits, int place, int) {
-    const uint64_t other = entry(bits, place);
+// Exactly those that are kept, where too many are not below a bound.
+DEVICE void take_exactly(const Part& part, uint32_t bound, uint64_t* entries, int* counters) {
+  // As many as are kept are not below `low`, fewer not below `high`.
+  uint64_t low = bound, high = uint64_t(1) << kBits, step = 1;
+  int above = 0;
+  while (high - low > 1) {
+    block_barrier();
+    if (thread() < kPivots) counters[thread()] = 0;
+    block_barrier();
+    int mine[kPivots] = {};
+    visit(part.values, part.length, [&](uint32_t bits, int, bool here) {
 #pragma unroll
-    for (int n = 0; n < kPivots; ++n) mine[n] += other >= bound + step * (n + 1);
-  });
-#pragma unroll
-  for (int n = 0; n < kPivots; ++n) shared_add(counts + n, mine[n]);
-  block_barrier();
-  int passed = 0;
-  while (passed < kPivots && counts[passed] >= kept) ++passed;
-  bound += step * passed;
-  if (passed < kPivots) beyond = bound + step;
-}
-
-WIDE_KERNEL largest(const uint32_t* values, const int* bounds, uint32_t* top, int* index) {
-  const int problem = block_x(), part = block_y(), kept = HAKS(KEPT);
-  const int start = bounds[part], length = bounds[part + 1] - start;
-  values += size_t(problem) * HAKS(VALUES) + start;
-  top += (size_t(problem) * HAKS(PARTS) + part) * kept;
-  index += (size_t(problem) * HAKS(PARTS) + part) * kept;
-  uint64_t* entries = reinterpret_cast<uint64_t*>(shared_memory());
-  int* counts = reinterpret_cast<int*>(entries + kRoom);
-
-  int total = length;
-  if (length <= kRoom) {
-    visit(values, length, [&](uint32_t bits, int place, int) { entries[place] = entry(bits, place); });
-  } else {
-    uint32_t most[kGroups] = {};
-    visit(values, length, [&](uint32_t bits, int, int n) {
-      const uint32_t key = ordered(bits);
-      most[n % kGroups] = key > most[n % kGroups] ? key : most[n % kGroups];
+      for (int n = 0; n < kPivots; ++n) mine[n] += here && ordered(bits) >= low + step * (n + 1);
     });
 #pragma unroll
-    for (int n = 0; n < kGroups; ++n) entries[n * kWide + thread()] = uint64_t(most[n]) << 32;
-    sort(entries, kWide * kGroups);
-    // As many entries as are kept are not below the bound, and fewer are not below `beyond`.
-    uint64_t bound = entries[kept - 1], beyond = ~uint64_t(0);
-    for (;;) {
-      block_barrier();
-      if (thread() <= kPivots) counts[thread()] = 0;
-      block_barrier();
-      visit(values, length, [&](uint32_t bits, int place, int) {
-        const uint64_t mine = entry(bits, place);
-        if (mine >= bound) {
-          const int slot = shared_add(counts + kPivots, 1);
-          if (slot < kRoom) entries[slot] = mine;
-        }
+    for (int n = 0; n < kPivots; ++n) shared_add(counters + n, mine[n]);
+    block_barrier();
+    int passed = 0;
+    while (passed < kPivots && counters[passed] >= HAKS(KEPT)) ++passed;
+    low += step * passed;
+    if (passed < kPivots) high = low + step, above = counters[passed];
+    step = high - low < kPivots + 1 ? 1 : (high - low) / (kPivots + 1);
+  }
+  block_barrier();
+  if (thread() == 0) counters[0] = 0;
+  block_barrier();
+  visit(part.values, part.length, [&](uint32_t bits, int place, bool here) {
+    const bool is = here && ordered(bits) > low;
+    const int slot = slot_of(is, counters);
+    if (is) entries[slot] = entry(ordered(bits), place);
+  });
+  take_first(part, uint32_t(low), HAKS(KEPT) - above, entries + above, counters + 1);
+}
+
+WIDE_KERNEL candidates(const uint32_t* rows, const int* bounds, const uint32_t* all_maxima, uint64_t* out, int* sums) {
+  const Part part(rows, bounds);
+  uint64_t* entries = out + size_t(part.number) * HAKS(ROOM);
+  int* counters = reinterpret_cast<int*>(shared_memory());  // of rounds, of entries, of groups
+  int* groups = counters + kBits + 2;
+  int total = part.length;
+  if (total <= HAKS(ROOM)) {
+    for (int place = thread(); place < total; place += kWide) entries[place] = entry(ordered(part.values[place]), place);
+  } else {
+    if (thread() < kBits + 2) counters[thread()] = 0;
+    block_barrier();
+    int* found = counters + kBits;
+    uint32_t bound;
+    const auto take = [&](uint32_t bits, int place, bool here) {
+      const uint32_t key = ordered(bits);
+      const bool is = here && key >= bound;
+      const int slot = slot_of(is, found);
+      if (is && slot < HAKS(ROOM)) entries[slot] = entry(key, place);
+    };
+    bool fits = true;
+    if (part.length < HAKS(LONG)) {
+      bound = bound_of(part.values, part.length, counters, [](uint32_t bits) { return ordered(bits); });
+      visit(part.values, part.length, take);
+    } else {
+      const uint32_t* maxima = all_maxima + part.groups();
+      const int num_groups = (part.length + kGroup - 1) / kGroup;
+      bound = bound_of(maxima, num_groups, counters, [](uint32_t key) { return key; });
+      visit(maxima, num_groups, [&](uint32_t key, int group, bool here) {
+        const bool is = here && key >= bound;
+        const int slot = slot_of(is, found + 1);
+        if (is && slot < HAKS(ROOM)) groups[slot] = group;
       });
       block_barrier();
-      total = counts[kPivots];
-      if (total <= kRoom) break;
-      raise(bound, beyond, values, length, kept, counts);
+      const int num_found = found[1];
+      fits = num_found <= HAKS(ROOM);
+      const int end = fits ? num_found * kGroup : 0;
+      for (int first = 0; first < end; first += kWide * kTogether) {
+        uint32_t bits[kTogether];
+        int places[kTogether];
+#pragma unroll
+        for (int n = 0; n < kTogether; ++n) {
+          const int number = first + n * kWide + thread();
+          places[n] = number < end ? groups[number / kGroup] * kGroup + number % kGroup : part.length;
+          bits[n] = places[n] < part.length ? part.values[places[n]] : 0;
+        }
+#pragma unroll
+        for (int n = 0; n < kTogether; ++n) {
+          if (first + n * kWide < end) take(bits[n], places[n], places[n] < part.length);
+        }
+      }
+    }
+    block_barrier();
+    total = found[0];
+    if (!fits || total > HAKS(ROOM)) {
+      total = HAKS(KEPT);
+      take_exactly(part, bound, entries, counters);
     }
   }
+  if (thread() == 0) sums[part.number] = total;
+}
 
-  int size = 2;
-  while (size < total) size *= 2;
-  for (int slot = total + thread(); slot < size; slot += kWide) entries[slot] = 0;
-  sort(entries, size);
-  for (int slot = thread(); slot < kept; slot += kWide) {
-    const bool is = slot < total;
-    top[slot] = is ? restored(uint32_t(entries[slot] >> 32)) : 0xff800000u;  // -infinity
-    index[slot] = is ? start + int(~uint32_t(entries[slot])) : 0;
+// A block ranks as many entries as a warp has threads: each warp compares them with its share of all entries.
+WIDE_KERNEL ranked(const uint32_t* rows, const int* bounds, const uint64_t* candidates, const int* sums, uint32_t* top,
+                   int* index) {
+  const Part part(rows, bounds);
+  const int total = HAKS(DIRECT) ? part.length : sums[part.number], kept = HAKS(KEPT);
+  const int slot = block_z() * kWarp + thread() % kWarp;
+  if (block_z() * kWarp >= (total > kept ? total : kept)) return;
+  uint64_t* entries = reinterpret_cast<uint64_t*>(shared_memory());
+  int* before = reinterpret_cast<int*>(entries + HAKS(ROOM));
+  for (int n = thread(); n < total; n += kWide) {
+    entries[n] = HAKS(DIRECT) ? entry(ordered(part.values[n]), n) : candidates[size_t(part.number) * HAKS(ROOM) + n];
+  }
+  if (thread() < kWarp) before[thread()] = 0;
+  block_barrier();
+  const int share = (total + kWide / kWarp - 1) / (kWide / kWarp), from = thread() / kWarp * share;
+  const int to = from + share < total ? from + share : total;
+  const uint64_t mine = slot < total ? entries[slot] : 0;
+  int larger_ones = 0;
+#pragma unroll 8
+  for (int n = from; n < to; ++n) larger_ones += entries[n] > mine;
+  if (slot < total) shared_add(before + thread() % kWarp, larger_ones);
+  block_barrier();
+  if (thread() >= kWarp) return;
+  top += size_t(part.number) * kept;
+  index += size_t(part.number) * kept;
+  if (slot < total) {
+    const int rank = before[thread()];
+    if (rank < kept) top[rank] = restored(uint32_t(mine >> 32)), index[rank] = part.start + int(~uint32_t(mine));
+  } else if (slot < kept) {
+    top[slot] = 0xff800000u, index[slot] = 0;  // -infinity
   }
 }

@@ -15,7 +15,7 @@ from haksnet_jax.distributed import mesh as devices
 from haksnet_jax.geometry import matching, nms, rotated_iou
 from haksnet_jax.geometry.anchors import STRIDES, anchor_grid, inside_image
 from haksnet_jax.geometry.boxes import boxes_to_hboxes
-from haksnet_jax.inference.detection_session import make_step
+from haksnet_jax.inference.detection_session import make_step, placed
 from haksnet_jax.kernels import roi_align
 from haksnet_jax.kernels.depthwise import depthwise_conv
 from haksnet_jax.models.architecture import haksnet_detector
@@ -144,7 +144,7 @@ def one_device() -> jax.sharding.Mesh:
 def detector(name: str, image: int, batch: int, dtype: np.dtype) -> Part:
     """Part: detection, the last suppression included."""
     graph, params, stats = _detector(name, dtype, one_device())
-    variables = {"params": params, "batch_stats": stats}
+    variables = placed({"params": params, "batch_stats": stats}, one_device(), dtype)
     sizes, scale = jnp.full((batch, 2), image, jnp.int32), jnp.ones((batch, 2), jnp.float32)
     arguments = (variables, random_images(batch, image), sizes, scale, np.float32(0.05))
     step = make_step(graph, one_device(), proposal_settings=ProposalSettings(), detection_settings=DetectionSettings())

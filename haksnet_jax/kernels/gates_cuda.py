@@ -45,5 +45,9 @@ def gradient(
 
 
 def _members_log(num_channels):
-    """The logarithm of how many threads share a position: 8 where all of them have as many vectors of 8 channels."""
-    return 3 if num_channels % 64 == 0 else 2
+    """The logarithm of how many threads share a position.
+
+    8 images on an H200, 4 / 8 threads, microseconds: 256 x 256 x 32 45 / 48, 128 x 128 x 64 31 / 24, 64 x 64 x 160
+    23 / 18, 32 x 32 x 256 4.4 / 6.4.
+    """
+    return 3 if 64 <= num_channels < 256 else 2

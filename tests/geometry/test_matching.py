@@ -1,5 +1,6 @@
 import functools
 import math
+import re
 
 import cuda_machine
 import jax
@@ -323,9 +324,30 @@ def test_samples_under_vmap_are_those_of_each_image():
 @pytest.fixture(scope="module", params=["emulation", "gpu"])
 def gpu(request, tmp_path_factory):
     """Where the kernels for NVIDIA GPUs serve."""
-    folder = tmp_path_factory.mktemp("emulation")
-    with cuda_machine.machine(request.param, "matching", folder), cuda_machine.nvidia_gpu(request.param):
+    kind = request.param
+    machines = (
+        cuda_machine.machine(kind, source, tmp_path_factory.mktemp(source)) for source in ("matching", "selection")
+    )
+    with next(machines), next(machines), cuda_machine.nvidia_gpu(kind):
         yield
+
+
+@pytest.mark.parametrize(("n", "num_samples"), [(3000, 256), (12_000, 64), (100, 256)])
+def test_kernels_draw_the_samples_that_sorting_draws(gpu, n, num_samples):
+    images = [candidates_of(n, p, q, seed) for seed, (p, q) in enumerate([(0, 0), (9, n // 2), (n // 3, 3)])]
+    keys = jax.random.split(jax.random.key(6), 3)
+    positive, negative = (np.stack(flags) for flags in zip(*images, strict=True))
+    drawing = jax.jit(jax.vmap(functools.partial(sample, num_samples=num_samples, positive_fraction=0.5)))
+    assert re.search("pure_callback|ffi_call", str(drawing.trace(keys, positive, negative).jaxpr))
+    samples = jax.device_get(drawing(keys, positive, negative))
+    for i, key in enumerate(keys):
+        tickets = np.asarray(jax.random.bits(key, (n,), jnp.uint32)) >> 1
+        order = np.argsort(-tickets.astype(np.int64), kind="stable")
+        first_positives = order[positive[i][order]][: num_samples // 2]
+        first_negatives = order[negative[i][order]][: num_samples - len(first_positives)]
+        expected = [*first_positives, *first_negatives]
+        assert samples.index[i][samples.valid[i]].tolist() == expected
+        assert samples.positive[i].sum() == len(first_positives)
 
 
 @pytest.mark.parametrize(("num_anchors", "num_gt"), [(1, 1), (300, 70), (1500, 33)])

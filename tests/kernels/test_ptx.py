@@ -86,8 +86,9 @@ def test_each_device_calls_kernels_for_its_own_images():
 @pytest.mark.parametrize(
     ("shape", "grid"),
     [
-        ((8, 64, 64, 640), (40, 9)),  # 32 regions shared by as many blocks as an H100 holds at once, 396
+        ((8, 256, 256, 32), (2, 198)),  # 512 regions shared by as many blocks as an H100 holds at once, 396
         ((8, 128, 128, 64), (4, 66)),  # or 264, where each would have fewer than three of 128 regions
+        ((8, 64, 64, 640), (40, 6)),  # or there are many channels
         ((8, 32, 32, 1024), (64, 4)),
         ((1, 8, 8, 16 * 265), (265, 1)),  # more channels than that
     ],

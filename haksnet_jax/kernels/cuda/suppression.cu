@@ -292,13 +292,13 @@ DEVICE void settle(const uint32_t* words, const int* order, const int* counts, i
 }
 
 WIDE_KERNEL greedy_2(const uint32_t* words, const int* order, const int* counts, int* index, int* totals) {
-  settle<2, 4>(words, order, counts, index, totals);
+  settle<2, 8>(words, order, counts, index, totals);
 }
 
 WIDE_KERNEL greedy_4(const uint32_t* words, const int* order, const int* counts, int* index, int* totals) {
-  settle<4, 2>(words, order, counts, index, totals);
+  settle<4, 4>(words, order, counts, index, totals);
 }
 
 WIDE_KERNEL greedy_8(const uint32_t* words, const int* order, const int* counts, int* index, int* totals) {
-  settle<8, 1>(words, order, counts, index, totals);
+  settle<8, 2>(words, order, counts, index, totals);
 }

@@ -16,6 +16,7 @@ from flax import nnx
 from haksnet_jax.distributed.mesh import MIN_SPLIT_SIZE
 from haksnet_jax.kernels.gated_mlp import GatedMLPWeights, gated_mlp
 from haksnet_jax.kernels.narrow_conv import narrow_conv
+from haksnet_jax.kernels.partial_conv import partial_conv
 from haksnet_jax.models import cascades
 from haksnet_jax.models.initializers import kaiming_fan_out
 from haksnet_jax.models.layers import (
@@ -188,18 +189,12 @@ class PartialConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
-        kernel, num_channels = self.kernel[...], x.shape[-1]
-        if x.dtype != jnp.bfloat16 or platform() != "gpu":
-            convolved, untouched = jnp.split(x.astype(self.dtype), [self.num_convolved], axis=-1)
-            convolved = mark_kept(narrow_conv(convolved, kernel, _plain_convolution))
-            return jnp.concatenate([convolved, untouched], axis=-1)
-        # One convolution of all channels, where the others have a single weight of one at the centre: exact in
-        # bfloat16, and without the copies of parts, which take a GPU longer than the products with zeros.
-        beyond = (0, num_channels - self.num_convolved)
-        kernel = jnp.pad(kernel, ((0, 0), (0, 0), beyond, beyond))
-        identity = np.zeros((3, 3, num_channels, num_channels), np.float32)
-        identity[1, 1] = np.diag(np.arange(num_channels) >= self.num_convolved)
-        return _plain_convolution(x, kernel + identity)
+        kernel = self.kernel[...]
+        if x.dtype == jnp.bfloat16 and platform() == "gpu":
+            return partial_conv(x, kernel)
+        convolved, untouched = jnp.split(x.astype(self.dtype), [self.num_convolved], axis=-1)
+        convolved = mark_kept(narrow_conv(convolved, kernel, _plain_convolution))
+        return jnp.concatenate([convolved, untouched], axis=-1)
 
 
 class RedundancySuppression(nnx.Module):

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -46,6 +46,13 @@ def _write_sums(folder):
             logging.warning(
                 "%s is saved, but its %s could not be written (%s)", folder, sums.MANIFEST_FILE, _reason(error)
             )
+
+
+class Position(NamedTuple):
+    """Where a checkpoint stands: steps taken, examples taken."""
+
+    step: int
+    example: int
 
 
 class RunCheckpoints:
@@ -124,6 +131,17 @@ class RunCheckpoints:
     def steps(self) -> list[int]:
         """The steps that there is a checkpoint of, whole or not, in order."""
         return sorted(self._manager.all_steps())
+
+    def newest_position(self) -> Position | None:
+        """Where the newest checkpoint stands, whole or not; None where it does not say: `restore_newest` tells why."""
+        steps = self.steps()
+        if not steps:
+            return Position(0, 0)
+        try:
+            found = json.loads((self._manager.directory / str(steps[-1]) / "data" / "metadata").read_text())
+            return Position(steps[-1], int(found["examples"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
 
     def restore_newest(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole onto the devices.

@@ -82,6 +82,10 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
     of_step = (wanted, batch, np.float32(0))
     begun = executables.begin(config, of_step, mesh)  # (meanwhile the checkpoint is read)
     checkpoints = checkpoint.RunCheckpoints(workdir, max_to_keep=config.checkpoints_kept)
+    # Worker processes take seconds to start, and so does all that follows: they start where the newest checkpoint says.
+    expected = checkpoints.newest_position()
+    is_early = expected is not None and expected.step < num_steps
+    batches = _started(task, config, train_source, global_batch, expected.example, held) if is_early else ()
     data = resume.data_facts({"train": train_source, "val": val_source})
     first_step, first_example, state = resume.begin(
         task, config, workdir, checkpoints, wanted, lambda: create_state(*model, **options)[1], mesh, data,
@@ -95,19 +99,13 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
     log = RunLog(task, workdir, first_step, num_steps, global_batch, config)
     held.callback(_end, log, checkpoints)
     evaluation = Evaluation(task, config, workdir, graph, val_source, mesh, log, first_step=first_step)
-    batches = task.train_batches(
-        config,
-        train_source,
-        batch_size=global_batch // jax.process_count(),
-        first_example=first_example,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    held.callback(batches.close)  # (its workers, however the run ends)
 
     # ---- Steps
     if first_step < num_steps:
-        batches.start()  # (worker processes take seconds to start, and so does what follows)
+        if not is_early or first_example != expected.example:  # (a damaged checkpoint was left aside)
+            if is_early:
+                batches.close()
+            batches = _started(task, config, train_source, global_batch, first_example, held)
         train_step = executables.ready(train_step, of_step, mesh, begun)
     placed_batches = _placed(
         itertools.islice(batches, num_steps - first_step), arrays, mesh, accumulate_steps=config.accumulate_steps
@@ -161,6 +159,21 @@ def _run(task, config, workdir, mesh, stop, resume_policy, held):
         log.draw_curves()
     log.close(card)
     return card
+
+
+def _started(task, config, source, global_batch, first_example, held):
+    """Batches of training, the first of which is being made. They are closed however the run ends."""
+    batches = task.train_batches(
+        config,
+        source,
+        batch_size=global_batch // jax.process_count(),
+        first_example=first_example,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    held.callback(batches.close)
+    batches.start()
+    return batches
 
 
 def _end(log, checkpoints):

@@ -78,6 +78,9 @@ def iterate(rows: Sequence[Any], batch_size: int, num_workers: int, num_threads:
     if num_workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which absl refuses outside of an absl program
+        # Workers read it when they load numpy: else each starts a thread of OpenBLAS for every core, which waits busily
+        # for an eighth of a second (16 cores, 12 workers: seconds of all cores at the start).
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         # A worker makes whole batches, every num_workers-th; two threads overlap reading with decoding.
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
         dataset = dataset.to_iter_dataset(options).mp_prefetch(

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,17 +22,49 @@ _ALIGNED = 64  # bytes: where JAX takes an array of the host as it is
 _SMALL = 2**16
 
 
+Layout = dict[str, tuple[int, tuple[int, ...], np.dtype]]  # of array names to (first byte, shape, dtype)
+
+
 class Sent:
-    """Where a batch lies: what travels to the trainer through a pipe.
+    """Where a batch lies: what travels to the trainer through a pipe, where an `Arrived` comes out.
 
     Attributes:
       name: of the shared memory.
       size: bytes of the batch; the byte behind them is 1 while somebody reads it.
-      layout: dict of array names to (first byte, shape, dtype).
+      layout: Layout.
     """
 
-    def __init__(self, name: str, size: int, layout: dict[str, tuple[int, tuple[int, ...], np.dtype]]) -> None:
+    def __init__(self, name: str, size: int, layout: Layout) -> None:
         self.name, self.size, self.layout = name, size, layout
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (self.name, self.size, self.layout)
+
+
+class Arrived(NamedTuple):
+    """A batch in the trainer, see `Sent`; its memory is mapped."""
+
+    piece: SharedMemory
+    size: int
+    layout: Layout
+
+
+_mapped: weakref.WeakValueDictionary[str, SharedMemory] = weakref.WeakValueDictionary()
+_mapping = threading.Lock()
+
+
+def _arrive(name, size, layout):
+    """Maps a piece when its batch comes out of the pipe, perhaps long before somebody asks for the batch.
+
+    A worker that has sent its last batch ends, and what has no reader then loses its name. It ends when the trainer has
+    taken out of the pipe that this was the last.
+    """
+    with _mapping:
+        piece = _mapped.get(name)
+        if piece is None:
+            piece = _mapped[name] = SharedMemory(name)
+            piece.unlink()
+    return Arrived(piece, size, layout)
 
 
 class Pieces:
@@ -88,7 +120,7 @@ class Pieces:
 
 
 class Received:
-    """What the trainer has mapped of the pieces of its workers.
+    """The trainer's side: arrays of batches that arrived. It keeps their pieces mapped, since they come again.
 
     A piece has no name any more once it is mapped: it goes with the processes that use it, however they end.
     """
@@ -96,19 +128,16 @@ class Received:
     def __init__(self) -> None:
         self._pieces: dict[str, SharedMemory] = {}
 
-    def arrays(self, sent: Sent) -> dict[str, np.ndarray]:
+    def arrays(self, arrived: Arrived) -> dict[str, np.ndarray]:
         """The arrays of a batch. Large ones lie in the shared memory, which is theirs as long as one of them lives."""
-        piece = self._pieces.get(sent.name)
-        if piece is None:
-            piece = self._pieces[sent.name] = SharedMemory(sent.name)
-            piece.unlink()
+        piece, size, layout = arrived
+        self._pieces[piece.name] = piece
         # All large arrays are views of this one, so that it lives as long as they do. Its finalizer holds the piece,
         # which would else take the memory away from under arrays that outlive this object.
-        whole = np.ndarray(sent.size, np.uint8, buffer=piece.buf)
-        weakref.finalize(whole, _let_go, piece, sent.size).atexit = False
+        whole = np.ndarray(size, np.uint8, buffer=piece.buf)
+        weakref.finalize(whole, _let_go, piece, size).atexit = False
         return {
-            name: array.copy() if array.nbytes < _SMALL else array
-            for name, array in _arrays(whole, sent.layout).items()
+            name: array.copy() if array.nbytes < _SMALL else array for name, array in _arrays(whole, layout).items()
         }
 
 

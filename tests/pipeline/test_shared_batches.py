@@ -1,17 +1,24 @@
 """Shared memory of batches: used again when nobody reads it any more, and without a name once it is mapped."""
 
 import gc
+import pickle
+import time
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 import pytest
 
+from haksnet_jax.pipeline import batches
 from haksnet_jax.pipeline.shared_batches import Pieces, Received
 
 
 def rows(value, count=2):
     image = np.full((160, 150, 3), value, np.uint8)  # large enough to be a view
     return [{"image": image, "label": np.int32(value), "boxes": np.full((3, 5), value, np.float32)}] * count
+
+
+def through_the_pipe(sent):
+    return pickle.loads(pickle.dumps(sent))
 
 
 @pytest.fixture
@@ -23,7 +30,7 @@ def pieces():
 
 def test_what_arrives_is_what_was_stacked(pieces):
     made = rows(1)[:1] + rows(2)[:1]
-    batch = Received().arrays(pieces.stack(made))
+    batch = Received().arrays(through_the_pipe(pieces.stack(made)))
     assert list(batch) == ["image", "label", "boxes"]
     for name, array in batch.items():
         expected = np.stack([row[name] for row in made])
@@ -34,7 +41,7 @@ def test_what_arrives_is_what_was_stacked(pieces):
 def test_memory_is_used_again_once_no_view_of_it_is_left(pieces):
     received = Received()
     first = pieces.stack(rows(1))
-    batch = received.arrays(first)
+    batch = received.arrays(through_the_pipe(first))
     part, labels = batch["image"][1, 5:], batch["label"]
     del batch
     gc.collect()
@@ -44,28 +51,27 @@ def test_memory_is_used_again_once_no_view_of_it_is_left(pieces):
     gc.collect()
     third = pieces.stack(rows(3))
     assert third.name == first.name
-    assert (received.arrays(third)["image"] == 3).all()
+    assert (received.arrays(through_the_pipe(third))["image"] == 3).all()
     assert labels.tolist() == [1, 1]  # a copy: small arrays do not keep the pixels
 
 
 def test_arrays_outlive_who_received_them(pieces):
     received = Received()
-    image = received.arrays(pieces.stack(rows(7)))["image"]
+    image = received.arrays(through_the_pipe(pieces.stack(rows(7))))["image"]
     del received
     gc.collect()
     assert (image == 7).all()
 
 
-def test_a_piece_has_no_name_once_it_is_mapped_or_its_maker_has_ended(pieces):
-    received, mapped, left = Received(), pieces.stack(rows(1)), pieces.stack(rows(2))
-    image = received.arrays(mapped)["image"]
+def test_a_piece_has_no_name_once_it_has_arrived_or_its_maker_has_ended(pieces):
+    arrived, left = through_the_pipe(pieces.stack(rows(1))), pieces.stack(rows(2))
     with pytest.raises(FileNotFoundError):
-        SharedMemory(mapped.name)
+        SharedMemory(arrived.piece.name)
     pieces.forget()
     for sent in (left, pieces.stack(rows(3))):  # (a thread may still make one)
         with pytest.raises(FileNotFoundError):
             SharedMemory(sent.name)
-    assert (image == 1).all()
+    assert (Received().arrays(arrived)["image"] == 1).all()  # asked for after its worker has ended
 
 
 def test_rows_that_do_not_match_leave_their_piece_free(pieces):
@@ -74,3 +80,34 @@ def test_rows_that_do_not_match_leave_their_piece_free(pieces):
         pieces.stack(different)
     taken = pieces.stack(rows(1))
     assert [piece.name for piece in pieces._pieces] == [taken.name]
+
+
+class Numbered:
+    """Rows for worker processes; `bad` cannot be read."""
+
+    def __init__(self, count, bad=None):
+        self.count, self.bad = count, bad
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise ValueError(f"row {index} cannot be read")
+        return {"image": np.full((160, 150, 3), index, np.uint8)}
+
+
+@pytest.mark.parametrize("bad", [None, 9])
+def test_batches_outlive_the_workers_that_made_them(bad):
+    iterator = batches.iterate(Numbered(12, bad), 1, num_workers=2, num_threads=1, prefetch=2)
+    found = []
+    try:
+        for index in range(12 if bad is None else bad):
+            found.append(int(next(iterator)["image"][0, 0, 0, 0]))
+            if index >= 5:
+                time.sleep(0.7)  # the workers are done, and end
+        with pytest.raises(StopIteration if bad is None else ValueError, match=None if bad is None else "row 9"):
+            next(iterator)
+    finally:
+        iterator.close()
+    assert found == list(range(12 if bad is None else bad))

@@ -20,6 +20,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def known_platform() -> str | None:
+    """`platform()` where the ambient mesh says it; None without one: lowering decides then, perhaps for the host."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return None if device is None else device.platform
+
+
 def portable_mesh() -> AbstractContextManager[Any]:
     """Context in which computations are traced for other runtimes: in the common operations, without bit patterns."""
     device = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform=PORTABLE)

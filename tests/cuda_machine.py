@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from haksnet_jax.kernels import ptx
+from haksnet_jax.tools.benchmark import parts
 
 SOURCES = pathlib.Path(str(importlib.resources.files("haksnet_jax.kernels") / "cuda"))
 
@@ -69,7 +70,8 @@ def gpus(*shape):
 def nvidia_gpu(kind):
     """What is traced here is made for an NVIDIA GPU: for this process's (kind "gpu"), or for one that is emulated."""
     if kind == "gpu":
-        yield
+        with jax.set_mesh(parts.one_device()):
+            yield
         return
     with pytest.MonkeyPatch.context() as patch, gpus():
         patch.setattr(ptx, "shared_bytes", lambda: 163 << 10)  # an A100's

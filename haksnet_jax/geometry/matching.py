@@ -198,8 +198,8 @@ def sample(
 
     At most `int(num_samples * positive_fraction)` positives are drawn; negatives fill up to `num_samples`, so that
     fewer positives mean more negatives. All are drawn uniformly without replacement: each row gets a random
-    number of 31 bits, and the rows with the largest ones are taken. (Rows that draw the same number, 1 pair in 2e9, are
-    taken in a fixed order.)
+    number of 31 bits (on NVIDIA GPUs 30), and the rows with the largest ones are taken. (Rows that draw the same
+    number, 1 pair in 1e9, are taken in a fixed order.)
 
     Args:
       key: random key.
@@ -236,8 +236,8 @@ def sample(
 def _largest_on_cuda(tickets, k):
     """`_largest` of each row of tickets [S, N], by kernels that take float32.
 
-    Numbers from 0 to 2^30 are in the same order as the float32 numbers with their bits. So two bits more than the sign
-    are not looked at: of 600 million pairs one more is taken in a fixed order.
+    Numbers from 0 to 2^30 are in the same order as the float32 numbers with their bits. So the last bit is not looked
+    at.
     """
     values = jnp.where(tickets < 0, -1.0, jax.lax.bitcast_convert_type(tickets >> 1, jnp.float32))
     num_parts, length = values.shape

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from haksnet_jax.kernels import depthwise_cuda, gates_cuda, ptx
 from haksnet_jax.kernels.depthwise_cuda import band_of_cascade
 from haksnet_jax.models.rematerialization import mark_kept
-from haksnet_jax.target import over_mesh, platform, share_of
+from haksnet_jax.target import known_platform, over_mesh, share_of
 
 SIDES = (3, 5, 7, 9)  # of the kernels that are selected among
 _PAIR = (3, 3)
@@ -25,8 +25,8 @@ Gates = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def suits(x: jax.Array, sides: Sequence[int]) -> bool:
-    """Whether the cascades here take such features, for kernels with such sides."""
-    shared_bytes = ptx.shared_bytes() if platform() == "gpu" else 0
+    """Whether the cascades here take such features, for kernels with such sides; they serve an ambient mesh of GPUs."""
+    shared_bytes = ptx.shared_bytes() if known_platform() == "gpu" else 0
     return bool(shared_bytes) and all(depthwise_cuda.suits(share_of(x.shape), x.dtype, k, shared_bytes) for k in sides)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from haksnet_jax.kernels import ptx
 from haksnet_jax.models import cascades
 from haksnet_jax.models.backbones import haksnet
 
@@ -81,3 +82,13 @@ def test_each_device_of_a_mesh_takes_its_images(monkeypatch):
         assert sum("bf16[4,64,64,16]" in call for call in calls) == num_maps
         assert not any("[8,64,64" in call for call in calls)
         assert text.count(" = psum[") == num_sums  # (and those of the convolution of four channels)
+
+
+def test_without_a_mesh_of_gpus_the_plain_form_serves(monkeypatch):
+    """What is traced without one may be lowered for the host, whose compiler knows no PTX."""
+    monkeypatch.setattr(ptx, "shared_bytes", lambda: 163 << 10)  # an A100's
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = jax.ShapeDtypeStruct((1, 16, 16, 32), jnp.bfloat16)
+    assert not cascades.suits(x, cascades.SIDES)
+    with cuda_machine.gpus(1):
+        assert cascades.suits(x, cascades.SIDES)

@@ -144,7 +144,7 @@ KERNEL_OF(384) rpn_head(const uint16_t* p2, const uint16_t* p3, const uint16_t* 
       const float* sums = j < 8 ? low + 8 * j : high + 8 * (j - 8);
       const float* biases = bias + j * 16 + n / 2 * 8 + pair;
       float first = sum(sums[2 * n], biases[0]), second = sum(sums[2 * n + 1], biases[1]);
-      first = first > 0.0f ? first : 0.0f, second = second > 0.0f ? second : 0.0f;
+      first = first < 0.0f ? 0.0f : first, second = second < 0.0f ? 0.0f : second;
       whole[n] = rounded_pair(first, second);
       rest[n] = rounded_pair(first - low_number(whole[n]), second - high_number(whole[n]));
     }

@@ -42,9 +42,9 @@ class Sent:
 
 
 class Arrived(NamedTuple):
-    """A batch in the trainer, see `Sent`; its memory is mapped."""
+    """A batch in the trainer, see `Sent`; its memory is mapped, or None where it is there no more."""
 
-    piece: SharedMemory
+    piece: SharedMemory | None
     size: int
     layout: Layout
 
@@ -57,13 +57,18 @@ def _arrive(name, size, layout):
     """Maps a piece when its batch comes out of the pipe, perhaps long before somebody asks for the batch.
 
     A worker that has sent its last batch ends, and what has no reader then loses its name. It ends when the trainer has
-    taken out of the pipe that this was the last.
+    taken out of the pipe that this was the last. Where batches are not taken to the end, trainer and worker empty the
+    pipe when that is so, and nobody asks for what they find.
     """
     with _mapping:
         piece = _mapped.get(name)
         if piece is None:
-            piece = _mapped[name] = SharedMemory(name)
-            piece.unlink()
+            try:
+                piece = SharedMemory(name)
+                piece.unlink()
+            except FileNotFoundError:
+                return Arrived(None, size, layout)
+            _mapped[name] = piece
     return Arrived(piece, size, layout)
 
 
@@ -131,6 +136,8 @@ class Received:
     def arrays(self, arrived: Arrived) -> dict[str, np.ndarray]:
         """The arrays of a batch. Large ones lie in the shared memory, which is theirs as long as one of them lives."""
         piece, size, layout = arrived
+        if piece is None:
+            raise RuntimeError("the memory of a batch is gone, and its worker process with it")
         self._pieces[piece.name] = piece
         # All large arrays are views of this one, so that it lives as long as they do. Its finalizer holds the piece,
         # which would else take the memory away from under arrays that outlive this object.

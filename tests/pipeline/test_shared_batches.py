@@ -1,6 +1,7 @@
 """Shared memory of batches: used again when nobody reads it any more, and without a name once it is mapped."""
 
 import gc
+import multiprocessing
 import pickle
 import time
 from multiprocessing.shared_memory import SharedMemory
@@ -72,6 +73,8 @@ def test_a_piece_has_no_name_once_it_has_arrived_or_its_maker_has_ended(pieces):
         with pytest.raises(FileNotFoundError):
             SharedMemory(sent.name)
     assert (Received().arrays(arrived)["image"] == 1).all()  # asked for after its worker has ended
+    with pytest.raises(RuntimeError, match="is gone"):
+        Received().arrays(through_the_pipe(left))
 
 
 def test_rows_that_do_not_match_leave_their_piece_free(pieces):
@@ -97,6 +100,16 @@ class Numbered:
         return {"image": np.full((160, 150, 3), index, np.uint8)}
 
 
+def test_batches_that_nobody_takes_end_quietly(capfd):
+    iterator = batches.iterate(Numbered(200), 1, num_workers=2, num_threads=1, prefetch=2)
+    next(iterator)
+    time.sleep(0.5)  # the pipes are full
+    iterator.close()
+    for process in multiprocessing.active_children():
+        process.join(20)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("bad", [None, 9])
 def test_batches_outlive_the_workers_that_made_them(bad):
     iterator = batches.iterate(Numbered(12, bad), 1, num_workers=2, num_threads=1, prefetch=2)
@@ -104,8 +117,8 @@ def test_batches_outlive_the_workers_that_made_them(bad):
     try:
         for index in range(12 if bad is None else bad):
             found.append(int(next(iterator)["image"][0, 0, 0, 0]))
-            if index >= 5:
-                time.sleep(0.7)  # the workers are done, and end
+            if index in (5, 7):
+                time.sleep(1)  # the workers are done, and end
         with pytest.raises(StopIteration if bad is None else ValueError, match=None if bad is None else "row 9"):
             next(iterator)
     finally:

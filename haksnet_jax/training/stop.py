@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any, Self
 
 import jax
@@ -13,6 +14,9 @@ import jax
 from haksnet_jax.distributed import hosts
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds within which a signal is the first one's echo: `timeout`, and schedulers, send one to a process and another to
+# its group.
+_ECHO = 0.5
 
 
 class Stopped(Exception):
@@ -20,7 +24,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT and says so at once; the second one ends the process.
+    """Remembers the first SIGTERM or SIGINT and says so at once; one that comes half a second later ends the process.
 
     While a program compiles, which can take minutes, no signal handler of Python runs in the main thread. Signals
     therefore also go to a thread, through the pipe that Python writes their numbers into as they come. They reach a
@@ -50,18 +54,19 @@ class StopRequest:
         self.signal = self.signal or number
 
     def _watch(self):
-        asked = 0
+        first: float | None = None
         while received := self._read.recv(64):
             for number in received:
                 if number not in _SIGNALS:  # (others that have a handler)
                     continue
-                asked += 1
                 self._remember(number, None)
                 name = signal.Signals(number).name
-                if asked > 1:
+                if first is None:
+                    first = time.monotonic()
+                    _tell(f"{name}: stopping after this step, which is then saved; once more ends at once")
+                elif time.monotonic() - first > _ECHO:
                     _tell(f"{name} again: ended at once, steps since the last checkpoint are lost")
                     os._exit(128 + number)
-                _tell(f"{name}: stopping after this step, which is then saved; once more ends at once")
 
     def __exit__(self, *_: Any) -> None:
         if not self._former:

@@ -36,7 +36,6 @@ def get_config():
         config.optimizer.reference_batch = 256
         config.optimizer.warmup_steps = 400
 
-        config.evaluation.protocol = "whole images of val, the mean over eight directions"
-        config.evaluation.num_views = 8  # seen from above, there is no up
+        config.evaluation.protocol = "whole images of val"
         config.evaluation.batch_size_per_device = 256
     return config

@@ -45,6 +45,11 @@ jaxtyping.install_import_hook([f"haksnet_jax.{name}" for name in CHECKED], "shap
 OPTIMIZED = {"xla_backend_optimization_level": 3}
 
 
+def pytest_collection_modifyitems(items):
+    """Runs of training first: they take longest, and a process that began with them last would be left alone."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
+
+
 class Golden:
     """One recorded fixture: `manifest` (dict), and arrays by name."""
 

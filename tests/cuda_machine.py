@@ -92,7 +92,10 @@ def machine(kind, source, folder):
     Inside the context of one source may be that of another.
     """
     if kind == "gpu":
-        if not ptx.shared_bytes():
+        if "\n.target sm_90a\n" in (SOURCES / f"{source}.ptx").read_text():
+            if not ptx.on_hopper():
+                pytest.skip("no Hopper GPU")
+        elif not ptx.shared_bytes():
             pytest.skip("no NVIDIA GPU from Ampere on")
         yield
         return

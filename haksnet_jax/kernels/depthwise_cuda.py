@@ -23,8 +23,7 @@ _STRIP = 8  # rows of a segment, and columns
 _TAPS = 9  # of a row of every kernel as the band matrices hold it, zeros around smaller ones
 _ENTRIES = 24  # different pairs of neighbouring entries in a band matrix
 _MOST_BLOCKS = (1 << 16) - 1  # of a grid, in y and z
-_MULTIPROCESSORS = 132  # of an H100, whose blocks share the weight gradient's regions
-_SHARED = 228 << 10  # bytes of a multiprocessor of it, of which each block costs 1,024 more than it asks for
+_SHARED = 228 << 10  # bytes of a multiprocessor of an H100, of which each block costs 1,024 more than it asks for
 
 
 class Region(NamedTuple):
@@ -292,7 +291,7 @@ def _weight_gradient_sums(x, gradient, k):
 
     def blocks_of(at_once):
         # Rounded down: a block beyond those that run at once begins when another has ended, with as many regions to do.
-        return min(regions, max(1, at_once * _MULTIPROCESSORS // channel_blocks))
+        return min(regions, max(1, at_once * ptx.MULTIPROCESSORS // channel_blocks))
 
     # Three on a multiprocessor are faster together, and each of them slower: that pays where each has three regions
     # (8 x 256 x 256 x 32 on an H200: 40 -> 33 microseconds). Many channels, 640 for instance, were not measured.

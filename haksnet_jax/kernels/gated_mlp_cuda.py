@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _TAPS = 9
 _ROWS = 64  # positions at a time
-_MULTIPROCESSORS = 132  # of an H100: as many blocks, each of which fills one
 _FORWARD_CHANNELS = 32
 _FORWARD_HIDDEN = 128  # hidden channels at a time
 _FORWARD_GROUPS = 2  # of 128 threads
@@ -151,7 +150,7 @@ def forward(x: jax.Array, weights: "GatedMLPWeights") -> jax.Array:
             f"gated_mlp_{channels}",
             (x, factors, gate_bias, project_bias),
             (jax.ShapeDtypeStruct(x.shape, x.dtype),),
-            grid=(min(_MULTIPROCESSORS, pl.cdiv(_tiles(x.shape), _FORWARD_GROUPS)), 1, 1),
+            grid=(min(ptx.MULTIPROCESSORS, pl.cdiv(_tiles(x.shape), _FORWARD_GROUPS)), 1, 1),
             threads=128 * _FORWARD_GROUPS,
             shared=_forward_bytes(channels, hidden),
             numbers=_numbers(x.shape, hidden),
@@ -179,7 +178,7 @@ def gradients(x: jax.Array, weights: "GatedMLPWeights", gradient: jax.Array) -> 
     composed, pull_back = jax.vjp(compose, weights)
 
     def run(x, gradient, factors, gate_bias):
-        programs = min(max(_MULTIPROCESSORS // chunks, 1), _tiles(x.shape))
+        programs = min(max(ptx.MULTIPROCESSORS // chunks, 1), _tiles(x.shape))
         widths = (EDGES, channels, 8, channels) + ((_TAPS * channels,) if channels <= _SUMS_TAPS else ())
         filtered, from_gate, *sums = ptx.call(
             "gated_mlp",

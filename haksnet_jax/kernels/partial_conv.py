@@ -67,7 +67,11 @@ def with_identity(x: jax.Array, kernel: jax.Array) -> jax.Array:
     beyond = (0, num_channels - num_convolved)
     identity = np.zeros((3, 3, num_channels, num_channels), np.float32)
     identity[1, 1] = np.diag(np.arange(num_channels) >= num_convolved)
-    kernel = jnp.pad(kernel, ((0, 0), (0, 0), beyond, beyond)) + identity
+    return plain_convolution(x, jnp.pad(kernel, ((0, 0), (0, 0), beyond, beyond)) + identity)
+
+
+def plain_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The library's 3 x 3 convolution at stride 1 with zeros around the image. Args: [B, H, W, C]; [3, 3, C, C']."""
     return jax.lax.conv_general_dilated(
         x, kernel.astype(x.dtype), (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

@@ -11,7 +11,6 @@ from haksnet_jax.kernels import ptx
 _THREADS = 256
 _ROWS, _COLUMNS = 8, 32  # of a block
 _TAPS = 9
-_BLOCKS = 2 * 132  # of the weights' gradient: as many as run at once on an H100
 # By the convolved channels: of how many of the gradient's channels a block has the sums, and among how many of its
 # eight warps they are divided; the other warps have other rows.
 _SHARES = {8: (8, 1), 16: (16, 4), 32: (32, 8), 40: (40, 8), 64: (32, 8)}
@@ -115,7 +114,7 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, num_convolved: int) -> ja
     """
     outs, across = _SHARES[num_convolved]
     parts = num_convolved // outs
-    blocks = min(x.shape[0] * _regions(x.shape)[1], _BLOCKS // parts)
+    blocks = min(x.shape[0] * _regions(x.shape)[1], 2 * ptx.MULTIPROCESSORS // parts)
     shares = _THREADS // 32 // across
     (sums,) = ptx.call(
         "partial_conv",

@@ -25,6 +25,8 @@ _TARGET = "__gpu$xla.gpu.ptx"
 # "Technical Specifications per Compute Capability"); what is not listed is taken for the least of them.
 _SHARED_BYTES = {"8.0": 163 << 10, "8.7": 163 << 10, "9.0": 227 << 10, "10.0": 227 << 10, "10.3": 227 << 10}
 _LEAST_SHARED_BYTES = 99 << 10
+# Of an H100 and an H200: as many blocks, or a multiple, are launched where blocks stay and go from work to work.
+MULTIPROCESSORS = 132
 
 
 def shared_bytes() -> int:

@@ -67,7 +67,7 @@ def test_kernels_against_shifted_sums(machine, k, shape):
 
 
 def test_blocks_that_walk_through_several_regions(machine, monkeypatch):
-    monkeypatch.setattr(depthwise_cuda, "_MULTIPROCESSORS", 1)
+    monkeypatch.setattr(ptx, "MULTIPROCESSORS", 1)
     jax.clear_caches()
     x, gradient, _, _ = arrays(5, (3, 33, 30, 8))  # six regions
     check_weight_gradient(x, gradient, 5)

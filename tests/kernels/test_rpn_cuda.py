@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from haksnet_jax.kernels import ptx
 from haksnet_jax.models.rpn import OrientedRPN
 
 
 @pytest.fixture(scope="module", params=["emulation", "gpu"])
 def machine(request, tmp_path_factory):
-    if request.param == "gpu" and not ptx.on_hopper():
-        pytest.skip("no Hopper GPU")
     with cuda_machine.machine(request.param, "rpn", tmp_path_factory.mktemp("emulation")):
         yield
 

@@ -16,7 +16,7 @@ from flax import nnx
 from haksnet_jax.distributed.mesh import MIN_SPLIT_SIZE
 from haksnet_jax.kernels.gated_mlp import GatedMLPWeights, gated_mlp
 from haksnet_jax.kernels.narrow_conv import narrow_conv
-from haksnet_jax.kernels.partial_conv import partial_conv
+from haksnet_jax.kernels.partial_conv import partial_conv, plain_convolution
 from haksnet_jax.models import cascades
 from haksnet_jax.models.initializers import kaiming_fan_out
 from haksnet_jax.models.layers import (
@@ -174,12 +174,6 @@ class Attention(nnx.Module):
         return self.kernel_selection(x) + self.channel_mixing(x) + x
 
 
-def _plain_convolution(x, kernel):
-    return jax.lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
 class PartialConv(nnx.Module):
     """A 3 x 3 convolution of the first quarter of the channels; the others stay as they are."""
 
@@ -193,7 +187,7 @@ class PartialConv(nnx.Module):
         if x.dtype == jnp.bfloat16 and platform() == "gpu":
             return partial_conv(x, kernel)
         convolved, untouched = jnp.split(x.astype(self.dtype), [self.num_convolved], axis=-1)
-        convolved = mark_kept(narrow_conv(convolved, kernel, _plain_convolution))
+        convolved = mark_kept(narrow_conv(convolved, kernel, plain_convolution))
         return jnp.concatenate([convolved, untouched], axis=-1)
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import cuda_machine
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,6 +39,14 @@ def values_of(kind, n):
         values = np.sort(values)
     if kind == "few":  # as scores of classes: most of them below what counts
         values = np.where(values > 2.4, values, np.float32(0))
+    if kind == "rounded":  # as scores in bfloat16
+        values = np.asarray(jnp.asarray(values - 5).astype(jnp.bfloat16).astype(jnp.float32))
+    if kind == "near":  # large ones beside each other, all different, as where an object is
+        values = values + 9 * (np.arange(n) // 500 % 4 == 1)
+    if kind == "spread":  # every eighth value large, all different
+        values = values + np.float32(9) * (np.arange(n) % 8 == 3)
+    if kind == "chosen":  # as numbers drawn by few
+        values = np.where(np.arange(n) % 97 == 5, np.abs(values), np.float32(-1))
     if kind == "infinite":
         values[::3] = -np.inf
     return values
@@ -55,6 +64,11 @@ def values_of(kind, n):
         ("infinite", (0, 12_000), 2000),
         ("few", (0, 3, 15_003), 4096),
         ("few", (5, 20_001), 900),  # by groups, of which too many are not below the bound
+        ("rounded", (0, 40_000, 60_000), 500),  # many equal to the last one, by groups
+        ("near", (7, 40_000), 1000),  # fewer groups than there is room for, too many values in them
+        ("spread", (0, 40_000), 1000),  # too many groups, all of their maxima different
+        ("chosen", (0, 30_000, 60_000), 256),  # more are drawn than wanted
+        ("chosen", (0, 8000, 9000), 256),  # fewer, and the first of the others beside them
     ],
 )
 def test_largest_values_are_those_of_a_stable_sort(machine, kind, bounds, k):

@@ -5,8 +5,9 @@
 // - `maxima`, by many blocks: of each group of 8 values of a row, where a part is long.
 // - `candidates`, a block a part: entries among which the largest are, hardly more than are kept. They are those from a
 //   bound on: about the k-th largest of the maxima of 8,192 sets of groups, so that k at least are not below it. Only
-//   groups whose maximum is not below it are read again. Where very many values are equal or nearly so, the k-th
-//   largest value itself is found by counting, and of those equal to it the first are taken.
+//   groups whose maximum is not below it are read again. Where too many values are not below it, as where very many are
+//   equal (scores that were rounded to 16 bits, what no sample may be drawn from), the k-th largest maximum is found by
+//   counting, then the k-th largest value among the groups above, and of those equal to it the first are taken.
 // - `ranked`, by many blocks: an entry goes where as many are larger as it has before it. Nothing is sorted: one block
 //   that sorts takes five times as long as many that compare all entries with all.
 #include "target.h"
@@ -23,10 +24,10 @@ constexpr int kWide = 1024;    // threads of the wide kernels
 constexpr int kNarrow = 256;   // threads of the other one
 constexpr int kWarp = 32;
 constexpr int kGroup = 8;      // values
-constexpr int kTogether = 16;  // values of a thread that are read at once
+constexpr int kTogether = 8;   // values of a thread that are read at once
 constexpr int kSets = 8;       // of a thread
 constexpr int kBits = 32;      // of a key
-constexpr int kPivots = 7;
+constexpr int kPivots = 3;
 
 // The bits of float32 numbers as integers in the same order (-NaN, -infinity to infinity, NaN), and back.
 DEVICE uint32_t ordered(uint32_t bits) { return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u); }
@@ -100,15 +101,12 @@ DEVICE int slot_of(bool asks, int* count) {
   return warp_largest(base) + count_bits(asking & ((1u << lane) - 1));
 }
 
-// The sum over a block. Places that `counter` points to hold zero before, and the sum thereafter.
-DEVICE int total_of(int mine, int most_bits, int* counter) {
+// Adds a block's numbers from 0 to `most` to a place; they are there after the next barrier.
+DEVICE void add_up(int mine, int most, int* place) {
   int together = 0;
-  for (int bit = 0; bit < most_bits; ++bit) together += count_bits(votes(mine >> bit & 1)) << bit;
-  if (thread() % kWarp == 0) shared_add(counter, together);
-  block_barrier();
-  return *counter;
+  for (int bit = 0; most >> bit; ++bit) together += count_bits(votes(mine >> bit & 1)) << bit;
+  if (thread() % kWarp == 0) shared_add(place, together);
 }
-
 
 // As many entries as are kept are not below the bound that is returned, and hardly more. Keys of values or of maxima.
 template <typename Key>
@@ -127,7 +125,9 @@ DEVICE uint32_t bound_of(const uint32_t* values, int length, int* counters, Key 
     int mine = 0;
 #pragma unroll
     for (int n = 0; n < kSets; ++n) mine += sets[n] >= next;
-    const int reached = total_of(mine, 4, counters + bit);
+    add_up(mine, kSets, counters + bit);
+    block_barrier();
+    const int reached = counters[bit];
     if (reached < HAKS(KEPT)) continue;
     bound = next;
     if (reached <= HAKS(KEPT) + HAKS(KEPT) / 16) break;
@@ -135,41 +135,61 @@ DEVICE uint32_t bound_of(const uint32_t* values, int length, int* counters, Key 
   return bound;
 }
 
-// The entries of the first `wanted` values whose key is this one, from a slot on.
-DEVICE void take_first(const Part& part, uint32_t key, int wanted, uint64_t* entries, int* of_warps) {
-  for (int first = 0, taken = 0; first < part.length && taken < wanted; first += kWide) {
-    const int place = first + thread();
-    const bool here = place < part.length && ordered(part.values[place]) == key;
-    const uint32_t equal = votes(here);
-    block_barrier();
-    if (thread() % kWarp == 0) of_warps[thread() / kWarp] = count_bits(equal);
-    block_barrier();
-    int before = taken;
-    for (int warp = 0; warp < kWide / kWarp; ++warp) {
-      if (warp < thread() / kWarp) before += of_warps[warp];
-      taken += of_warps[warp];
+// Groups, at most as many as there is room for, whose maximum passes. Their number: in `found`, which holds zero before.
+template <typename Passes>
+DEVICE void take_groups(const uint32_t* maxima, int num_groups, int* groups, int* found, Passes passes) {
+  visit(maxima, num_groups, [&](uint32_t key, int group, bool here) {
+    const bool is = here && passes(key);
+    const int slot = slot_of(is, found);
+    if (is && slot < HAKS(ROOM)) groups[slot] = group;
+  });
+  block_barrier();
+}
+
+// Calls f(bits, place, here) as `visit` does, for the values of groups.
+template <typename F>
+DEVICE void visit_groups(const Part& part, const int* groups, int num_groups, F f) {
+  const int end = num_groups * kGroup;
+  for (int first = 0; first < end; first += kWide * kTogether) {
+    uint32_t bits[kTogether];
+    int places[kTogether];
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      const int number = first + n * kWide + thread();
+      places[n] = number < end ? groups[number / kGroup] * kGroup + number % kGroup : part.length;
+      bits[n] = places[n] < part.length ? part.values[places[n]] : 0;
     }
-    before += count_bits(equal & ((1u << thread() % kWarp) - 1));
-    if (here && before < wanted) entries[before] = entry(key, place);
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      if (first + n * kWide < end) f(bits[n], places[n], places[n] < part.length);
+    }
   }
 }
 
-// Exactly those that are kept, where too many are not below a bound.
-DEVICE void take_exactly(const Part& part, uint32_t bound, uint64_t* entries, int* counters) {
-  // As many as are kept are not below `low`, fewer not below `high`.
-  uint64_t low = bound, high = uint64_t(1) << kBits, step = 1;
+struct Least {
+  uint32_t key;  // of the last one that is kept
+  int above;     // keys above it: fewer than are kept
+};
+
+// The least of the keys that are kept, if it is not below `from`; else `from`. `each` calls a function as `visit` does,
+// with keys, at most `most` times a thread.
+template <typename Each>
+DEVICE Least least_kept(uint32_t from, int most, int* counters, Each each) {
+  // As many as are kept are not below `low`, fewer not below `high`. At first there is a look at what follows `from`,
+  // since often very many equal it.
+  uint64_t low = from, high = uint64_t(1) << kBits, step = 1;
   int above = 0;
   while (high - low > 1) {
     block_barrier();
     if (thread() < kPivots) counters[thread()] = 0;
     block_barrier();
     int mine[kPivots] = {};
-    visit(part.values, part.length, [&](uint32_t bits, int, bool here) {
+    each([&](uint32_t key, int, bool here) {
 #pragma unroll
-      for (int n = 0; n < kPivots; ++n) mine[n] += here && ordered(bits) >= low + step * (n + 1);
+      for (int n = 0; n < kPivots; ++n) mine[n] += here && key >= low + step * (n + 1);
     });
 #pragma unroll
-    for (int n = 0; n < kPivots; ++n) shared_add(counters + n, mine[n]);
+    for (int n = 0; n < kPivots; ++n) add_up(mine[n], most, counters + n);
     block_barrier();
     int passed = 0;
     while (passed < kPivots && counters[passed] >= HAKS(KEPT)) ++passed;
@@ -178,14 +198,53 @@ DEVICE void take_exactly(const Part& part, uint32_t bound, uint64_t* entries, in
     step = high - low < kPivots + 1 ? 1 : (high - low) / (kPivots + 1);
   }
   block_barrier();
+  return {uint32_t(low), above};
+}
+
+// The entries of the first `wanted` values whose key is this one.
+DEVICE void take_first(const Part& part, uint32_t key, int wanted, uint64_t* entries, int* of_warps) {
+  for (int first = 0, taken = 0; first < part.length && taken < wanted; first += kWide * kGroup) {
+    const int start = first + thread() * kGroup;
+    uint32_t equal = 0;
+#pragma unroll
+    for (int n = 0; n < kGroup; ++n) {
+      if (start + n < part.length && ordered(part.values[start + n]) == key) equal |= 1u << n;
+    }
+    const uint32_t earlier = (1u << thread() % kWarp) - 1;  // threads of the warp
+    int before = taken, of_warp = 0;
+    for (int bit = 0; kGroup >> bit; ++bit) {
+      const uint32_t having = votes(count_bits(equal) >> bit & 1);
+      before += count_bits(having & earlier) << bit, of_warp += count_bits(having) << bit;
+    }
+    block_barrier();
+    if (thread() % kWarp == 0) of_warps[thread() / kWarp] = of_warp;
+    block_barrier();
+    for (int warp = 0; warp < kWide / kWarp; ++warp) {
+      if (warp < thread() / kWarp) before += of_warps[warp];
+      taken += of_warps[warp];
+    }
+    for (; equal && before < wanted; equal &= equal - 1) entries[before++] = entry(key, start + lowest_bit(equal));
+  }
+}
+
+// Exactly those that are kept, where too many are not below a bound. `each` is the visit of all values in question.
+template <typename Each>
+DEVICE void take_exactly(const Part& part, uint32_t bound, int most, uint64_t* entries, int* counters, Each each) {
+  const Least least = least_kept(bound, most, counters, each);
   if (thread() == 0) counters[0] = 0;
   block_barrier();
-  visit(part.values, part.length, [&](uint32_t bits, int place, bool here) {
-    const bool is = here && ordered(bits) > low;
+  each([&](uint32_t key, int place, bool here) {
+    const bool is = here && key > least.key;
     const int slot = slot_of(is, counters);
-    if (is) entries[slot] = entry(ordered(bits), place);
+    if (is) entries[slot] = entry(key, place);
   });
-  take_first(part, uint32_t(low), HAKS(KEPT) - above, entries + above, counters + 1);
+  take_first(part, least.key, HAKS(KEPT) - least.above, entries + least.above, counters + 1);
+}
+
+// Visits with keys in place of bits.
+template <typename F>
+DEVICE auto of_keys(F f) {
+  return [f](uint32_t bits, int place, bool here) { f(ordered(bits), place, here); };
 }
 
 WIDE_KERNEL candidates(const uint32_t* rows, const int* bounds, const uint32_t* all_maxima, uint64_t* out, int* sums) {
@@ -201,49 +260,43 @@ WIDE_KERNEL candidates(const uint32_t* rows, const int* bounds, const uint32_t* 
     block_barrier();
     int* found = counters + kBits;
     uint32_t bound;
-    const auto take = [&](uint32_t bits, int place, bool here) {
-      const uint32_t key = ordered(bits);
+    const auto take = [&](uint32_t key, int place, bool here) {
       const bool is = here && key >= bound;
       const int slot = slot_of(is, found);
       if (is && slot < HAKS(ROOM)) entries[slot] = entry(key, place);
     };
-    bool fits = true;
+    const auto in_part = [&](auto f) { visit(part.values, part.length, of_keys(f)); };
     if (part.length < HAKS(LONG)) {
       bound = bound_of(part.values, part.length, counters, [](uint32_t bits) { return ordered(bits); });
-      visit(part.values, part.length, take);
+      in_part(take);
+      block_barrier();
+      total = found[0];
+      if (total > HAKS(ROOM)) {
+        total = HAKS(KEPT);
+        take_exactly(part, bound, part.length / kWide + 1, entries, counters, in_part);
+      }
     } else {
       const uint32_t* maxima = all_maxima + part.groups();
       const int num_groups = (part.length + kGroup - 1) / kGroup;
       bound = bound_of(maxima, num_groups, counters, [](uint32_t key) { return key; });
-      visit(maxima, num_groups, [&](uint32_t key, int group, bool here) {
-        const bool is = here && key >= bound;
-        const int slot = slot_of(is, found + 1);
-        if (is && slot < HAKS(ROOM)) groups[slot] = group;
-      });
+      take_groups(maxima, num_groups, groups, found + 1, [&](uint32_t key) { return key >= bound; });
+      int num_found = found[1];
+      const auto in_groups = [&](auto f) { visit_groups(part, groups, num_found, of_keys(f)); };
+      if (num_found <= HAKS(ROOM)) in_groups(take);
       block_barrier();
-      const int num_found = found[1];
-      fits = num_found <= HAKS(ROOM);
-      const int end = fits ? num_found * kGroup : 0;
-      for (int first = 0; first < end; first += kWide * kTogether) {
-        uint32_t bits[kTogether];
-        int places[kTogether];
-#pragma unroll
-        for (int n = 0; n < kTogether; ++n) {
-          const int number = first + n * kWide + thread();
-          places[n] = number < end ? groups[number / kGroup] * kGroup + number % kGroup : part.length;
-          bits[n] = places[n] < part.length ? part.values[places[n]] : 0;
-        }
-#pragma unroll
-        for (int n = 0; n < kTogether; ++n) {
-          if (first + n * kWide < end) take(bits[n], places[n], places[n] < part.length);
-        }
+      total = found[0];
+      if (num_found > HAKS(ROOM) || total > HAKS(ROOM)) {
+        // Fewer groups than are kept have a maximum above the least that is kept of the maxima: no other value is
+        // above it, and as many as are kept are not below it.
+        const auto of_groups = [&](auto f) { visit(maxima, num_groups, f); };
+        const Least least = least_kept(bound, num_groups / kWide + 1, counters, of_groups);
+        if (thread() == 0) found[1] = 0;
+        block_barrier();
+        take_groups(maxima, num_groups, groups, found + 1, [&](uint32_t key) { return key > least.key; });
+        num_found = found[1];
+        total = HAKS(KEPT);
+        take_exactly(part, least.key, num_found * kGroup / kWide + 1, entries, counters, in_groups);
       }
-    }
-    block_barrier();
-    total = found[0];
-    if (!fits || total > HAKS(ROOM)) {
-      total = HAKS(KEPT);
-      take_exactly(part, bound, entries, counters);
     }
   }
   if (thread() == 0) sums[part.number] = total;

@@ -58,7 +58,7 @@ docs: venv
 	$(BIN)/mkdocs build --quiet
 
 ptx: $(addprefix haksnet_jax/kernels/cuda/, depthwise.ptx gated_mlp.ptx gates.ptx matching.ptx narrow.ptx \
-    partial_conv.ptx roi_align.ptx rpn.ptx selection.ptx suppression.ptx)
+    partial_conv.ptx roi_align.ptx rpn.ptx selection.ptx squeeze_excite.ptx suppression.ptx)
 
 # What CUDA's compiler makes of a kernel (nvcc 13), without its comments and in the version of PTX that drivers of CUDA 11.8
 # and newer read, which knows no used_bytes_mask, a hint. Instructions of Hopper alone need a later one, and name their GPU;

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,7 @@ def machine(kind, source, folder):
     subprocess.run([compiler, *options, "-o", library, bridge], check=True)
     loaded = ctypes.CDLL(str(library))
     others = ptx.call
+    one_at_a_time = threading.Lock()  # a mesh's devices call from threads of their own; the emulation has one state
 
     def call(called, kernel, operands, results, *, grid, threads, shared, numbers):
         if called != source:
@@ -121,10 +123,11 @@ def machine(kind, source, folder):
         def on_host(*arrays):
             written = [np.full(result.shape, _unlikely(result.dtype), result.dtype) for result in results]
             arrays = [np.ascontiguousarray(array) for array in arrays] + written
-            for name, value in numbers.items():
-                loaded.set_number(name.encode(), value)
             pointers = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-            loaded.launch(kernel.encode(), *grid, threads, shared, pointers)
+            with one_at_a_time:
+                for name, value in numbers.items():
+                    loaded.set_number(name.encode(), value)
+                loaded.launch(kernel.encode(), *grid, threads, shared, pointers)
             return written
 
         return jax.pure_callback(on_host, list(results), *operands)

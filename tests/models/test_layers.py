@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from haksnet_jax.models import layers
-from haksnet_jax.models.backbones import haksnet
 
 
 @pytest.fixture
@@ -43,17 +42,3 @@ def test_sums_over_positions_in_two_steps_are_those_in_one(on_gpu):
     expected = np.asarray(x, np.float64).sum((1, 2))
     # 35 float32 additions of numbers of about 1, each rounded by up to 6e-8 times the sum so far.
     np.testing.assert_allclose(layers.sum_over_positions(x), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_gated_square_and_its_gradients_are_those_of_jax(on_gpu):
-    rng = np.random.default_rng(1)
-    x, gradient = (jnp.asarray(rng.normal(size=(2, 5, 7, 3)), jnp.bfloat16) for _ in range(2))
-    gate = jnp.asarray(rng.uniform(size=(2, 3)), jnp.float32)
-    value, pull_back = jax.vjp(haksnet._gated_square_on_gpu, x, gate)
-    exact = (array.astype(jnp.float32) for array in (x, gate))
-    expected, pull_expected_back = jax.vjp(haksnet._gated_square, *exact)
-    (to_x, to_gate), expected_gradients = pull_back(gradient), pull_expected_back(gradient.astype(jnp.float32))
-    assert (value.dtype, to_x.dtype, to_gate.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
-    for found, wanted in ((value, expected), (to_x, expected_gradients[0])):
-        np.testing.assert_allclose(found.astype(jnp.float32), wanted, rtol=2.0**-8, atol=1e-6)  # one rounding
-    np.testing.assert_allclose(to_gate, expected_gradients[1], rtol=1e-5, atol=1e-5)  # 35 terms in another order

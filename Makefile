@@ -57,7 +57,7 @@ docs: venv
 	$(BIN)/python -m haksnet_jax.cli.reference
 	$(BIN)/mkdocs build --quiet
 
-ptx: $(addprefix haksnet_jax/kernels/cuda/, depthwise.ptx gated_mlp.ptx gates.ptx matching.ptx narrow.ptx \
+ptx: $(addprefix haksnet_jax/kernels/cuda/, attention.ptx depthwise.ptx gated_mlp.ptx gates.ptx matching.ptx narrow.ptx \
     partial_conv.ptx roi_align.ptx rpn.ptx selection.ptx squeeze_excite.ptx suppression.ptx)
 
 # What CUDA's compiler makes of a kernel (nvcc 13), without its comments and in the version of PTX that drivers of CUDA 11.8

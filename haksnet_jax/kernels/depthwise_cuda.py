@@ -144,6 +144,13 @@ class Bands(NamedTuple):
     k: int
 
 
+class Bias(NamedTuple):
+    """Where the bias [C] of a convolution stands: float32 values from `first` on."""
+
+    values: jax.Array
+    first: int
+
+
 class Addends(NamedTuple):
     """What the gradient of one of four convolutions after each other is added to, see `convolve_and_add`.
 
@@ -178,26 +185,41 @@ def convolve(
       that its taps reach, since their products with zeros count. With `means` (result, [B, H, W] float32 means over the
       channels, of the rounded values, [B, C] float32 means over the positions, of the values before they are rounded).
     """
-    return convolve_bands(x, Bands(band_entries(kernel), 0, kernel.shape[0]), bias, means=means)
+    bands = Bands(band_entries(kernel), 0, kernel.shape[0])
+    values = None if bias is None else Bias(bias.astype(jnp.float32), 0)
+    if not means:
+        return convolve_bands(x, bands, values)
+    out, over_channels, over_positions = convolve_with_sums(x, bands, values)
+    return out, over_channels.sum(1) / x.shape[3], over_positions.sum(1) / (x.shape[1] * x.shape[2])
 
 
-def convolve_bands(
-    x: jax.Array, bands: Bands, bias: jax.Array | None = None, *, means: bool = False
-) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
-    """`convolve` with a kernel whose band matrices are there already."""
+def convolve_bands(x: jax.Array, bands: Bands, bias: Bias | None = None) -> jax.Array:
+    """`convolve` with a kernel whose band matrices are there already, and a bias that may be part of an array."""
+    return _convolve_biased("", x, bands, bias, ())[0]
+
+
+def convolve_with_sums(x: jax.Array, bands: Bands, bias: Bias | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`convolve_bands`, and sums of which means follow, as the blocks of threads leave them.
+
+    Returns:
+      ([B, H, W, C] bfloat16, float32 [B, blocks, H, W], whose sums over the blocks are those of the rounded values over
+      the channels, float32 [B, blocks, C], the same over the positions of values before they are rounded).
+    """
     num_images, height, width, num_channels = x.shape
     channel_blocks = pl.cdiv(num_channels, _CHANNELS)
     column_blocks, row_blocks, _ = _blocks(x.shape, region(height, width))
-    bias = jnp.zeros((num_channels,), jnp.float32) if bias is None else bias.astype(jnp.float32)
     sums = (
         jax.ShapeDtypeStruct((num_images, channel_blocks, height, width), jnp.float32),
         jax.ShapeDtypeStruct((num_images, row_blocks * column_blocks, num_channels), jnp.float32),
     )
-    out, *sums = _launch("_means" if means else "", x, bands, (bias,), sums if means else ())
-    if not means:
-        return out
-    over_channels, over_positions = sums
-    return out, over_channels.sum(1) / num_channels, over_positions.sum(1) / (height * width)
+    out, over_channels, over_positions = _convolve_biased("_means", x, bands, bias, sums)
+    return out, over_channels, over_positions
+
+
+def _convolve_biased(kind, x, bands, bias, sums):
+    # Without a bias the kernel reads none, and is still launched with an array in its place.
+    values, first = (x, -1) if bias is None else bias
+    return _launch(kind, x, bands, (values,), sums, FIRST_BIAS=first)
 
 
 def convolve_and_add(x: jax.Array, bands: Bands, addends: Addends, which: int) -> jax.Array:
@@ -216,18 +238,19 @@ def convolve_and_add(x: jax.Array, bands: Bands, addends: Addends, which: int) -
     return _launch("_added", x, bands, addends, (), WHICH=which)[0]
 
 
-def convolve_and_activate(x: jax.Array, bands: Bands, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+def convolve_and_activate(x: jax.Array, bands: Bands, bias: Bias) -> tuple[jax.Array, jax.Array]:
     """Depthwise convolution 3 x 3, and the GELU of its result.
 
     Args:
       x: [B, H, W, C] bfloat16, as for `convolve`.
       bands: of the kernel.
-      bias: [C].
+      bias: Bias.
 
     Returns:
       ([B, H, W, C] bfloat16, its GELU, rounded).
     """
-    out, activated = _launch("_gelu", x, bands, (bias.astype(jnp.float32),), (jax.ShapeDtypeStruct(x.shape, x.dtype),))
+    like_x = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    out, activated = _launch("_gelu", x, bands, (bias.values,), (like_x,), FIRST_BIAS=bias.first)
     return out, activated
 
 
@@ -314,22 +337,48 @@ def _weight_gradient_sums(x, gradient, k):
 _KINDS = {_SIDES: "cascade", (3, 3): "pair"}  # of kernels that are prepared, and their gradients' sums added, together
 
 
-def cascade_bands(taps: Sequence[jax.Array]) -> jax.Array:
-    """Band matrices of several kernels, as they are and turned by 180 degrees, in one launch.
+def cascade_parameters(
+    taps: Sequence[jax.Array], biases: Sequence[jax.Array], others: Sequence[jax.Array] = ()
+) -> jax.Array:
+    """The parameters of several convolutions, and others, as one float32 array [N]: taps, then biases, then others.
+
+    A block's parameters are parts of larger arrays, all blocks' of a stage. What goes from there to a kernel of ours is
+    copied by a launch of its own; many arrays are joined by a single one.
 
     Args:
       taps: kernels [k, k, C] with k 3, 5, 7 and 9, or two with 3.
+      biases: as many [C].
+      others: arrays.
+    """
+    return jnp.concatenate([array.astype(jnp.float32).ravel() for array in (*taps, *biases, *others)])
+
+
+def cascade_length(sides: Sequence[int], num_channels: int) -> int:
+    """How many taps and biases kernels with these sides have: where others begin among their `cascade_parameters`."""
+    return sum(k * k + 1 for k in sides) * num_channels
+
+
+def bias_of_cascade(parameters: jax.Array, sides: Sequence[int], number: int, num_channels: int) -> Bias:
+    """One bias among the `cascade_parameters` of kernels with these sides."""
+    return Bias(parameters, (sum(k * k for k in sides) + number) * num_channels)
+
+
+def cascade_bands(parameters: jax.Array, sides: Sequence[int], num_channels: int) -> jax.Array:
+    """Band matrices of several kernels, as they are and turned by 180 degrees, in one launch.
+
+    Args:
+      parameters: `cascade_parameters` of kernels with these sides.
+      sides: 3, 5, 7 and 9, or 3 and 3.
+      num_channels: C.
 
     Returns:
       [C, R, 24, 2] bfloat16, of which `band_of_cascade` names parts.
     """
-    sides = tuple(len(kernel) for kernel in taps)
-    num_channels = taps[0].shape[2]
     rows = 2 * sum(sides)
     (entries,) = ptx.call(
         "depthwise",
-        f"depthwise_{_KINDS[sides]}_bands",
-        tuple(kernel.astype(jnp.float32) for kernel in taps),
+        f"depthwise_{_KINDS[tuple(sides)]}_bands",
+        (parameters,),
         (jax.ShapeDtypeStruct((num_channels, rows, _ENTRIES, 2), jnp.bfloat16),),
         grid=(pl.cdiv(num_channels * rows * _ENTRIES, _THREADS), 1, 1),
         threads=_THREADS,

@@ -13,7 +13,7 @@ _THREADS = 256
 
 def gradient(
     of_mixed: jax.Array, maps: Sequence[jax.Array], spatial: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of the factors of weights w[b, h, w, i] = spatial[b, h, w, i] * kernel[b, i].
 
     Args:
@@ -23,25 +23,25 @@ def gradient(
       kernel: [B, 4] float32.
 
     Returns:
-      ([B, H, W, 4] bfloat16 gradient of the logits, rounded once, [B, 4] float32 gradient of kernel).
+      ([B, H, W, 4] bfloat16 gradient of the logits, rounded once, [B, 4, blocks] float32, whose sums over the blocks
+      are the gradient of kernel, [B, 4, blocks] float32, the same of the sums over positions of the logits' gradient
+      before it is rounded).
     """
     num_images, height, width, num_channels = of_mixed.shape
     members_log = _members_log(num_channels)
     blocks = pl.cdiv((height * width) << members_log, _THREADS)
-    of_logits, of_kernel = ptx.call(
+    of_blocks = jax.ShapeDtypeStruct((num_images, 4, blocks), jnp.float32)
+    of_logits, of_kernel, of_bias = ptx.call(
         "gates",
         "gates_gradient",
         (of_mixed, *maps, spatial, kernel),
-        (
-            jax.ShapeDtypeStruct(spatial.shape, spatial.dtype),
-            jax.ShapeDtypeStruct((num_images, 4, blocks), jnp.float32),
-        ),
+        (jax.ShapeDtypeStruct(spatial.shape, spatial.dtype), of_blocks, of_blocks),
         grid=(blocks, num_images, 1),
         threads=_THREADS,
-        shared=4 * 4 * _THREADS // 32,
+        shared=4 * 8 * _THREADS // 32,
         numbers={"HEIGHT": height, "WIDTH": width, "CHANNELS": num_channels, "MEMBERS_LOG": members_log},
     )
-    return of_logits, of_kernel.sum(2)
+    return of_logits, of_kernel, of_bias
 
 
 def _members_log(num_channels):

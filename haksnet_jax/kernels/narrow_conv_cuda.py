@@ -71,12 +71,17 @@ def convolve(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> ja
     Returns:
       [B, H, W, 4] in dtype; sums are float32. A number that is not finite reaches both outputs of a pair of columns.
     """
+    return convolve_arranged(x, arranged(kernel), dtype)
+
+
+def convolve_arranged(x: jax.Array, weights: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """`convolve` with a kernel that is `arranged` already."""
     num_images, height, width, _ = x.shape
     rows = _rows(x.shape)
     (out,) = ptx.call(
         "narrow",
         f"narrow_{rows}_{jnp.dtype(dtype).name}",
-        (x, arranged(kernel)),
+        (x, weights),
         (jax.ShapeDtypeStruct(x.shape, dtype),),
         grid=(pl.cdiv(width, _COLUMNS), pl.cdiv(height, _WARPS * rows), num_images),
         threads=32 * _WARPS,
@@ -101,6 +106,11 @@ def weight_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     Returns:
       [7, 7, 4, 4] float32.
     """
+    return weight_gradient_sums(x, gradient).sum(0)
+
+
+def weight_gradient_sums(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """[blocks, 7, 7, 4, 4] float32, whose sums over the blocks are `weight_gradient`."""
     rows, warps = (8, 8) if _rows(x.shape) == 8 else (2, 4)
     blocks = min(pl.cdiv(_warps(x.shape, rows), warps), _BLOCKS)
     (sums,) = ptx.call(
@@ -113,4 +123,4 @@ def weight_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
         shared=_weight_gradient_shared(warps),
         numbers=_numbers(x.shape),
     )
-    return sums.sum(0)
+    return sums

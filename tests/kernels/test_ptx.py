@@ -41,8 +41,10 @@ def test_kernels_and_the_numbers_that_they_ask_for():
     of_several = {f"depthwise_{kind}_{what}" for kind in ("cascade", "pair") for what in ("bands", "sums")}
     assert set(cuda_machine.kernel_names("depthwise")) == of_convolutions | of_several
     numbers = depthwise_cuda._numbers((8, 256, 256, 32), 9, depthwise_cuda.region(256, 256))
-    own = {"BAND_ROWS", "FIRST_BAND", "WHICH", "BLOCKS", "BLOCKS_OF_THREE"}
+    own = {"BAND_ROWS", "FIRST_BAND", "FIRST_BIAS", "WHICH", "BLOCKS", "BLOCKS_OF_THREE"}
     assert numbers_asked_for("depthwise") == set(numbers) | own
+    shape = {"BATCH", "HEIGHT", "WIDTH", "CHANNELS"}
+    assert numbers_asked_for("attention") == shape | {"BLOCKS", "CHANNEL_BLOCKS", "PARTS_LOG", "FIRST", "FUSION_BLOCKS"}
     assert numbers_asked_for("narrow") == set(narrow_conv_cuda._numbers((8, 256, 256, 4)))
     assert numbers_asked_for("roi_align") == set(roi_align_cuda._numbers([(32, 32)], 512, (7, 7), 256))
     assert numbers_asked_for("gated_mlp") == set(gated_mlp_cuda._numbers((8, 256, 256, 32), 256))

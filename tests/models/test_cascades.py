@@ -1,5 +1,7 @@
 """Kernel selection and channel mixing in the form for NVIDIA GPUs against the plain one, on a GPU or emulated."""
 
+import functools
+
 import cuda_machine
 import jax
 import jax.numpy as jnp
@@ -7,18 +9,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from haksnet_jax.kernels import ptx
+from haksnet_jax.kernels import depthwise_cuda, ptx
 from haksnet_jax.models import cascades
 from haksnet_jax.models.backbones import haksnet
 
 
 @pytest.fixture(scope="module", params=["emulation", "gpu"])
 def machine(request, tmp_path_factory):
-    folders = [tmp_path_factory.mktemp("emulation") for _ in range(3)]
+    folders = [tmp_path_factory.mktemp("emulation") for _ in range(4)]
     with (
         cuda_machine.machine(request.param, "depthwise", folders[0]),
         cuda_machine.machine(request.param, "narrow", folders[1]),
         cuda_machine.machine(request.param, "gates", folders[2]),
+        cuda_machine.machine(request.param, "attention", folders[3]),
         cuda_machine.nvidia_gpu(request.param),
     ):
         yield request.param
@@ -54,7 +57,10 @@ def test_the_form_for_gpus_gives_what_the_plain_one_does(machine, monkeypatch, p
     nnx.update(wide, nnx.state(module))
     exact = result_and_gradients(wide, x.astype(jnp.float32), gradient.astype(jnp.float32))
     if part is haksnet.KernelSelection:
-        assert (got["out"] == plain["out"]).all()
+        # The kernels' weights differ in float32's last digits, and for that a number in 10,000 is rounded to another of
+        # bfloat16's, in the mixture and again in the product with x: steps of up to 2^-7.
+        assert (got["out"] != plain["out"]).mean() < 1e-3
+        np.testing.assert_allclose(got["out"], plain["out"], rtol=2**-6)
     for name, want in exact.items():
         ours, theirs = (np.sqrt(np.mean(np.square(of[name] - want))) for of in (got, plain))
         # As near to float32 as the plain form, which rounds twice what is rounded once here. Few numbers, as the
@@ -63,6 +69,34 @@ def test_the_form_for_gpus_gives_what_the_plain_one_does(machine, monkeypatch, p
         assert ours <= 1.1 * theirs + chance * np.abs(want).max(), name
         assert np.abs(want).max() > 0, name
         assert np.abs(got[name] - plain[name]).max() < 2**-6 * np.abs(want).max(), name
+
+
+def test_gradients_of_parameters_are_sums_over_the_devices_of_a_mesh(machine, monkeypatch):
+    if machine == "gpu":
+        pytest.skip("a mesh of CPUs is there for certain")
+    rng = np.random.default_rng(0)
+    x, gradient = (jnp.asarray(rng.standard_normal((2, 5, 9, 8)), jnp.bfloat16) for _ in range(2))
+    module = haksnet.KernelSelection(8, dtype=jnp.bfloat16, rngs=nnx.Rngs(1))
+    module.kernel_attention_1.bias[...] += 1
+    alone = result_and_gradients(module, x, gradient)
+    monkeypatch.setattr(cascades, "known_platform", lambda: "gpu")
+    # What all devices do alike the emulation must be told to do on each; a GPU's compiler sees to that.
+    bands = depthwise_cuda.cascade_bands
+    everywhere = functools.partial(jax.shard_map, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
+    monkeypatch.setattr(
+        depthwise_cuda,
+        "cascade_bands",
+        lambda flat, sides, channels: everywhere(lambda flat: bands(flat, sides, channels))(flat),
+    )
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        x, gradient = jax.device_put((x, gradient), jax.NamedSharding(mesh, jax.P("data")))
+        shared = result_and_gradients(module, x, gradient)
+    for name, want in alone.items():
+        if name in ("out", "x"):  # an image's numbers ask nothing of other images
+            assert (shared[name] == want).all(), name
+        else:  # sums of 90 float32 numbers, in another order
+            np.testing.assert_allclose(shared[name], want, rtol=1e-5, atol=1e-5 * np.abs(want).max(), err_msg=name)
 
 
 def test_each_device_of_a_mesh_takes_its_images(monkeypatch):

@@ -19,6 +19,7 @@
 
 HAKS_NUMBER(BAND_ROWS)        // kernel rows of a channel in the array of bands
 HAKS_NUMBER(FIRST_BAND)       // the first of them that is meant
+HAKS_NUMBER(FIRST_BIAS)       // where the bias begins in its array; negative: there is none
 HAKS_NUMBER(WHICH)            // of the four convolutions of a cascade
 HAKS_NUMBER(BLOCKS)           // whose sums are added
 HAKS_NUMBER(BLOCKS_OF_THREE)  // the same of kernels 3 x 3
@@ -214,7 +215,8 @@ DEVICE void convolve(const uint16_t* x, const uint32_t* bands, const float* bias
       band[dy][0] = entries[dy * 24];
       band[dy][1] = entries[dy * 24 + 8];
     }
-    const float start = kEnd == End::kAdd || kEnd == End::kGeluGradient ? 0.0f : bias[first_channel + channel];
+    const bool biased = kEnd != End::kAdd && kEnd != End::kGeluGradient && HAKS(FIRST_BIAS) >= 0;
+    const float start = biased ? bias[HAKS(FIRST_BIAS) + first_channel + channel] : 0.0f;
     float sums[kStrip][4];
 #pragma unroll
     for (int t = 0; t < kStrip; ++t) sums[t][0] = sums[t][1] = sums[t][2] = sums[t][3] = start;
@@ -420,25 +422,25 @@ DEVICE uint32_t band_entry(const float* taps, int side, int dy, int pair, bool t
   return rounded_pair(both[0], both[1]);
 }
 
-// Of 3 x 3, 5 x 5, 7 x 7 and 9 x 9 as they are, then of all four turned: [C, 48, 24] words.
-DEVICE void cascade_bands(const float* taps_3, const float* taps_5, const float* taps_7, const float* taps_9,
-                          uint32_t* out) {
+// Of 3 x 3, 5 x 5, 7 x 7 and 9 x 9, whose taps lie behind each other, as they are, then of all four turned: [C, 48, 24]
+// words.
+DEVICE void cascade_bands(const float* taps, uint32_t* out) {
   const int index = block_x() * kThreads + thread(), channel = unsigned(index) / (48 * 24);
   if (channel >= channels()) return;
   const int row_of_all = unsigned(index) / 24 % 48, pair = unsigned(index) % 24;
   const bool turned = row_of_all >= 24;
   const int row = turned ? row_of_all - 24 : row_of_all;
   const int which = (row >= 3) + (row >= 8) + (row >= 15);
-  const float* taps = which < 2 ? (which == 0 ? taps_3 : taps_5) : (which == 2 ? taps_7 : taps_9);
-  out[index] = band_entry(taps, 3 + 2 * which, row - which * (which + 2), pair, turned, channel);
+  const int begin = which < 2 ? (which == 0 ? 0 : 9) : (which == 2 ? 34 : 83);
+  out[index] = band_entry(taps + begin * channels(), 3 + 2 * which, row - which * (which + 2), pair, turned, channel);
 }
 
-// Of two kernels 3 x 3 as they are, then of both turned: [C, 12, 24] words.
-DEVICE void pair_bands(const float* taps_1, const float* taps_2, uint32_t* out) {
+// The same of two kernels 3 x 3: [C, 12, 24] words.
+DEVICE void pair_bands(const float* taps, uint32_t* out) {
   const int index = block_x() * kThreads + thread(), channel = unsigned(index) / (12 * 24);
   if (channel >= channels()) return;
   const int row = unsigned(index) / 24 % 12, pair = unsigned(index) % 24;
-  out[index] = band_entry(row / 3 % 2 ? taps_2 : taps_1, 3, row % 3, pair, row >= 6, channel);
+  out[index] = band_entry(taps + row / 3 % 2 * 9 * channels(), 3, row % 3, pair, row >= 6, channel);
 }
 
 // Adds a number that each block wrote, `length` apart: each warp those of every eighth block, in the same order always.
@@ -523,14 +525,8 @@ depthwise_3_gelu_gradient(const uint16_t* x, const uint32_t* bands, const uint16
   convolve<3, End::kGeluGradient>(x, bands, nullptr, {map}, out, nullptr, nullptr, nullptr);
 }
 
-KERNEL(4)
-depthwise_cascade_bands(const float* taps_3, const float* taps_5, const float* taps_7, const float* taps_9,
-                        uint32_t* out) {
-  cascade_bands(taps_3, taps_5, taps_7, taps_9, out);
-}
-KERNEL(4) depthwise_pair_bands(const float* taps_1, const float* taps_2, uint32_t* out) {
-  pair_bands(taps_1, taps_2, out);
-}
+KERNEL(4) depthwise_cascade_bands(const float* parameters, uint32_t* out) { cascade_bands(parameters, out); }
+KERNEL(4) depthwise_pair_bands(const float* parameters, uint32_t* out) { pair_bands(parameters, out); }
 KERNEL(4)
 depthwise_cascade_sums(const float* sums_3, const float* sums_5, const float* sums_7, const float* sums_9, float* out) {
   cascade_sums(sums_3, sums_5, sums_7, sums_9, out);

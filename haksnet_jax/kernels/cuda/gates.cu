@@ -30,11 +30,12 @@ DEVICE float own_sum(const float (&sums)[4]) {
 }
 
 // A position's weights are the products of spatial [B, positions, 4], a sigmoid, and kernel [B, 4]. Writes the gradient of
-// what the sigmoid is of, and for each block the sums of the weights' gradients times spatial [B, 4, blocks].
+// what the sigmoid is of, and for each block [B, 4, blocks] the sums of the weights' gradients times spatial, and of what
+// the sigmoid is of.
 KERNEL(5)
 gates_gradient(const uint16_t* gradient, const uint16_t* map_1, const uint16_t* map_2, const uint16_t* map_3,
                const uint16_t* map_4, const uint16_t* spatial, const float* kernel, uint16_t* of_logits,
-               float* of_kernel) {
+               float* of_kernel, float* of_bias) {
   const int members = 1 << HAKS(MEMBERS_LOG), member = thread() & (members - 1), which = thread() & 3;
   const int image = block_y(), positions = HAKS(HEIGHT) * HAKS(WIDTH);
   const int position_of_image = (block_x() * kThreads + thread()) >> HAKS(MEMBERS_LOG);
@@ -57,15 +58,20 @@ gates_gradient(const uint16_t* gradient, const uint16_t* map_1, const uint16_t* 
   const float of_logit = own * own_kernel * gate * (1 - gate);
   const float of_next = shuffle_xor(of_logit, 1);
   if (here && member < 4 && member % 2 == 0) store_pair(of_logits + position * 4 + member, of_logit, of_next);
-  float total = member < 4 ? own * gate : 0.0f;
+  float totals[2] = {member < 4 ? own * gate : 0.0f, member < 4 ? of_logit : 0.0f};
 #pragma unroll
-  for (int distance = 4; distance < 32; distance *= 2) total += shuffle_xor(total, distance);
-  float* shared = reinterpret_cast<float*>(shared_memory());
-  if (thread() % 32 < 4) shared[thread() / 32 * 4 + which] = total;
+  for (int distance = 4; distance < 32; distance *= 2) {
+    totals[0] += shuffle_xor(totals[0], distance);
+    totals[1] += shuffle_xor(totals[1], distance);
+  }
+  float* shared = reinterpret_cast<float*>(shared_memory());  // [warps, 8]
+  const int lane = thread() % 32;
+  if (lane < 8) shared[thread() / 32 * 8 + lane] = lane < 4 ? totals[0] : totals[1];
   block_barrier();
-  if (thread() < 4) {
-    total = 0;
-    for (int warp = 0; warp < kThreads / 32; ++warp) total += shared[warp * 4 + which];
-    of_kernel[(size_t(image) * 4 + which) * grid_x() + block_x()] = total;
+  if (thread() < 8) {
+    float total = 0;
+    for (int warp = 0; warp < kThreads / 32; ++warp) total += shared[warp * 8 + thread()];
+    float* out = thread() < 4 ? of_kernel : of_bias;
+    out[(size_t(image) * 4 + which) * grid_x() + block_x()] = total;
   }
 }

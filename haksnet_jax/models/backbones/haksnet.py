@@ -4,7 +4,6 @@ Source: the public implementation `peace1111/HAKSNet` (a fork of MMRotate), whos
 including what its class names do not tell: the doubled input of the channel gate and the activation that is never used.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,13 +77,6 @@ def _kernels_and_biases(layers):
     return [one.kernel[...] for one in layers], [one.bias[...] for one in layers]
 
 
-def _gates(graph, state, channel_means, global_means):
-    """The factors of the kernels' weights, logits [B, H, W, 4] and [B, 4], by means [B, H, W, 4] and [B, 4 C]."""
-    spatial_fusion, kernel_attention_1, kernel_attention_2 = nnx.merge(graph, state)
-    hidden = jax.nn.relu(kernel_attention_1(global_means))
-    return mark_kept(spatial_fusion(channel_means)), jax.nn.softmax(kernel_attention_2(hidden))
-
-
 class KernelSelection(nnx.Module):
     """A cascade of depthwise convolutions 3, 5, 7, 9, summed with weights for each position and each kernel."""
 
@@ -100,20 +92,20 @@ class KernelSelection(nnx.Module):
     @jax.named_scope("kernel_selection")
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
         convolutions = self.dw_conv3, self.dw_conv5, self.dw_conv7, self.dw_conv9
-        gates = nnx.split((self.spatial_fusion, self.kernel_attention_1, self.kernel_attention_2))
         if cascades.suits(x, cascades.SIDES):
-            graph, state = gates
-            return cascades.select_kernels(
-                functools.partial(_gates, graph), state, x, *_kernels_and_biases(convolutions)
-            )
+            fusion = cascades.Fusion(self.spatial_fusion.kernel[...], self.spatial_fusion.bias[...])
+            dense = self.kernel_attention_1, self.kernel_attention_2
+            layers = cascades.Layers(*(parameter[...] for layer in dense for parameter in (layer.kernel, layer.bias)))
+            return cascades.select_kernels(fusion, layers, x, *_kernels_and_biases(convolutions))
         u, cascade, channel_means, global_means = x, [], [], []
         for convolve in convolutions:
             u, channel_mean, global_mean = mark_kept(convolve.with_means(u))
             cascade.append(u)
             channel_means.append(channel_mean)
             global_means.append(global_mean)
-        logits, kernel = _gates(*gates, jnp.stack(channel_means, axis=-1), jnp.concatenate(global_means, axis=-1))
-        spatial = jax.nn.sigmoid(logits)
+        hidden = jax.nn.relu(self.kernel_attention_1(jnp.concatenate(global_means, axis=-1)))
+        kernel = jax.nn.softmax(self.kernel_attention_2(hidden))
+        spatial = jax.nn.sigmoid(mark_kept(self.spatial_fusion(jnp.stack(channel_means, axis=-1))))
         weights = spatial.astype(jnp.float32) * kernel[:, None, None, :]
         mixed = sum(u.astype(jnp.float32) * weights[..., i, None] for i, u in enumerate(cascade))
         return x * mixed.astype(x.dtype)

@@ -2,8 +2,8 @@
 
     pip download --no-deps jax-cuda13-pjrt==0.11.2           # of the version of jax: 130 MB, neither CUDA nor a driver
     export JAX_PLATFORMS=cpu
-    python benchmarks/gpu_program.py --plugin=jax_cuda13_pjrt-0.11.2-*.whl --size=t --batch=8
-    python benchmarks/gpu_program.py --plugin=jax_cuda13_pjrt-0.11.2-*.whl --devices=2 --output=step.hlo.gz
+    python benchmarks/gpu_program.py --plugin jax_cuda13_pjrt-0.11.2-*.whl --size=t --batch=8
+    python benchmarks/gpu_program.py --plugin jax_cuda13_pjrt-0.11.2-*.whl --devices=2 --output=step.hlo.gz
 
 It is the program of an H200 as far as nothing is timed: of every convolution and product the first variant is taken.
 On two CPU cores T's step compiles in two minutes. So the launches, fusions and memory of a change can be seen before it
@@ -103,6 +103,8 @@ def main():
     options = parser.parse_args()
     if jax.__version_info__ < (0, 11):
         sys.exit(f"error: jax {jax.__version__} cannot write kernels of our own for other machines; 0.11 or 0.12 can")
+    if not options.plugin.is_file():
+        sys.exit(f"error: --plugin={options.plugin}: no such file, expected a wheel of jax-cuda13-pjrt or its library")
     mesh = devices.data_mesh(gpus(options.plugin, options.devices))
     # The kernels ask the devices of this process, which are not those that the program is for.
     triton.on_ampere = ptx.on_hopper = lambda: True

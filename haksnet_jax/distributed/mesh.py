@@ -45,8 +45,8 @@ def detection_options(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any] |
 
     On a GPU, kernels that do not need each other run side by side: the hundreds of short kernels that one image takes
     leave most of an H100 idle one after another (backbone T 3.4 -> 2.8 ms, detection 5.9 -> 4.9 ms). A training step
-    has so many of them that the host takes longer to launch such a graph than the GPU to run it (T on an H200: 32 ms
-    in place of 29), and would need a fifth more memory.
+    has so many of them that the host takes longer to launch such a graph than the GPU to run it (T on an H200: 32 to
+    34 ms in place of 30), and would need a fifth more memory.
     """
     if _platform(mesh) != "gpu":
         return None

@@ -38,7 +38,7 @@ def suits(num_images: int, num_channels: int) -> bool:
 
 def pack(parameters: Parameters) -> jax.Array:
     """The parameters as one array, in one launch: slices of stacked parameters would be copied one by one."""
-    return jax.lax.optimization_barrier(jnp.concatenate([array.ravel() for array in parameters]))
+    return jax.lax.optimization_barrier(jnp.concatenate([array.astype(jnp.float32).ravel() for array in parameters]))
 
 
 def unpack(packed: jax.Array, num_channels: int) -> Parameters:

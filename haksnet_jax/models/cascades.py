@@ -92,7 +92,8 @@ def _select_backward(saved, gradient):
     split = (*sums, of_logits, *attention)
     of_position_means, of_parameters = over_mesh(_attend_gradient, *split, flat, split=len(split), summed=(False, True))
     of_position_means = of_position_means.reshape(batch, len(SIDES), num_channels)
-    spread = of_channel_means[..., -1:] / num_channels + of_position_means[:, None, None, -1] / (height * width)
+    of_last_means = of_channel_means[..., -1:].astype(jnp.float32)
+    spread = of_last_means / num_channels + of_position_means[:, None, None, -1] / (height * width)
     weight = spatial[..., -1:].astype(jnp.float32) * kernel[:, None, None, -1:]
     of_last = (of_mixed.astype(jnp.float32) * weight + spread).astype(x.dtype)
     addends = depthwise_cuda.Addends(of_mixed, spatial, kernel, of_channel_means, of_position_means)

@@ -136,7 +136,7 @@ def time_calls(
     jax.block_until_ready(result)
     once = time.perf_counter() - start
     # Short calls are timed several at a time, or waiting for the device would count as their work; so are steps of
-    # training, which follow one another without waiting: a group of them takes about half a second.
+    # training, which follow one another without waiting: up to twenty, in half a second.
     group = max(1, min(20, int(0.6 / once)) if state else min(50, int(0.005 / once)))
     samples: list[float] = []
     until = time.perf_counter() + seconds

@@ -9,11 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 
 from haksnet_jax import tasks
 from haksnet_jax.training import executables, loop
 from haksnet_jax.weights import model_folder
+
+
+@pytest.fixture(autouse=True)
+def compiled_here():
+    """Without JAX's own cache: what XLA's CPU compiler reads from there, it does not write again as a whole."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

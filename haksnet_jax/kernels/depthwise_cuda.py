@@ -340,17 +340,14 @@ _KINDS = {_SIDES: "cascade", (3, 3): "pair"}  # of kernels that are prepared, an
 def cascade_parameters(
     taps: Sequence[jax.Array], biases: Sequence[jax.Array], others: Sequence[jax.Array] = ()
 ) -> jax.Array:
-    """The parameters of several convolutions, and others, as one float32 array [N]: taps, then biases, then others.
-
-    A block's parameters are parts of larger arrays, all blocks' of a stage. What goes from there to a kernel of ours is
-    copied by a launch of its own; many arrays are joined by a single one.
+    """Parameters of several convolutions, and others, as one array [N] (`ptx.joined`): taps, then biases, then others.
 
     Args:
       taps: kernels [k, k, C] with k 3, 5, 7 and 9, or two with 3.
       biases: as many [C].
       others: arrays.
     """
-    return jnp.concatenate([array.astype(jnp.float32).ravel() for array in (*taps, *biases, *others)])
+    return ptx.joined((*taps, *biases, *others))
 
 
 def cascade_length(sides: Sequence[int], num_channels: int) -> int:

@@ -12,7 +12,7 @@ HAKS_ in the sources. The driver then folds them like any other constant.
 import functools
 import importlib.resources
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,6 +91,15 @@ def call(
         legacy_backend_config=config,
     )
     return list(run(*operands))
+
+
+def joined(arrays: Iterable[jax.Array]) -> jax.Array:
+    """Arrays behind each other in one [N] float32, for a kernel that takes many parameters.
+
+    A block's parameters are parts of larger arrays, all blocks' of a stage. What goes from there to a kernel of ours is
+    copied by a launch of its own; many arrays are joined by a single one.
+    """
+    return jnp.concatenate([array.astype(jnp.float32).ravel() for array in arrays])
 
 
 def over_problems(function: Callable[..., Any], *, common: int = 0) -> Callable[..., Any]:

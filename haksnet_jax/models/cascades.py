@@ -75,7 +75,8 @@ def _select_forward(fusion, layers, x, taps, biases):
         sums.append(of_u)
     over_channels, over_positions = zip(*sums, strict=True)
     attention = mark_kept(over_mesh(_attend, *over_positions, *over_channels, flat, split=2 * len(SIDES)))
-    products = over_mesh(functools.partial(_fuse, dtype=jnp.float32), attention.channel_means, attention.fusion)
+    fuse = functools.partial(narrow_conv_cuda.convolve_arranged, dtype=jnp.float32)
+    products = over_mesh(fuse, attention.channel_means, attention.fusion)
     spatial = jax.nn.sigmoid(mark_kept((products + fusion.bias).astype(x.dtype)))
     weights = spatial.astype(jnp.float32) * attention.weights[:, None, None, :]
     mixed = sum(u.astype(jnp.float32) * weights[..., i, None] for i, u in enumerate(cascade[1:])).astype(x.dtype)
@@ -88,7 +89,8 @@ def _select_backward(saved, gradient):
     batch, height, width, num_channels = x.shape
     of_mixed = gradient * x
     of_logits, *sums = over_mesh(_gates_gradient, of_mixed, *cascade, spatial, kernel)
-    of_channel_means = over_mesh(functools.partial(_fuse, dtype=x.dtype), of_logits, attention.fusion_turned)
+    fuse = functools.partial(narrow_conv_cuda.convolve_arranged, dtype=x.dtype)
+    of_channel_means = over_mesh(fuse, of_logits, attention.fusion_turned)
     split = (*sums, of_logits, *attention)
     of_position_means, of_parameters = over_mesh(_attend_gradient, *split, flat, split=len(split), summed=(False, True))
     of_position_means = of_position_means.reshape(batch, len(SIDES), num_channels)
@@ -116,10 +118,6 @@ def _attend(*arrays):
     over_positions, over_channels = sums[: len(SIDES)], sums[len(SIDES) :]
     first = depthwise_cuda.cascade_length(SIDES, over_positions[0].shape[2])
     return attention_cuda.forward(over_positions, over_channels, flat, first)
-
-
-def _fuse(four, weights, dtype):
-    return narrow_conv_cuda.convolve_arranged(four, weights, dtype)
 
 
 def _attend_gradient(of_kernel, sums_of_logits, of_logits, *arrays):
